@@ -1,0 +1,1 @@
+"""Continuous latent diffusion language models in JAX and Flax."""

@@ -1,0 +1,111 @@
+"""Checkpoints: the only file that imports orbax."""
+
+import logging
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    EveryNSteps,
+    LatestN,
+)
+
+from ldlm_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """Saves and restores training states under one folder.
+
+    A save is asynchronous and becomes visible only when it is complete; ``close`` waits for it.
+    """
+
+    def __init__(
+        self, folder: Path, *, keep_last: int = 1, keep_every: int = 0, best_metric: str = ""
+    ):
+        keep = [LatestN(keep_last)]
+        if keep_every:
+            keep.append(EveryNSteps(keep_every))
+        if best_metric:
+            keep.append(
+                BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(keep), create=True
+        )
+        self._folder = folder
+        try:
+            self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints to {folder}: {error.strerror}.") from error
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state, metrics: dict | None = None) -> None:
+        """Start saving; ``metrics`` decide which checkpoint is the best.
+
+        Raises:
+          UserError: the disk is full or read-only; earlier checkpoints are untouched.
+        """
+        if step in self._manager.all_steps():
+            return
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def restore(self, abstract, step: int | None = None):
+        """The newest state that can be read, or None if there is none at all.
+
+        Args:
+          abstract: tree of ``jax.ShapeDtypeStruct`` with shardings.
+          step: a certain step instead of the newest.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read, or not the one asked for.
+        """
+        steps = self.steps()
+        if step is not None and step not in steps:
+            known = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{self._folder}: no checkpoint of step {step}; there are: {known}.")
+        if not steps:
+            return None
+        for candidate in [step] if step is not None else reversed(steps):
+            try:
+                return self._manager.restore(candidate, args=ocp.args.StandardRestore(abstract))
+            except Exception as error:  # a damaged file raises whatever its reader meets
+                reason = str(error).strip().splitlines()[0][:200]
+                log.warning("checkpoint of step %d cannot be read (%s)", candidate, reason)
+        raise UserError(
+            f"{self._folder}: no checkpoint can be read. If the config changed since, use the one "
+            "the run was started with; otherwise start anew in another folder."
+        )
+
+    def discard_after(self, step: int) -> None:
+        """Delete checkpoints newer than a step (those that could not be read)."""
+        for later in [s for s in self.steps() if s > step]:
+            self._manager.delete(later)
+
+    def close(self) -> None:
+        """Wait for the save under way and release the folder."""
+        try:
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        finally:
+            self._manager.close()
+
+    def _cannot_write(self, error: OSError) -> UserError:
+        return UserError(
+            f"could not write a checkpoint to {self._folder} ({error.strerror or error}); earlier "
+            "ones are untouched. Free some space and start the same command again to resume."
+        )

@@ -1,0 +1,219 @@
+"""``ldlm data|train|sample|eval``: flags to functions, nothing else."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from ldlm_jax.errors import UserError
+
+
+def _data(args, overrides) -> None:
+    from ldlm_jax.config import load_config, resolve
+    from ldlm_jax.data.build import prepare
+    from ldlm_jax.data.corpora import REGISTRY
+
+    if args.list:
+        for name, corpus in REGISTRY.items():
+            print(f"{name:10} {corpus.description}")
+        return
+    if args.source:
+        overrides = [*overrides, f"data.source={args.source}"]
+    config = resolve(load_config(args.config, overrides)).data
+    prepared = prepare(config)
+    print(f"{config.source}: {prepared.packed}")
+    print(f"vocabulary {prepared.tokenizer.vocab_size}, windows of {config.window} tokens")
+    print(f"{'split':12}{'documents':>10}{'windows':>9}{'tokens':>12}{'bytes/token':>13}{'filled':>8}")
+    for split in ("train", "validation", "test"):
+        s = prepared.stats[split]
+        print(
+            f"{split:12}{s['documents']:>10,}{s['windows']:>9,}{s['tokens']:>12,}"
+            f"{s['bytes_per_token']:>13.2f}{s['filled']:>8.1%}"
+        )
+
+
+def _train(args, overrides) -> None:
+    from ldlm_jax.config import load_config
+    from ldlm_jax.train import train
+
+    train(load_config(args.config, overrides), args.workdir)
+
+
+def _sample_config(args, run):
+    """The run's sampling section with the flags that were given."""
+    given = {
+        name: getattr(args, name)
+        for name in ("steps", "solver", "churn", "guidance", "grid", "batch_size")
+        if getattr(args, name, None) is not None
+    }
+    return type(run.experiment.sample)(**{**vars(run.experiment.sample), **given})
+
+
+def _sample(args, overrides) -> None:
+    from ldlm_jax.generate import generate
+    from ldlm_jax.run_folder import load_run
+
+    _no_overrides(overrides)
+    run = load_run(args.workdir, args.step)
+    config = _sample_config(args, run)
+    drafts = _draft_steps(args.show_denoising, config.steps)
+    samples = generate(
+        run.writer, config, args.seed, num_samples=args.num_samples, prompt=args.prompt,
+        draft_steps=drafts,
+    )  # fmt: skip
+    try:
+        out = open(args.jsonl, "w", encoding="utf-8") if args.jsonl else None  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write {args.jsonl}: {error.strerror}.") from error
+    for number, sample in enumerate(samples, 1):
+        if out:
+            out.write(json.dumps(vars(sample) | {"steps": config.steps, "seed": args.seed}) + "\n")
+            continue
+        for step, draft in sample.drafts.items():
+            print(f"[{number} after step {step}/{config.steps}] {draft}")
+        print(f"[{number}] {sample.text}", flush=True)
+    if out:
+        out.close()
+        print(f"wrote {args.num_samples} samples to {args.jsonl}")
+
+
+def _draft_steps(spec: str | None, steps: int) -> tuple[int, ...]:
+    if spec is None:
+        return ()
+    if spec == "auto":
+        return tuple(sorted({max(1, steps * i // 5) for i in range(1, 5)}))
+    try:
+        return tuple(sorted({int(part) for part in spec.split(",")}))
+    except ValueError as error:
+        raise UserError(
+            f"--show-denoising {spec!r}: give steps such as 1,5,10, or nothing for five of them."
+        ) from error
+
+
+def _eval(args, overrides) -> None:
+    from ldlm_jax.data.build import prepare
+    from ldlm_jax.data.pipeline import eval_batches
+    from ldlm_jax.errors import did_you_mean
+    from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
+    from ldlm_jax.run_folder import load_run
+
+    _no_overrides(overrides)
+    names = tuple(args.evals.split(","))
+    for name in names:
+        if name not in REGISTRY:
+            raise UserError(f"--evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
+    run = load_run(args.workdir, args.step)
+    experiment = run.experiment
+    prepared = prepare(experiment.data)
+    batches = eval_batches(
+        prepared, args.split, experiment.train.batch_size, experiment.train.eval_batches
+    )
+    context = EvalContext(
+        run.writer, experiment.recipe(run.models), batches, _sample_config(args, run),
+        args.num_samples, tuple(args.step_counts), args.seed,
+    )  # fmt: skip
+    results = run_evals(names, context)
+    for name, value in results.items():
+        print(f"{name}:\n{value}" if isinstance(value, str) else f"{name:45} {value:.4f}")
+    if args.json:
+        record = {"workdir": args.workdir, "step": int(run.state.step), **vars(context.sample),
+                  "split": args.split, "num_samples": args.num_samples, "seed": args.seed,
+                  "results": results}  # fmt: skip
+        Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _no_overrides(overrides) -> None:
+    if overrides:
+        raise UserError(
+            f"unknown argument {overrides[0]!r}: a finished run keeps its config; see --help for "
+            "the flags."
+        )
+
+
+def _sampling_flags(parser) -> None:
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
+    parser.add_argument("--solver", help="euler, heun or stochastic")
+    parser.add_argument("--churn", type=float, help="noise of the stochastic solver")
+    parser.add_argument("--guidance", type=float, help="weight of the prompt; 1 is none")
+    parser.add_argument("--grid", help="law or uniform")
+    parser.add_argument("--batch-size", type=int, help="samples written at once")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ldlm", description="Latent diffusion language models in JAX."
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(dest="command", required=True)
+    overriding = "any config value can be overridden: section.key=value, e.g. train.num_steps=100"
+
+    data = commands.add_parser("data", help="prepare a corpus", epilog=overriding)
+    data.add_argument("source", nargs="?", help="corpus name, file, folder or tfds:NAME")
+    data.add_argument("--config", help="config whose data section to prepare")
+    data.add_argument("--list", action="store_true", help="list the named corpora")
+    data.set_defaults(run=_data)
+
+    train = commands.add_parser("train", help="train, or resume", epilog=overriding)
+    train.add_argument("--config", required=True, help="config file")
+    train.add_argument("--workdir", required=True, help="folder of the run")
+    train.set_defaults(run=_train)
+
+    sample = commands.add_parser("sample", help="write text")
+    _sampling_flags(sample)
+    sample.add_argument("--steps", type=int, help="denoising steps")
+    sample.add_argument("--num-samples", type=int, default=8)
+    sample.add_argument("--prompt", default="", help="beginning to continue")
+    sample.add_argument("--jsonl", help="write samples to this file instead of the terminal")
+    sample.add_argument(
+        "--show-denoising", nargs="?", const="auto", metavar="STEPS",
+        help="print drafts after these steps (1,5,10), or after a few",
+    )  # fmt: skip
+    sample.set_defaults(run=_sample)
+
+    evaluate = commands.add_parser("eval", help="measure a run")
+    _sampling_flags(evaluate)
+    evaluate.add_argument("--evals", default="reconstruction,denoising,samples")
+    evaluate.add_argument("--split", default="validation", choices=("validation", "test"))
+    evaluate.add_argument("--num-samples", type=int, default=256)
+    evaluate.add_argument("--step-counts", type=int, nargs="+", default=[5, 20, 100])
+    evaluate.add_argument("--json", help="also write the results to this file")
+    evaluate.set_defaults(run=_eval)
+    return parser
+
+
+def _configure_jax() -> None:
+    """Reuse compiled programs between runs."""
+    import jax
+
+    cache = Path.home() / ".cache" / "ldlm_jax"
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 for a user's error)."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    if any(word.startswith("-") or "=" not in word for word in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        _configure_jax()
+        args.run(args, rest)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; start the same command again to resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

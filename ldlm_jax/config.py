@@ -1,0 +1,292 @@
+"""A config is data: a Python file whose ``get_config()`` returns sections of plain values.
+
+Every section is splatted into the dataclass or module that uses it, so an unknown key is an error
+that names the section and the known keys, and a value is checked where it is used.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from ml_collections import ConfigDict
+
+from ldlm_jax.data.build import DataConfig
+from ldlm_jax.errors import UserError, did_you_mean
+from ldlm_jax.generate import SampleConfig
+from ldlm_jax.mesh import MeshConfig
+from ldlm_jax.models.dit import DiT
+from ldlm_jax.models.layers import Dense
+from ldlm_jax.models.text_vae import TextVAE
+from ldlm_jax.optim import OptimConfig
+from ldlm_jax.phases import Phase, check_phases
+from ldlm_jax.sharding import AxisRules
+from ldlm_jax.teachers.trunk import TeacherConfig
+from ldlm_jax.train_step import AutoencodingConfig, DiffusionConfig, Models, Recipe
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run.
+
+    Attributes:
+      num_steps: steps of training.
+      batch_size: rows a step, over all devices.
+      microbatches: parts into which a batch is cut inside the step, to save memory.
+      seed: the one seed of the run (initialisation, noise, masks, times).
+      log_every: steps between metric lines.
+      eval_every: steps between evaluations; the last step always evaluates.
+      eval_batches: batches of the validation split in an evaluation.
+      evals: evaluators by name, see ``evals.REGISTRY``.
+      checkpoint_every: steps between checkpoints; the last step always saves.
+      keep_last: checkpoints kept.
+      keep_every: additionally keep every checkpoint at a multiple of this; 0 keeps none.
+      best_metric: evaluation metric (lower is better) whose best checkpoint is also kept;
+        empty for none.
+    """
+
+    num_steps: int = 1000
+    batch_size: int = 64
+    microbatches: int = 1
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 500
+    eval_batches: int = 4
+    evals: tuple[str, ...] = ("reconstruction", "denoising", "samples")
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    keep_every: int = 0
+    best_metric: str = ""
+
+    def __post_init__(self):
+        positive = ("num_steps", "batch_size", "microbatches", "log_every", "eval_every",
+                    "eval_batches", "checkpoint_every", "keep_last")  # fmt: skip
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} = {getattr(self, name)}: must be at least 1.")
+        if self.batch_size % self.microbatches:
+            raise UserError(
+                f"train.microbatches = {self.microbatches} must divide "
+                f"train.batch_size = {self.batch_size}."
+            )
+
+
+SECTIONS = {
+    "data": DataConfig,
+    "text_vae": TextVAE,
+    "dit": DiT,
+    "autoencoding": AutoencodingConfig,
+    "diffusion": DiffusionConfig,
+    "optim": OptimConfig,
+    "train": TrainConfig,
+    "sample": SampleConfig,
+    "mesh": MeshConfig,
+    "sharding": AxisRules,
+    "teacher": TeacherConfig,
+}
+# Set from elsewhere, so not keys of their section.
+_DERIVED = {"text_vae": {"vocab_size"}, "dit": {"latent_channels"}}
+_FLAX_FIELDS = {"name", "parent"}
+
+
+def known_keys(section: str) -> set[str]:
+    """The keys a section may have."""
+    fields = {f.name for f in dataclasses.fields(SECTIONS[section]) if f.init}
+    flax_fields = _FLAX_FIELDS if section in _DERIVED else set()
+    return fields - _DERIVED.get(section, set()) - flax_fields
+
+
+def default_config() -> ConfigDict:
+    """All sections with their defaults, and one phase."""
+    config = ConfigDict()
+    for section, cls in SECTIONS.items():
+        defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
+        # Types are checked by resolve(), which knows that a number may be None or whole.
+        config[section] = ConfigDict(
+            {k: defaults[k] for k in sorted(known_keys(section))}, type_safe=False
+        )
+    config.phases = (ConfigDict({}),)
+    return config
+
+
+def load_config(path: str | None, overrides: list[str] = ()) -> ConfigDict:
+    """Read a config file (``.py``, or the ``.json`` beside a run) and apply overrides.
+
+    Args:
+      path: the file, or None for the defaults.
+      overrides: ``section.key=value`` strings; values are Python literals or bare words.
+
+    Raises:
+      UserError: no such file, or an unknown section or key.
+    """
+    config = default_config()
+    given = _read(Path(path)) if path is not None else {}
+    for section, values in dict(given).items():
+        _merge(config, section, values)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not equals or (not dot and key != "phases"):
+            raise UserError(f"override {override!r}: write section.key=value.")
+        value = _literal(value)
+        _merge(config, section, {name: value} if dot else value)
+    return config.lock()
+
+
+def _read(file: Path) -> dict:
+    if not file.is_file():
+        raise UserError(f"no config file {file}; see configs/ for examples.")
+    if file.suffix == ".json":
+        return json.loads(file.read_text())
+    spec = importlib.util.spec_from_file_location("ldlm_config", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{file}: a config file defines get_config().")
+    return module.get_config()
+
+
+def _merge(config: ConfigDict, section: str, values) -> None:
+    if section == "phases":
+        config.phases = tuple(ConfigDict(dict(phase)) for phase in values)
+        return
+    if section not in SECTIONS:
+        raise UserError(
+            f"unknown config section {section!r}: {did_you_mean(section, [*SECTIONS, 'phases'])}"
+        )
+    for key, value in dict(values).items():
+        if key not in known_keys(section):
+            raise UserError(
+                f"unknown config key {section}.{key}: {did_you_mean(key, known_keys(section))}"
+            )
+        config[section][key] = value
+
+
+def _literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config whose every value has been checked, as the objects that use them."""
+
+    data: DataConfig
+    text_vae: dict
+    dit: dict
+    autoencoding: AutoencodingConfig
+    diffusion: DiffusionConfig
+    optim: OptimConfig
+    train: TrainConfig
+    sample: SampleConfig
+    mesh: MeshConfig
+    sharding: AxisRules
+    teacher: TeacherConfig
+    phases: tuple[Phase, ...]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether any phase aligns latents with a teacher."""
+        return any(phase.has("alignment") for phase in self.phases)
+
+    def models(self, vocab_size: int, teacher_width: int = 0) -> Models:
+        """The networks."""
+        vae = TextVAE(vocab_size=vocab_size, **self.text_vae)
+        dit = DiT(latent_channels=vae.latent_channels, **self.dit)
+        align = Dense(teacher_width, ("embed", "feature")) if self.aligned else None
+        return Models(vae, dit, align)
+
+    def recipe(self, models: Models) -> Recipe:
+        """What the train step depends on."""
+        return Recipe(
+            models, self.autoencoding, self.diffusion, self.optim, self.train.microbatches
+        )
+
+
+_TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}
+
+
+def _check_types(section: str, cls, values: dict) -> None:
+    for field in dataclasses.fields(cls):
+        want, value = field.type, values.get(field.name)
+        if field.name not in values or want not in _TYPES:
+            continue
+        fits = isinstance(value, (int, float) if want is float else want)
+        if not fits or (isinstance(value, bool) and want is not bool):
+            raise UserError(f"{section}.{field.name} = {value!r}: must be {_TYPES[want]}.")
+
+
+def resolve(config: ConfigDict) -> Experiment:
+    """Build and check every part of a config.
+
+    Raises:
+      UserError: a value has the wrong type or is impossible; the message names key and fix.
+    """
+    built = {}
+    for section, cls in SECTIONS.items():
+        values = {
+            k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config[section].items()
+        }
+        _check_types(section, cls, values)
+        built[section] = values if section in _DERIVED else cls(**values)
+    phases = []
+    for number, phase in enumerate(config.phases):
+        values = dict(phase)
+        known = {f.name for f in dataclasses.fields(Phase)}
+        for key in values:
+            if key not in known:
+                raise UserError(
+                    f"unknown config key phases[{number}].{key}: {did_you_mean(key, known)}"
+                )
+        phases.append(Phase(**values))
+    check_phases(tuple(phases))
+    experiment = Experiment(**built, phases=tuple(phases))
+    _check_shapes(experiment)
+    return experiment
+
+
+def _check_shapes(experiment: Experiment) -> None:
+    vae, dit = SimpleNamespace(**experiment.text_vae), SimpleNamespace(**experiment.dit)
+    data = experiment.data
+    for section, part in (("text_vae", vae), ("dit", dit)):
+        if part.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"{section}.dtype = {part.dtype!r}: choose 'float32' or 'bfloat16'.")
+        if part.heads < 1 or part.width % (2 * part.heads):
+            raise UserError(
+                f"{section}.heads = {part.heads} must divide {section}.width = {part.width} into "
+                "heads of even width."
+            )
+    positive = {
+        "text_vae.encoder_layers": vae.encoder_layers,
+        "text_vae.decoder_layers": vae.decoder_layers,
+        "text_vae.latent_channels": vae.latent_channels,
+        "text_vae.tokens_per_latent": vae.tokens_per_latent,
+        "dit.layers": dit.layers,
+        "dit.time_tokens": dit.time_tokens,
+    }
+    for key, value in positive.items():
+        if value < 1:
+            raise UserError(f"{key} = {value}: must be at least 1.")
+    if dit.conditioning not in ("in_context", "adaln"):
+        raise UserError(
+            f"dit.conditioning = {dit.conditioning!r}: choose 'in_context' or 'adaln'."
+        )
+    if data.round_to % vae.tokens_per_latent:
+        raise UserError(
+            f"data.round_to = {data.round_to} must be a multiple of text_vae.tokens_per_latent = "
+            f"{vae.tokens_per_latent}, so that no latent belongs to two documents."
+        )
+    if experiment.aligned and not experiment.teacher.run:
+        raise UserError(
+            "phases: alignment has a weight but teacher.run names no run folder to align with."
+        )
+
+
+def save_config(config: ConfigDict, path: Path) -> None:
+    """Write the resolved config as JSON."""
+    path.write_text(json.dumps(config.to_dict(), indent=2, default=list) + "\n")

@@ -1,0 +1,282 @@
+"""Prepare a corpus for training: text dataset, tokenizer, packed windows, statistics.
+
+Everything lands in ``<root>/<name>/`` and is built once: ``text/`` (a TFDS dataset of documents),
+``tokenizer-<vocab>.json`` (a BPE of the training split) and ``packed-<layout>-<fingerprint>/`` (a
+TFDS dataset of token windows). All datasets are array_record files, so TensorFlow is not needed.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ldlm_jax.data.corpora import REGISTRY, SPLITS
+from ldlm_jax.data.sources import load_documents
+from ldlm_jax.data.tokenizer import EOS, PAD, SPECIAL_TOKENS, Tokenizer
+from ldlm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it is cut into windows.
+
+    Attributes:
+      source: a corpus name, a path or ``tfds:NAME`` (see ``sources.load_documents``).
+      root: folder that holds prepared corpora.
+      text_field: field of JSONL, Parquet or TFDS records that holds the text.
+      vocab_size: tokens of the BPE, special tokens and the 256 bytes included.
+      window: tokens in one row of a batch.
+      layout: ``pack`` puts several documents into a row, kept apart by segment numbers; ``pad``
+        gives each document a row of its own.
+      round_to: a document's length (end token included) is rounded up to a multiple of this with
+        padding that belongs to the document and is modelled. 1: the length is drawn before the
+        text is written; ``window``: the model alone decides where the text ends.
+      shuffle_seed: order of the training windows.
+    """
+
+    source: str = "web"
+    root: str = "corpora"
+    text_field: str = "text"
+    vocab_size: int = 4096
+    window: int = 64
+    layout: str = "pack"
+    round_to: int = 1
+    shuffle_seed: int = 0
+
+    def __post_init__(self):
+        if self.layout not in ("pack", "pad"):
+            raise UserError(f"data.layout = {self.layout!r}: choose 'pack' or 'pad'.")
+        if self.window < 2:
+            raise UserError(f"data.window = {self.window}: at least 2 tokens (a word and the end).")
+        if self.round_to < 1 or self.window % self.round_to:
+            raise UserError(
+                f"data.round_to = {self.round_to} must divide data.window = {self.window}."
+            )
+        smallest = 256 + len(SPECIAL_TOKENS)
+        if self.vocab_size < smallest:
+            raise UserError(
+                f"data.vocab_size = {self.vocab_size}: at least {smallest} (the bytes and "
+                "the special tokens)."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Where this source's datasets live."""
+        if self.source in REGISTRY:
+            return Path(self.root) / self.source
+        path = Path(self.source.removeprefix("tfds:"))
+        origin = str(path.resolve()) if path.exists() else self.source
+        name = re.sub(r"\W+", "_", path.stem)
+        return Path(self.root) / f"{name}-{_digest([origin, self.text_field])}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A corpus that is ready to train on.
+
+    Attributes:
+      tokenizer: the tokenizer of the training split.
+      text: folder of the TFDS dataset of documents.
+      packed: folder of the TFDS dataset of token windows.
+      stats: documents, windows, tokens and bytes per token by split, and ``lengths``: how many
+        training documents have each (rounded) length, from 0 to the window.
+    """
+
+    tokenizer: Tokenizer
+    text: Path
+    packed: Path
+    stats: dict
+
+
+def _digest(parts: list) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A TFDS dataset from features and one iterable of examples a split."""
+
+    def __init__(self, name: str, features: dict, examples: dict[str, Iterable], data_dir: Path):
+        self.name = name
+        self.VERSION = tfds.core.Version("1.0.0")
+        self._features = features
+        self._examples = examples
+        super().__init__(data_dir=str(data_dir), file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(self._features),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        del dl_manager
+        return {split: enumerate(rows) for split, rows in self._examples.items()}
+
+    def _generate_examples(self, **kwargs):
+        raise NotImplementedError
+
+
+def _write(folder: Path, features: dict, examples: dict[str, Iterable]) -> None:
+    """Write a dataset whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    tfds.disable_progress_bar()
+    builder = _Builder("dataset", features, examples, partial)
+    builder.download_and_prepare()
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(builder.data_dir).rename(folder)
+    shutil.rmtree(partial)
+
+
+def read_split(folder: Path, split: str):
+    """Random-access examples of one split of a prepared dataset."""
+    return tfds.builder_from_directory(str(folder)).as_data_source(split)
+
+
+def read_texts(folder: Path, split: str) -> Iterator[str]:
+    """The documents of one split of a prepared text dataset."""
+    source = read_split(folder, split)
+    for i in range(len(source)):
+        yield source[i]["text"].decode("utf-8")
+
+
+def windows(documents: Iterable[list[int]], config: DataConfig) -> Iterator[dict]:
+    """Cut, round and pack tokenised documents into rows of ``config.window`` tokens.
+
+    A document longer than the window is cut into pieces; only the last carries the end token.
+
+    Yields:
+      ``tokens`` and ``segments`` (0 is empty space, documents count from 1), both int32 (window,).
+    """
+
+    def pieces() -> Iterator[dict]:
+        for ids in documents:
+            ids = [*ids, EOS]
+            for start in range(0, len(ids), config.window):
+                piece = ids[start : start + config.window]
+                piece += [PAD] * (-len(piece) % config.round_to)
+                yield {"tokens": np.asarray(piece, np.int32)}
+
+    pieces_at_a_time = 1 if config.layout == "pad" else None
+    packed = grain.experimental.FirstFitPackIterDataset(
+        _Iterable(pieces),
+        length_struct={"tokens": config.window},
+        num_packing_bins=64,
+        shuffle_bins=False,
+        max_sequences_per_bin=pieces_at_a_time,
+    )
+    for row in packed:
+        yield {"tokens": row["tokens"], "segments": row["tokens_segment_ids"].astype(np.int32)}
+
+
+class _Iterable(grain.IterDataset):
+    """A generator function as a grain dataset (packing is defined on those)."""
+
+    def __init__(self, make):
+        super().__init__()
+        self._make = make
+
+    def __iter__(self):
+        return _Iterator(self._make())
+
+
+class _Iterator(grain.DatasetIterator):
+    def __init__(self, items):
+        super().__init__()
+        self._items = items
+
+    def __next__(self):
+        return next(self._items)
+
+    def get_state(self) -> dict:
+        return {}  # the packer records it; nothing resumes from it
+
+    def set_state(self, state: dict) -> None:
+        raise NotImplementedError("windows are written once, front to back")
+
+
+def _tokenised(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    texts = iter(texts)
+    while batch := list(islice(texts, 1024)):
+        yield from tokenizer.encode(batch)
+
+
+def _segment_lengths(segments: np.ndarray) -> np.ndarray:
+    return np.bincount(segments[segments > 0])[1:]
+
+
+def _statistics(config: DataConfig, text: Path, packed: Path) -> dict:
+    stats: dict = {}
+    lengths = np.zeros(config.window + 1, np.int64)
+    for split in SPLITS:
+        size = [len(t.encode()) for t in read_texts(text, split)]
+        rows = read_split(packed, split)
+        tokens = 0
+        for i in range(len(rows)):
+            tokens += int((rows[i]["tokens"] != PAD).sum())
+            if split == "train":
+                np.add.at(lengths, _segment_lengths(rows[i]["segments"]), 1)
+        stats[split] = {
+            "documents": len(size),
+            "windows": len(rows),
+            "tokens": tokens,
+            "bytes_per_token": sum(size) / max(1, tokens - len(size)),
+            "filled": tokens / (len(rows) * config.window),
+        }
+    stats["lengths"] = lengths.tolist()
+    return stats
+
+
+def prepare(config: DataConfig) -> Prepared:
+    """Build what is missing of a corpus and return it; with everything in place, just read it.
+
+    Raises:
+      UserError: the source cannot be read, or the folder cannot be written.
+    """
+    try:
+        return _prepare(config)
+    except OSError as error:
+        raise UserError(
+            f"could not write {config.folder}: {error.strerror or error}. Free some space or choose "
+            "another folder with data.root."
+        ) from error
+
+
+def _prepare(config: DataConfig) -> Prepared:
+    folder = config.folder
+    text = folder / "text"
+    if not text.is_dir():
+        downloads = Path(config.root) / "downloads"
+        documents = load_documents(
+            config.source, downloads=downloads, text_field=config.text_field
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        examples = {split: ({"text": t} for t in documents[split]) for split in SPLITS}
+        _write(text, {"text": tfds.features.Text()}, examples)
+
+    tokenizer_file = folder / f"tokenizer-{config.vocab_size}.json"
+    if not tokenizer_file.exists():
+        Tokenizer.train(read_texts(text, "train"), config.vocab_size).save(tokenizer_file)
+    tokenizer = Tokenizer.load(tokenizer_file)
+
+    layout = [config.window, config.layout, config.round_to, tokenizer.fingerprint]
+    packed = folder / f"packed-{config.layout}{config.window}-{_digest(layout)}"
+    stats_file = packed / "stats.json"
+    if not stats_file.exists():
+        row = tfds.features.Tensor(shape=(config.window,), dtype=np.int32)
+        examples = {
+            split: windows(_tokenised(read_texts(text, split), tokenizer), config)
+            for split in SPLITS
+        }
+        _write(packed, {"tokens": row, "segments": row}, examples)
+        stats_file.write_text(json.dumps(_statistics(config, text, packed)))
+    return Prepared(tokenizer, text, packed, json.loads(stats_file.read_text()))

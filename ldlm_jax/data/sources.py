@@ -1,0 +1,170 @@
+"""Documents from anywhere: a named corpus, text, JSONL or Parquet files, or a TFDS dataset."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from ldlm_jax.data.corpora import REGISTRY, SPLITS, Splits
+from ldlm_jax.errors import UserError, did_you_mean
+
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+def load_documents(source: str, *, downloads: Path, text_field: str = "text") -> Splits:
+    """Documents by split.
+
+    Args:
+      source: the name of a corpus (``web``), a file or folder of ``.txt``, ``.jsonl`` or
+        ``.parquet``, or ``tfds:NAME`` / ``tfds:FOLDER`` for a TFDS dataset that is on disk.
+      downloads: folder for fetched packages.
+      text_field: the field that holds the text in JSONL, Parquet and TFDS.
+
+    Raises:
+      UserError: the source is unknown, empty, undecodable or lacks the field.
+    """
+    if source in REGISTRY:
+        documents = REGISTRY[source].load(downloads)
+    elif source.startswith("tfds:"):
+        documents = _read_tfds(source.removeprefix("tfds:"), text_field)
+    elif Path(source).exists():
+        documents = _split_in_order(lambda: _read_path(Path(source), text_field), source)
+    else:
+        raise UserError(
+            f"{source!r} is neither a file nor a folder nor a corpus: "
+            f"{did_you_mean(source, REGISTRY)} For a TFDS dataset write tfds:NAME."
+        )
+    for split in SPLITS:
+        if not any(True for _ in documents.get(split, ())):
+            raise UserError(f"{source}: the {split} split holds no text; give it more documents.")
+    return documents
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Documents ``start`` to ``stop`` of a source that is read anew at every iteration."""
+
+    read: Callable[[], Iterator[str]]
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[str]:
+        return islice(self.read(), self.start, self.stop)
+
+
+def _split_in_order(read: Callable[[], Iterator[str]], source: str) -> Splits:
+    """The last 5 % of the documents for test, the 5 % before them for validation.
+
+    Neighbours resemble each other, so a cut leaks less than a shuffle would.
+    """
+    total = sum(1 for _ in read())
+    if total < 3:
+        raise UserError(
+            f"{source}: found {total} document(s), need at least 3 (one a split). "
+            "In a .txt file documents are paragraphs, separated by blank lines."
+        )
+    held = max(1, total // 20)
+    cuts = (0, total - 2 * held, total - held, total)
+    return {
+        split: _Slice(read, *cut)
+        for split, cut in zip(SPLITS, zip(cuts, cuts[1:], strict=False), strict=True)
+    }
+
+
+def _read_path(path: Path, text_field: str) -> Iterator[str]:
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    files = [f for f in files if f.suffix in _SUFFIXES]
+    if not files:
+        raise UserError(f"{path}: no {', '.join(_SUFFIXES)} file found.")
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    for file in files:
+        for text in readers[file.suffix](file, text_field):
+            if text.strip():
+                yield text.strip()
+
+
+def _decode(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file}: not UTF-8 text (byte {error.start}); convert it, for example with "
+            f"`iconv -f LATIN1 -t UTF-8`."
+        ) from error
+
+
+def _read_txt(file: Path, _: str) -> Iterator[str]:
+    for paragraph in _decode(file).split("\n\n"):
+        yield " ".join(paragraph.split())
+
+
+def _read_jsonl(file: Path, text_field: str) -> Iterator[str]:
+    for number, line in enumerate(_decode(file).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            yield str(json.loads(line)[text_field])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}:{number}: not a JSON object with a field {text_field!r}; "
+                "set data.text_field to the field that holds the text."
+            ) from error
+
+
+def _read_parquet(file: Path, text_field: str) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file}: not a readable Parquet file ({error}).") from error
+    if text_field not in table.column_names:
+        raise UserError(
+            f"{file}: no column {text_field!r}; set data.text_field. "
+            + did_you_mean(text_field, table.column_names)
+        )
+    yield from (str(text) for text in table.column(text_field).to_pylist() if text is not None)
+
+
+def _read_tfds(name: str, text_field: str) -> Splits:
+    try:
+        builder = (
+            tfds.builder_from_directory(name) if Path(name).is_dir() else tfds.builder(name)
+        )
+    except Exception as error:  # tfds raises many kinds for "no such dataset"
+        raise UserError(f"tfds:{name}: no such dataset ({str(error).splitlines()[0]}).") from error
+    if text_field not in builder.info.features:
+        raise UserError(
+            f"tfds:{name}: no feature {text_field!r}; set data.text_field. "
+            + did_you_mean(text_field, builder.info.features)
+        )
+    if not builder.info.splits:
+        raise UserError(
+            f"tfds:{name}: not prepared on this machine; run its download_and_prepare("
+            "file_format='array_record') first."
+        )
+
+    documents: Splits = {
+        split: _TfdsTexts(builder.as_data_source(split), text_field) for split in builder.info.splits
+    }
+    if set(SPLITS) <= set(documents):
+        return {split: documents[split] for split in SPLITS}
+    return _split_in_order(lambda: chain.from_iterable(documents.values()), f"tfds:{name}")
+
+
+@dataclass(frozen=True)
+class _TfdsTexts:
+    """The text feature of a TFDS data source."""
+
+    source: Sequence
+    text_field: str
+
+    def __iter__(self) -> Iterator[str]:
+        for i in range(len(self.source)):
+            text = self.source[i][self.text_field]
+            # Text features are bytes in real array_records and str in TFDS's own mocks.
+            yield text.decode("utf-8") if isinstance(text, bytes) else str(text)

@@ -1,0 +1,1 @@
+"""The arithmetic of noise: pure functions and frozen dataclasses, no Flax, no config."""

@@ -1,0 +1,114 @@
+"""From noise to data: solvers of the path's ODE, with or without fresh noise, under one scan."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ldlm_jax.diffusion import path
+
+# (z_t, t, earlier estimate of the clean latents) -> estimate of the clean latents
+Denoiser = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+SOLVERS = ("euler", "heun", "stochastic")
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How to take one step.
+
+    Attributes:
+      name: ``"euler"``: first order, one evaluation a step. ``"heun"``: second order, two
+        evaluations (the last step is an Euler step). ``"stochastic"``: an Euler step beyond the
+        goal, then forward noise back to it.
+      churn: how far beyond, as a share of the step; 0 makes ``"stochastic"`` equal ``"euler"``.
+    """
+
+    name: str = "euler"
+    churn: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in SOLVERS:
+            raise ValueError(f"solver {self.name!r}: choose one of {', '.join(SOLVERS)}.")
+        if self.churn < 0:
+            raise ValueError(f"churn = {self.churn}: must not be negative.")
+
+
+class Step(NamedTuple):
+    """State of the scan: noisy latents and the latest estimate of the clean ones."""
+
+    z: jax.Array
+    clean: jax.Array
+
+
+def _euler(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
+    del key, churn
+    clean = denoise(at.z, t, at.clean)
+    return Step(path.move(at.z, clean, t, s), clean)
+
+
+def _heun(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
+    """Heun's method (Karras et al. 2022, algorithm 1) in time t."""
+    there = _euler(denoise, at, t, s, key, churn)
+
+    def correct(there: Step) -> Step:
+        clean = denoise(there.z, s, there.clean)
+        slope = (at.z - there.clean) / t + (there.z - clean) / jnp.maximum(s, 1e-6)
+        return Step(at.z + (s - t) * slope / 2, clean)
+
+    # At s = 0 the slope is 0/0; there Euler's step is exact for the estimate at hand.
+    return jax.lax.cond(s > 0, correct, lambda there: there, there)
+
+
+def _stochastic(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
+    """Euler to s' = s - churn (t - s), then the forward process of equation (1) from s' to s:
+
+    (5)  z_s = a z_s' + sqrt(s^2 - a^2 s'^2) eps,   a = (1 - s) / (1 - s')
+
+    which leaves the marginal law at s as it was, whatever the churn.
+    """
+    beyond = jnp.maximum(s - churn * (t - s), 0.0)
+    clean = denoise(at.z, t, at.clean)
+    z = path.move(at.z, clean, t, beyond)
+    a = (1 - s) / jnp.maximum(1 - beyond, 1e-6)
+    spread = jnp.sqrt(jnp.maximum(s**2 - (a * beyond) ** 2, 0.0))
+    return Step(a * z + spread * jax.random.normal(key, z.shape, z.dtype), clean)
+
+
+_STEPS = {"euler": _euler, "heun": _heun, "stochastic": _stochastic}
+
+
+def sample(
+    denoise: Denoiser,
+    noise: jax.Array,
+    times: jax.Array,
+    key: jax.Array,
+    solver: Solver,
+    *,
+    keep_estimates: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Solve from noise to data.
+
+    Args:
+      denoise: the model; guidance, known positions and the like are its own business.
+      noise: latents at the first time, any shape.
+      times: (steps + 1,), descending, the last one 0.
+      key: random key for the stochastic solver.
+      solver: how to step.
+      keep_estimates: also return the estimate of the clean latents after every step.
+
+    Returns:
+      The clean latents, and the estimates stacked as (steps, ...) or None.
+    """
+    step = _STEPS[solver.name]
+
+    def body(at: Step, inputs):
+        t, s, index = inputs
+        at = step(denoise, at, t, s, jax.random.fold_in(key, index), solver.churn)
+        return at, at.clean if keep_estimates else None
+
+    inputs = (times[:-1], times[1:], jnp.arange(times.shape[0] - 1))
+    last, estimates = jax.lax.scan(body, Step(noise, jnp.zeros_like(noise)), inputs)
+    return last.z, estimates

@@ -1,0 +1,59 @@
+"""When to train and where to step: one law of times for both.
+
+A logit-normal law, t = sigmoid(location + scale * n) with n ~ N(0, 1) (Esser et al. 2024,
+section 3.1). Wider latents need more of their training at high noise; a published fit
+(Cola-DLM, arXiv 2605.06548, figure of RQ1) is location = 1 + 0.5 ln(D / 16) for D channels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """A law of times on (0, 1).
+
+    Attributes:
+      location: median of logit(t); 0 is symmetric, larger is noisier.
+      scale: standard deviation of logit(t).
+    """
+
+    location: float
+    scale: float
+
+    @classmethod
+    def for_channels(cls, channels: int, scale: float = 1.0) -> "LogitNormal":
+        """The law of the published fit for latents of that many channels."""
+        return cls(1.0 + 0.5 * math.log(channels / 16), scale)
+
+    def quantile(self, u: jax.Array) -> jax.Array:
+        """Inverse of the cumulative distribution, for u in [0, 1]."""
+        return jax.nn.sigmoid(self.location + self.scale * jax.scipy.special.ndtri(u))
+
+    def sample(self, key: jax.Array, count: int) -> jax.Array:
+        """Times (count,), one from each of ``count`` equal slices of probability, shuffled.
+
+        Stratified draws have the same law and less variance (Kingma et al. 2021, appendix I.1).
+        """
+        offset_key, order_key = jax.random.split(key)
+        u = (jnp.arange(count) + jax.random.uniform(offset_key, (count,))) / count
+        return self.quantile(jax.random.permutation(order_key, u))
+
+
+def grid(law: LogitNormal | None, steps: int) -> jax.Array:
+    """Times (steps + 1,) from 1 to 0 at which a sampler stands.
+
+    Args:
+      law: quantiles of the training law, or None for equal distances.
+      steps: number of steps, at least 1.
+
+    Raises:
+      ValueError: steps < 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: a sampler takes at least 1 step.")
+    u = jnp.linspace(1.0, 0.0, steps + 1)
+    return u if law is None else law.quantile(u)

@@ -1,0 +1,18 @@
+"""Evaluators, plugged in by name from the config (``train.evals``)."""
+
+from ldlm_jax.evals import denoising, reconstruction, samples
+from ldlm_jax.evals.base import EvalContext, Evaluator, Results
+
+REGISTRY: dict[str, Evaluator] = {
+    "reconstruction": reconstruction.evaluate,
+    "denoising": denoising.evaluate,
+    "samples": samples.evaluate,
+}
+
+
+def run_evals(names: tuple[str, ...], context: EvalContext) -> Results:
+    """Results of several evaluators by metric name."""
+    results: Results = {}
+    for name in names:
+        results |= REGISTRY[name](context)
+    return results

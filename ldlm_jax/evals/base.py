@@ -1,0 +1,42 @@
+"""What an evaluator is given, and what it gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+
+from ldlm_jax.generate import SampleConfig, Writer
+from ldlm_jax.train_step import Recipe
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """Everything an evaluator may use.
+
+    Attributes:
+      writer: the averaged model.
+      recipe: how it is trained.
+      batches: batches of a held-out split, on the mesh.
+      sample: how to write text.
+      num_samples: texts to write for each number of steps.
+      step_counts: numbers of denoising steps to write at.
+      seed: of all randomness.
+    """
+
+    writer: Writer
+    recipe: Recipe
+    batches: list[dict]
+    sample: SampleConfig
+    num_samples: int
+    step_counts: tuple[int, ...]
+    seed: int
+
+    @property
+    def key(self) -> jax.Array:
+        """The evaluation's random key."""
+        return jax.random.fold_in(jax.random.key(self.seed), 0xE7A1)
+
+
+# Metric name -> number, or text to be read.
+Results = dict[str, float | str]
+Evaluator = Callable[[EvalContext], Results]

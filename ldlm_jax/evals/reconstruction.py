@@ -1,0 +1,45 @@
+"""How well tokens survive the latent space, clean and under noise of growing strength."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from ldlm_jax.diffusion.known import positions_in_segments
+from ldlm_jax.evals.base import EvalContext, Results
+from ldlm_jax.train_state import Models
+
+# Standard deviations of the noise, in units of the latents' own.
+NOISE_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+
+
+@partial(jax.jit, static_argnames="models")
+def _hits(params, latents, batch, key, sigma, *, models: Models):
+    segments_BxN = batch["segments"][:, :: models.vae.tokens_per_latent]
+    context = (segments_BxN, positions_in_segments(segments_BxN))
+    vae = {"params": params["text_vae"]}
+    posterior = models.vae.apply(
+        vae, batch["tokens"], *context, jnp.zeros(segments_BxN.shape, bool), method="encode"
+    )
+    z_BxNxD = latents.normalise(posterior.mean_BxNxD)
+    z_BxNxD += sigma * jax.random.normal(key, z_BxNxD.shape)
+    logits = models.vae.apply(vae, z_BxNxD, *context, method="decode")
+    valid = batch["segments"] > 0
+    hit = jnp.argmax(logits, axis=-1) == batch["tokens"]
+    return jnp.sum(hit & valid), jnp.sum(valid)
+
+
+def evaluate(context: EvalContext) -> Results:
+    """Share of tokens decoded rightly at each of ``NOISE_LEVELS`` (0: from posterior means)."""
+    results = {}
+    for sigma in NOISE_LEVELS:
+        counts = [
+            _hits(
+                context.writer.params, context.writer.latents, batch,
+                jax.random.fold_in(context.key, i), sigma, models=context.writer.models,
+            )
+            for i, batch in enumerate(context.batches)
+        ]  # fmt: skip
+        hits, total = map(sum, zip(*counts, strict=True))
+        results[f"reconstruction/accuracy_noise_{sigma:g}"] = float(hits) / float(total)
+    return results

@@ -1,0 +1,118 @@
+"""Diffusion transformer over latents, with a time and a known/unknown mark per position.
+
+Shape letters: B batch, N latents, D latent channels, M width, T in-context time tokens.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ldlm_jax.models.attention import same_segment
+from ldlm_jax.models.layers import Dense, Transformer
+
+# What the DiT is told of each position.
+UNKNOWN, KNOWN, DROPPED = 0, 1, 2
+
+
+def time_features(t: jax.Array, features: int) -> jax.Array:
+    """Sinusoids of ``t`` in [0, 1] (Vaswani et al. 2017 with wavelengths from 1e-3 to 6), fp32."""
+    frequency = jnp.exp(jnp.linspace(0.0, jnp.log(1000.0), features // 2))
+    angle = t[..., None].astype(jnp.float32) * frequency
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class DiT(nn.Module):
+    """Predicts the clean latents (or the velocity) from noisy ones.
+
+    Attributes:
+      latent_channels: D.
+      width: model width M.
+      heads: attention heads; the head width must be even.
+      layers: transformer blocks.
+      mlp_ratio: feed-forward width over model width.
+      conditioning: how time reaches the blocks. ``"in_context"``: ``time_tokens`` learned tokens
+        shifted by the running time stand before the sequence (ELF, arXiv 2605.10938);
+        ``"adaln"``: per-position adaLN-zero modulation (Peebles & Xie 2023). In both, every
+        position's own time is also added to its input.
+      time_tokens: number of in-context tokens.
+      dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
+      remat: recompute blocks in the backward pass.
+    """
+
+    latent_channels: int
+    width: int = 256
+    heads: int = 4
+    layers: int = 6
+    mlp_ratio: float = 2.5
+    conditioning: str = "in_context"
+    time_tokens: int = 4
+    dtype: str = "float32"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, z_BxNxD, t_BxN, state_BxN, self_condition_BxNxD, segments_BxN, positions_BxN
+    ) -> jax.Array:
+        """Predict from noisy latents.
+
+        Args:
+          z_BxNxD: noisy latents; known positions carry their clean latent.
+          t_BxN: time of each position, 0 (data, and every known position) to 1 (noise).
+          state_BxN: UNKNOWN, KNOWN or DROPPED (known, but hidden from the model for guidance).
+          self_condition_BxNxD: an earlier estimate of the clean latents, or zeros.
+          segments_BxN: document number, 0 for empty space.
+          positions_BxN: position within the document.
+
+        Returns:
+          fp32 (B, N, D): clean latents or velocity, as trained.
+        """
+        dtype = jnp.dtype(self.dtype)
+        z_BxNxD = jnp.where((state_BxN == DROPPED)[..., None], 0.0, z_BxNxD)
+        inputs = jnp.concatenate([z_BxNxD, self_condition_BxNxD], axis=-1)
+        x_BxNxM = Dense(self.width, ("latent", "embed"), dtype, name="input")(inputs)
+        time_BxNxM = nn.silu(
+            Dense(self.width, ("time", "embed"), dtype, name="time")(time_features(t_BxN, 64))
+        )
+        state_init = nn.with_logical_partitioning(nn.initializers.normal(0.5), (None, "embed"))
+        states = self.param("state", state_init, (3, self.width), jnp.float32)
+        x_BxNxM += jnp.take(states, state_BxN, axis=0).astype(x_BxNxM.dtype)
+        x_BxNxM += Dense(self.width, ("embed", "mlp"), dtype, name="position_time")(time_BxNxM)
+
+        mask_BxNxN = same_segment(segments_BxN)
+        trunk = Transformer(
+            self.layers, self.heads, self.mlp_ratio, dtype, self.remat, name="trunk"
+        )
+        if self.conditioning == "adaln":
+            y_BxNxM = trunk(x_BxNxM, mask_BxNxN, positions_BxN, time_BxNxM)
+        else:
+            y_BxNxM = self._with_time_tokens(trunk, x_BxNxM, t_BxN, mask_BxNxN, positions_BxN)
+        output = Dense(
+            self.latent_channels, ("embed", "latent"), kernel_init=nn.initializers.zeros,
+            name="output",
+        )
+        return output(y_BxNxM)
+
+    def _with_time_tokens(self, trunk, x_BxNxM, t_BxN, mask_BxNxN, positions_BxN):
+        """Run the trunk with time tokens in front, which every position sees, and drop them."""
+        # The running time is the largest in the row: known positions are at 0.
+        running_B = jnp.max(t_BxN, axis=1)
+        dtype = jnp.dtype(self.dtype)
+        features = nn.silu(
+            Dense(self.width, ("time", "embed"), dtype, name="running_time")(
+                time_features(running_B, 64)
+            )
+        )
+        tokens_BxTM = Dense(self.time_tokens * self.width, ("embed", "mlp"), dtype, name="tokens")(
+            features
+        )
+        T = self.time_tokens
+        token_init = nn.with_logical_partitioning(nn.initializers.normal(0.5), (None, "embed"))
+        learned_TxM = self.param("time_token", token_init, (T, self.width), jnp.float32)
+        tokens_BxTxM = tokens_BxTM.reshape(-1, T, self.width) + learned_TxM.astype(tokens_BxTM.dtype)
+        x = jnp.concatenate([tokens_BxTxM, x_BxNxM], axis=1)
+        # Time tokens see one another alone: through anything else, packed documents would meet.
+        mask = jnp.pad(mask_BxNxN, ((0, 0), (0, 0), (T, 0)), constant_values=True)
+        own = jnp.broadcast_to(jnp.arange(x.shape[1]) < T, (x.shape[0], T, x.shape[1]))
+        mask = jnp.concatenate([own, mask], axis=1)
+        positions = jnp.pad(positions_BxN, ((0, 0), (T, 0)))
+        return trunk(x, mask, positions)[:, T:]

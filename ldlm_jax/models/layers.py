@@ -1,0 +1,233 @@
+"""Building blocks shared by every network: matrix product, norms, attention, transformer stack.
+
+Shape letters: B batch, N positions, M width, H heads, K head width, F feed-forward width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from ldlm_jax.models.attention import attend, rotate
+
+DEFAULT_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def _row_major_transpose(x: jax.Array) -> jax.Array:
+    """``x.T`` written out in row-major order, which XLA would otherwise fold into the product."""
+    x = with_layout_constraint(jax.lax.optimization_barrier(x.T), Layout((0, 1)))
+    return jax.lax.optimization_barrier(x)
+
+
+def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jax.lax.dot(x, w, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _cpu_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    return _product(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16))
+
+
+def _cpu_matmul_forward(x, w):
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    return _product(x, w), (x, w)
+
+
+def _cpu_matmul_backward(residuals, dy):
+    x, w = residuals
+    dy = dy.astype(jnp.bfloat16)
+    return _product(dy, _row_major_transpose(w)), _product(_row_major_transpose(x), dy)
+
+
+_cpu_matmul.defvjp(_cpu_matmul_forward, _cpu_matmul_backward)
+
+
+def activation_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Dtype between products: ``dtype``, but fp32 on CPUs, whose vector units know no bf16."""
+    return jnp.float32 if jax.default_backend() == "cpu" else dtype
+
+
+def matmul(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """``x (..., M)`` times ``w (M, ...)`` with factors in ``dtype``.
+
+    On x86 CPUs the bf16 matrix unit is only reached by products of two row-major operands, and the
+    two products of the backward pass each have a transposed one; there the transpose is
+    materialised first (4 to 6 times faster on such a machine). Elsewhere this is a plain product.
+
+    Returns:
+      The product in ``activation_dtype(dtype)``.
+    """
+    if jax.default_backend() != "cpu" or dtype != jnp.bfloat16:
+        return jnp.tensordot(x.astype(dtype), w.astype(dtype), axes=1)
+    flat = _cpu_matmul(
+        x.astype(jnp.float32).reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1)
+    )
+    return flat.reshape(*x.shape[:-1], *w.shape[1:])
+
+
+class Dense(nn.Module):
+    """Linear map without bias; ``axes`` are the logical names of the kernel's two dimensions."""
+
+    features: int
+    axes: tuple[str, str]
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = DEFAULT_INIT
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map ``x (..., in)`` to ``(..., features)``, in ``activation_dtype(dtype)``."""
+        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        return matmul(x, kernel, self.dtype)
+
+
+class ParallelDense(nn.Module):
+    """Several linear maps of one input as a single product.
+
+    The kernel is (in, maps, features), so that splitting ``features`` over devices keeps the parts
+    of every map together, and Muon sees ``maps`` matrices.
+    """
+
+    maps: int
+    features: int
+    axes: tuple[str, str]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        """Map ``x (..., in)`` to ``maps`` arrays ``(..., features)``, in ``activation_dtype(dtype)``."""
+        init = nn.with_logical_partitioning(
+            nn.initializers.variance_scaling(
+                1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=2, batch_axis=1
+            ),
+            (self.axes[0], None, self.axes[1]),
+        )
+        shape = (x.shape[-1], self.maps, self.features)
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        y = matmul(x, kernel, self.dtype)
+        return [y[..., i, :] for i in range(self.maps)]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in fp32 (Zhang & Sennrich 2019); ``use_scale=False`` learns nothing."""
+
+    use_scale: bool = True
+    axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise the last dimension of ``x``; the result has the dtype of ``x``."""
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
+        if self.use_scale:
+            init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+            y = y * self.param("scale", init, (x.shape[-1],), jnp.float32)
+        return y.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with RoPE, QK-norm and a zero-initialised output projection."""
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BxNxM: jax.Array, mask_BxNxN: jax.Array, positions_BxN: jax.Array):
+        """Attend where ``mask_BxNxN[b, query, key]`` is true."""
+        width = x_BxNxM.shape[-1]
+        shape = (*x_BxNxM.shape[:2], self.heads, width // self.heads)
+        project = ParallelDense(3, width, ("embed", "heads"), self.dtype, name="qkv")
+        q_BxNxHxK, k_BxNxHxK, v_BxNxHxK = (y.reshape(shape) for y in project(x_BxNxM))
+        q_BxNxHxK = rotate(RMSNorm(axis="head_dim", name="query_norm")(q_BxNxHxK), positions_BxN)
+        k_BxNxHxK = rotate(RMSNorm(axis="head_dim", name="key_norm")(k_BxNxHxK), positions_BxN)
+        out_BxNxHxK = attend(q_BxNxHxK, k_BxNxHxK, v_BxNxHxK, mask_BxNxN)
+        out = Dense(width, ("heads", "embed"), self.dtype, nn.initializers.zeros, name="out")
+        return out(out_BxNxHxK.reshape(x_BxNxM.shape))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer (Shazeer 2020) with a zero-initialised output projection."""
+
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BxNxM: jax.Array) -> jax.Array:
+        """Map ``x`` through the gate."""
+        project = ParallelDense(2, self.hidden, ("embed", "mlp"), self.dtype, name="gate_up")
+        gate_BxNxF, up_BxNxF = project(x_BxNxM)
+        down = Dense(
+            x_BxNxM.shape[-1], ("mlp", "embed"), self.dtype, nn.initializers.zeros, name="down"
+        )
+        return down(nn.silu(gate_BxNxF) * up_BxNxF)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; with a condition its norms are modulated (adaLN-zero).
+
+    adaLN-zero: Peebles & Xie, "Scalable Diffusion Models with Transformers" (2023), section 3.2.
+    """
+
+    heads: int
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BxNxM, mask_BxNxN, positions_BxN, condition_BxNxC=None):
+        """Returns ``(x, None)``, the carry and output that a scan over layers expects."""
+        attention = Attention(self.heads, self.dtype, name="attention")
+        mlp = SwiGLU(self.hidden, self.dtype, name="mlp")
+        y_BxNxM = RMSNorm(name="attention_norm")(x_BxNxM)
+        if condition_BxNxC is None:
+            x_BxNxM += attention(y_BxNxM, mask_BxNxN, positions_BxN)
+            return x_BxNxM + mlp(RMSNorm(name="mlp_norm")(x_BxNxM)), None
+
+        modulate = Dense(
+            6 * x_BxNxM.shape[-1], ("cond", "mlp"), self.dtype, nn.initializers.zeros,
+            name="modulation",
+        )
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
+            modulate(nn.silu(condition_BxNxC)), 6, axis=-1
+        )
+        # The output projections start at zero already; a gate that starts at zero as well would
+        # leave neither with a gradient, so gates start at one.
+        y_BxNxM = y_BxNxM * (1 + scale_a) + shift_a
+        x_BxNxM += (1 + gate_a) * attention(y_BxNxM, mask_BxNxN, positions_BxN)
+        y_BxNxM = RMSNorm(name="mlp_norm")(x_BxNxM) * (1 + scale_m) + shift_m
+        return x_BxNxM + (1 + gate_m) * mlp(y_BxNxM), None
+
+
+class Transformer(nn.Module):
+    """A stack of blocks under one scan, and a final norm.
+
+    Attributes:
+      layers: number of blocks.
+      heads: attention heads; must divide the width of the input into even parts.
+      mlp_ratio: feed-forward width as a multiple of the width, rounded up to a multiple of 16.
+      dtype: compute dtype; parameters are fp32.
+      remat: recompute each block in the backward pass instead of storing it.
+    """
+
+    layers: int
+    heads: int
+    mlp_ratio: float
+    dtype: jnp.dtype
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x_BxNxM, mask_BxNxN, positions_BxN, condition_BxNxC=None) -> jax.Array:
+        """Run the stack; returns (B, N, M)."""
+        hidden = -(-int(self.mlp_ratio * x_BxNxM.shape[-1]) // 16) * 16
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x_BxNxM, _ = stack(self.heads, hidden, self.dtype, name="blocks")(
+            x_BxNxM.astype(activation_dtype(self.dtype)), mask_BxNxN, positions_BxN, condition_BxNxC
+        )
+        return RMSNorm(name="norm")(x_BxNxM)

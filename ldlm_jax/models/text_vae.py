@@ -1,0 +1,154 @@
+"""TextVAE: tokens to a smooth latent space, and all tokens back at once.
+
+Shape letters: B batch, L tokens, N latents (N = L / tokens_per_latent), D latent channels,
+M width, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ldlm_jax.models.attention import same_segment
+from ldlm_jax.models.layers import Dense, RMSNorm, Transformer
+
+
+class Posterior(NamedTuple):
+    """What the encoder says of a text: a diagonal Gaussian per latent, and its trunk features."""
+
+    mean_BxNxD: jax.Array
+    logvar_BxNxD: jax.Array
+    features_BxNxM: jax.Array
+
+
+class Encoder(nn.Module):
+    """Tokens to posterior. Attributes are those of ``TextVAE``."""
+
+    vocab_size: int
+    width: int
+    heads: int
+    layers: int
+    mlp_ratio: float
+    latent_channels: int
+    tokens_per_latent: int
+    dtype: jnp.dtype
+    remat: bool
+
+    @nn.compact
+    def __call__(self, tokens_BxL, segments_BxN, positions_BxN, known_BxN) -> Posterior:
+        """See ``TextVAE.encode``."""
+        embed_init = nn.with_logical_partitioning(
+            nn.initializers.normal(1.0), ("vocab", "embed")
+        )
+        table_VxM = self.param("embed", embed_init, (self.vocab_size, self.width), jnp.float32)
+        x_BxLxM = jnp.take(table_VxM, tokens_BxL, axis=0)
+        # tokens_per_latent neighbours become one position.
+        x_BxNxM = x_BxLxM.reshape(*segments_BxN.shape, -1)
+        if self.tokens_per_latent > 1:
+            x_BxNxM = Dense(self.width, ("embed", "mlp"), self.dtype, name="fold")(x_BxNxM)
+        mask_BxNxN = same_segment(segments_BxN, known_BxN)
+        features_BxNxM = Transformer(
+            self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
+        )(x_BxNxM, mask_BxNxN, positions_BxN)
+        heads_BxNx2D = Dense(2 * self.latent_channels, ("embed", "latent"), name="posterior")(
+            features_BxNxM
+        )
+        mean_BxNxD, logvar_BxNxD = jnp.split(heads_BxNx2D, 2, axis=-1)
+        # A mean of fixed length cannot outgrow the noise that the decoder is trained on.
+        mean_BxNxD = RMSNorm(use_scale=False, name="mean_norm")(mean_BxNxD)
+        return Posterior(mean_BxNxD, jnp.clip(logvar_BxNxD - 4.0, -10.0, 2.0), features_BxNxM)
+
+
+class Decoder(nn.Module):
+    """Latents to logits, all positions in parallel. Attributes are those of ``TextVAE``."""
+
+    vocab_size: int
+    width: int
+    heads: int
+    layers: int
+    mlp_ratio: float
+    tokens_per_latent: int
+    dtype: jnp.dtype
+    remat: bool
+
+    @nn.compact
+    def __call__(self, z_BxNxD, segments_BxN, positions_BxN) -> jax.Array:
+        """See ``TextVAE.decode``."""
+        x_BxNxM = Dense(self.width, ("latent", "embed"), self.dtype, name="input")(z_BxNxD)
+        x_BxNxM = Transformer(
+            self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
+        )(x_BxNxM, same_segment(segments_BxN), positions_BxN)
+        if self.tokens_per_latent > 1:
+            x_BxNxM = Dense(
+                self.tokens_per_latent * self.width, ("embed", "mlp"), self.dtype, name="unfold"
+            )(x_BxNxM)
+        x_BxLxM = x_BxNxM.reshape(z_BxNxD.shape[0], -1, self.width)
+        return Dense(self.vocab_size, ("embed", "vocab"), self.dtype, name="head")(x_BxLxM)
+
+
+class TextVAE(nn.Module):
+    """Variational autoencoder over token sequences (after TextLDM, arXiv 2605.07748, stage 1).
+
+    Attributes:
+      vocab_size: tokens, special tokens included.
+      width: model width M.
+      heads: attention heads; the head width must be even.
+      encoder_layers: transformer blocks of the encoder.
+      decoder_layers: transformer blocks of the decoder.
+      mlp_ratio: feed-forward width over model width.
+      latent_channels: D.
+      tokens_per_latent: tokens that share one latent; must divide the window.
+      dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
+      remat: recompute blocks in the backward pass.
+    """
+
+    vocab_size: int
+    width: int = 256
+    heads: int = 4
+    encoder_layers: int = 2
+    decoder_layers: int = 2
+    mlp_ratio: float = 2.5
+    latent_channels: int = 32
+    tokens_per_latent: int = 1
+    dtype: str = "float32"
+    remat: bool = False
+
+    def setup(self):
+        shared = {
+            "vocab_size": self.vocab_size,
+            "width": self.width,
+            "heads": self.heads,
+            "mlp_ratio": self.mlp_ratio,
+            "tokens_per_latent": self.tokens_per_latent,
+            "dtype": jnp.dtype(self.dtype),
+            "remat": self.remat,
+        }
+        self.encoder = Encoder(
+            layers=self.encoder_layers, latent_channels=self.latent_channels, **shared
+        )
+        self.decoder = Decoder(layers=self.decoder_layers, **shared)
+
+    def encode(self, tokens_BxL, segments_BxN, positions_BxN, known_BxN) -> Posterior:
+        """Encode a batch.
+
+        Args:
+          tokens_BxL: token ids; masked tokens are already replaced.
+          segments_BxN: document number of each latent, 0 for empty space.
+          positions_BxN: position of each latent within its document.
+          known_BxN: true where the text is given; known and unknown are encoded apart.
+
+        Returns:
+          The posterior; its mean has root-mean-square 1 over the channels of each latent.
+        """
+        return self.encoder(tokens_BxL, segments_BxN, positions_BxN, known_BxN)
+
+    def decode(self, z_BxNxD, segments_BxN, positions_BxN) -> jax.Array:
+        """Logits (B, L, V) of all tokens from normalised latents (unit variance a channel)."""
+        return self.decoder(z_BxNxD, segments_BxN, positions_BxN)
+
+    def __call__(self, tokens_BxL, segments_BxN, positions_BxN) -> jax.Array:
+        """Encode and decode; used to create the parameters."""
+        known_BxN = jnp.zeros(segments_BxN.shape, bool)
+        posterior = self.encode(tokens_BxL, segments_BxN, positions_BxN, known_BxN)
+        return self.decode(posterior.mean_BxNxD, segments_BxN, positions_BxN)

@@ -1,0 +1,94 @@
+"""When what is minimised: loss weights and trained parts by step range."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ldlm_jax.errors import UserError
+
+LOSSES = ("reconstruction", "kl", "diffusion", "alignment")
+GROUPS = ("encoder", "decoder", "dit", "align")
+
+# A constant, or (step, value) corners of a piecewise linear schedule.
+Weight = float | tuple[tuple[int, float], ...]
+
+
+def weight_at(weight: Weight, step: jax.Array) -> jax.Array:
+    """Value of a weight at a (global) step; beyond its corners a schedule stays constant."""
+    if isinstance(weight, (int, float)):
+        return jnp.float32(weight)
+    steps, values = zip(*weight, strict=True)
+    return jnp.interp(step, jnp.array(steps, jnp.float32), jnp.array(values, jnp.float32))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A range of steps with one set of losses. Hashable: it is a static argument of the step.
+
+    Attributes:
+      until: the phase ends before this step; -1 is the end of training.
+      reconstruction: weight of the cross-entropy of all tokens given their latents.
+      kl: weight of the divergence of the posterior from N(0, I), in nats a channel.
+      diffusion: weight of the denoising error.
+      alignment: weight of minus the cosine between latents and teacher features.
+      train: which parameter groups receive gradient: encoder, decoder, dit, align.
+      encoder_gradient: share of the diffusion loss's gradient that reaches the encoder; a weight.
+
+    A loss whose weight is the constant 0 is not computed at all.
+    """
+
+    until: int = -1
+    reconstruction: Weight = 1.0
+    kl: Weight = 1e-4
+    diffusion: Weight = 1.0
+    alignment: Weight = 0.0
+    train: tuple[str, ...] = GROUPS
+    encoder_gradient: Weight = 0.0
+
+    def __post_init__(self):
+        for name in (*LOSSES, "encoder_gradient"):
+            object.__setattr__(self, name, _as_weight(name, getattr(self, name)))
+        object.__setattr__(self, "train", tuple(self.train))
+        for group in self.train:
+            if group not in GROUPS:
+                raise UserError(
+                    f"phases: unknown group {group!r} in train; known: {', '.join(GROUPS)}."
+                )
+        if not any(self.has(loss) for loss in LOSSES):
+            raise UserError("phases: a phase in which every loss weight is 0 trains nothing.")
+
+    def has(self, name: str) -> bool:
+        """Whether a weight is anything but the constant 0."""
+        return getattr(self, name) != 0.0
+
+
+def _as_weight(name: str, value) -> Weight:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    try:
+        corners = tuple((int(step), float(v)) for step, v in value)
+        if corners and list(corners) == sorted(corners):
+            return corners
+    except (TypeError, ValueError):
+        pass
+    raise UserError(
+        f"phases.{name} = {value!r}: give a number of at least 0, or (step, value) pairs in order."
+    )
+
+
+def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
+    """The phase a step belongs to."""
+    for phase in phases:
+        if phase.until == -1 or step < phase.until:
+            return phase
+    return phases[-1]
+
+
+def check_phases(phases: tuple[Phase, ...]) -> None:
+    """Raise UserError unless the phases follow one another to the end of training."""
+    ends = [phase.until for phase in phases]
+    if not ends:
+        raise UserError("phases: at least one phase is needed.")
+    if ends[-1] != -1 or any(a >= b for a, b in zip(ends[:-2], ends[1:-1], strict=True)):
+        raise UserError(f"phases: until = {ends} must ascend, and the last must be -1 (the end).")

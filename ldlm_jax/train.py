@@ -1,0 +1,222 @@
+"""The loop, top to bottom: restore, data, step, log, evaluate, save, stop."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from ldlm_jax.checkpoint import Checkpoints
+from ldlm_jax.config import Experiment, resolve
+from ldlm_jax.data.build import Prepared, prepare
+from ldlm_jax.data.pipeline import eval_batches, train_batches
+from ldlm_jax.errors import UserError, did_you_mean
+from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
+from ldlm_jax.generate import Writer
+from ldlm_jax.mesh import make_mesh
+from ldlm_jax.metrics import MetricsWriter, Screen, Stopwatch
+from ldlm_jax.optim import make_optimizer
+from ldlm_jax.phases import phase_at
+from ldlm_jax.run_folder import RunFolder, load_run
+from ldlm_jax.sharding import batch_sharding, put_batch
+from ldlm_jax.teachers.trunk import TrunkTeacher
+from ldlm_jax.train_state import Models, abstract_state, init_state
+from ldlm_jax.train_step import Recipe, train_step
+
+log = logging.getLogger(__name__)
+
+# Samples in an evaluation within the loop: enough to read, few enough to be cheap.
+_LOOP_SAMPLES = 16
+_LOOP_STEP_COUNTS = (5, 20)
+
+
+def train(config, workdir: str) -> None:
+    """Train the experiment of a config in a run folder, or resume it there.
+
+    Args:
+      config: from ``config.load_config``.
+      workdir: the run's folder; created if missing.
+
+    Raises:
+      UserError: the config, the data or the folder is not usable.
+    """
+    experiment = resolve(config)
+    for name in experiment.train.evals:
+        if name not in REGISTRY:
+            raise UserError(f"train.evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
+    mesh = make_mesh(experiment.mesh)
+    sharding = batch_sharding(mesh, experiment.sharding)
+    _check_batch(experiment, sharding)
+    prepared = prepare(experiment.data)
+    teacher = _load_teacher(experiment, prepared)
+    teacher_width = teacher.width if teacher else 0
+
+    folder = RunFolder(Path(workdir))
+    facts = {
+        "lengths": prepared.stats["lengths"],
+        "teacher": experiment.teacher.run,
+        "teacher_width": teacher_width,
+    }
+    folder.start(config, prepared.tokenizer, facts)
+    models = experiment.models(prepared.tokenizer.vocab_size, teacher_width)
+    recipe = experiment.recipe(models)
+    with jax.set_mesh(mesh):
+        _run(experiment, recipe, prepared, folder, mesh, sharding, teacher)
+
+
+def _check_batch(experiment: Experiment, sharding) -> None:
+    rows = experiment.train.batch_size // experiment.train.microbatches
+    devices = sharding.num_devices // jax.tree.reduce(
+        lambda a, b: a * b, [sharding.mesh.shape["tensor"]]
+    )
+    if rows % devices:
+        raise UserError(
+            f"train.batch_size = {experiment.train.batch_size} in train.microbatches = "
+            f"{experiment.train.microbatches} gives {rows} rows, which do not divide among "
+            f"{devices} devices."
+        )
+
+
+def _load_teacher(experiment: Experiment, prepared: Prepared) -> TrunkTeacher | None:
+    if not experiment.aligned:
+        return None
+    run = load_run(experiment.teacher.run)
+    if run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
+        raise UserError(
+            f"teacher.run = {experiment.teacher.run} has another tokenizer than the data; train "
+            "the teacher on the same data section."
+        )
+    if run.models.vae.tokens_per_latent != experiment.text_vae["tokens_per_latent"]:
+        raise UserError("the teacher's text_vae.tokens_per_latent differs from this config's.")
+    return TrunkTeacher(run.models.vae, run.state.ema["text_vae"])
+
+
+def _restore_or_create(experiment, recipe: Recipe, optimizer, checkpoints: Checkpoints, mesh):
+    window, rules = experiment.data.window, experiment.sharding
+    abstract = abstract_state(recipe.models, optimizer, window, mesh, rules)
+    state = checkpoints.restore(abstract)
+    if state is None:
+        return init_state(recipe.models, optimizer, experiment.train.seed, window, mesh, rules)
+    checkpoints.discard_after(int(state.step))
+    return state
+
+
+def _run(experiment, recipe, prepared, folder, mesh, sharding, teacher) -> None:
+    config = experiment.train
+    optimizer = make_optimizer(experiment.optim, config.num_steps)
+    checkpoints = Checkpoints(
+        folder.checkpoints,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+        best_metric=config.best_metric,
+    )
+    state = _restore_or_create(experiment, recipe, optimizer, checkpoints, mesh)
+    start = int(state.step)
+    step_fn = jax.jit(
+        partial(train_step, recipe=recipe, optimizer=optimizer),
+        donate_argnums=0,
+        static_argnames="phase",
+    )
+    key = jax.random.key(config.seed)
+    batches = train_batches(prepared, experiment.data, config.batch_size, start)
+    held_out = [
+        put_batch(batch, sharding)
+        for batch in eval_batches(prepared, "validation", config.batch_size, config.eval_batches)
+    ]
+    writer, screen, watch = MetricsWriter(folder.path), Screen(config.num_steps, start), Stopwatch()
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    screen.line(f"{count / 1e6:.2f}M parameters on {jax.device_count()} x {jax.default_backend()}")
+    if start:
+        screen.line(f"resuming {folder.path} at step {start}")
+    tokens_per_step = config.batch_size * experiment.data.window
+    evaluated: dict = {}
+    logged = start
+    try:
+        for step in range(start, config.num_steps):
+            batch = put_batch(next(batches), sharding)
+            if teacher is not None:
+                batch["teacher"] = teacher.features(batch)
+            watch.lap("input")
+            state, metrics = step_fn(state, batch, key, phase=phase_at(experiment.phases, step))
+            watch.lap("step")
+            done, last = step + 1, step + 1 == config.num_steps
+            screen.step(done)
+            if done % config.log_every == 0 or last or step == start:
+                values = {name: float(value) for name, value in metrics.items()}
+                watch.lap("step")
+                values |= _speed(watch, (done - logged) * tokens_per_step)
+                logged = done
+                writer.write(done, values)
+                screen.metrics(done, _summary(values))
+            if done % config.eval_every == 0 or last:
+                evaluated = _evaluate(experiment, recipe, state, held_out, prepared, done)
+                writer.write(done, evaluated)
+                _show(screen, done, evaluated)
+                watch.lap("evaluation")
+            if done % config.checkpoint_every == 0 or last:
+                scores = {k: v for k, v in evaluated.items() if not isinstance(v, str)}
+                checkpoints.save(done, state, _with_best(scores, config.best_metric))
+                watch.lap("checkpoint")
+    finally:
+        screen.close()
+        writer.close()
+        checkpoints.close()
+
+
+def _with_best(scores: dict, best_metric: str) -> dict | None:
+    """Scores to store with a checkpoint; None before the first evaluation."""
+    if best_metric and scores and best_metric not in scores:
+        raise UserError(
+            f"train.best_metric = {best_metric!r} is not evaluated; "
+            + did_you_mean(best_metric, scores)
+        )
+    return scores or None
+
+
+def _speed(watch: Stopwatch, tokens: int) -> dict:
+    """Tokens a second of training proper, and how time was spent, since the last call."""
+    seconds = watch.drain()
+    training = seconds.get("input", 0.0) + seconds["step"]
+    speed = {"tokens_per_second": tokens / training, "input_share": seconds["input"] / training}
+    return speed | {f"seconds/{kind}": value for kind, value in seconds.items()}
+
+
+def _summary(values: dict) -> str:
+    names = {"reconstruction": "rec", "kl": "kl", "diffusion": "diff", "alignment": "align"}
+    losses = [
+        f"{short} {values[f'loss/{name}']:.3f}"
+        for name, short in names.items()
+        if f"loss/{name}" in values
+    ]
+    skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
+    return (
+        f"loss {values['loss']:.3f}  {'  '.join(losses)}  grad {values['grad_norm']:.2f}  "
+        f"{values['tokens_per_second']:,.0f} tokens/s{skipped}"
+    )
+
+
+def _evaluate(experiment, recipe, state, held_out, prepared, step) -> dict:
+    writer = Writer(
+        recipe.models, recipe.diffusion, state.ema, state.latents, prepared.tokenizer,
+        tuple(prepared.stats["lengths"]),
+    )  # fmt: skip
+    context = EvalContext(
+        writer, recipe, held_out, experiment.sample, _LOOP_SAMPLES, _LOOP_STEP_COUNTS,
+        experiment.train.seed,
+    )  # fmt: skip
+    # A phase that has not trained the denoiser yet has nothing to say about it.
+    trained = phase_at(experiment.phases, step - 1)
+    names = [
+        name for name in experiment.train.evals if name == "reconstruction" or trained.has("diffusion")
+    ]
+    return run_evals(tuple(names), context)
+
+
+def _show(screen: Screen, step: int, results: dict) -> None:
+    shown = ("reconstruction/accuracy_noise_0", "reconstruction/accuracy_noise_1",
+             "denoising/error_mean", "denoising/accuracy_mean")  # fmt: skip
+    numbers = "  ".join(f"{name} {results[name]:.3f}" for name in shown if name in results)
+    screen.line(f"evaluation at step {step}: {numbers}")
+    for name, text in results.items():
+        if isinstance(text, str):
+            screen.line(f"{name}:\n{text}")
