@@ -24,7 +24,9 @@ def _data(args, overrides) -> None:
     prepared = prepare(config)
     print(f"{config.source}: {prepared.packed}")
     print(f"vocabulary {prepared.tokenizer.vocab_size}, windows of {config.window} tokens")
-    print(f"{'split':12}{'documents':>10}{'windows':>9}{'tokens':>12}{'bytes/token':>13}{'filled':>8}")
+    print(
+        f"{'split':12}{'documents':>10}{'windows':>9}{'tokens':>12}{'bytes/token':>13}{'filled':>8}"
+    )
     for split in ("train", "validation", "test"):
         s = prepared.stats[split]
         print(
@@ -44,7 +46,7 @@ def _sample_config(args, run):
     """The run's sampling section with the flags that were given."""
     given = {
         name: getattr(args, name)
-        for name in ("steps", "solver", "churn", "guidance", "grid", "batch_size")
+        for name in ("steps", "solver", "churn", "guidance", "grid", "ramp", "batch_size")
         if getattr(args, name, None) is not None
     }
     return type(run.experiment.sample)(**{**vars(run.experiment.sample), **given})
@@ -138,6 +140,7 @@ def _sampling_flags(parser) -> None:
     parser.add_argument("--churn", type=float, help="noise of the stochastic solver")
     parser.add_argument("--guidance", type=float, help="weight of the prompt; 1 is none")
     parser.add_argument("--grid", help="law or uniform")
+    parser.add_argument("--ramp", type=float, help="wave of noise; 0 denoises all at once")
     parser.add_argument("--batch-size", type=int, help="samples written at once")
     parser.add_argument("--seed", type=int, default=0)
 

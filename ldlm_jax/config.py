@@ -108,7 +108,7 @@ def default_config() -> ConfigDict:
         config[section] = ConfigDict(
             {k: defaults[k] for k in sorted(known_keys(section))}, type_safe=False
         )
-    config.phases = (ConfigDict({}),)
+    config.phases = ({},)
     return config
 
 
@@ -151,7 +151,7 @@ def _read(file: Path) -> dict:
 
 def _merge(config: ConfigDict, section: str, values) -> None:
     if section == "phases":
-        config.phases = tuple(ConfigDict(dict(phase)) for phase in values)
+        config.phases = tuple(dict(phase) for phase in values)
         return
     if section not in SECTIONS:
         raise UserError(
@@ -273,9 +273,7 @@ def _check_shapes(experiment: Experiment) -> None:
         if value < 1:
             raise UserError(f"{key} = {value}: must be at least 1.")
     if dit.conditioning not in ("in_context", "adaln"):
-        raise UserError(
-            f"dit.conditioning = {dit.conditioning!r}: choose 'in_context' or 'adaln'."
-        )
+        raise UserError(f"dit.conditioning = {dit.conditioning!r}: choose 'in_context' or 'adaln'.")
     if data.round_to % vae.tokens_per_latent:
         raise UserError(
             f"data.round_to = {data.round_to} must be a multiple of text_vae.tokens_per_latent = "
@@ -289,4 +287,4 @@ def _check_shapes(experiment: Experiment) -> None:
 
 def save_config(config: ConfigDict, path: Path) -> None:
     """Write the resolved config as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2, default=list) + "\n")
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")

@@ -14,8 +14,9 @@ import numpy as np
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD, Tokenizer
 from ldlm_jax.diffusion import time
 from ldlm_jax.diffusion.guidance import guide
-from ldlm_jax.diffusion.known import positions_in_segments
+from ldlm_jax.diffusion.known import places_to_write, positions_in_segments
 from ldlm_jax.diffusion.sampler import SOLVERS, Solver, sample
+from ldlm_jax.diffusion.time import local_progress
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
 from ldlm_jax.train_state import LatentStats, Models
@@ -32,6 +33,8 @@ class SampleConfig:
       churn: noise of the stochastic solver; 0 is Euler.
       guidance: weight of the prompt; 1 is none, above 1 follows it more closely.
       grid: where the steps stand: ``"law"`` (quantiles of the training times) or ``"uniform"``.
+      ramp: wave of noise from the beginning of a text to its end; -1 takes the largest that the
+        model was trained with, 0 denoises all positions together.
       batch_size: samples written at once.
     """
 
@@ -40,6 +43,7 @@ class SampleConfig:
     churn: float = 1.0
     guidance: float = 1.0
     grid: str = "law"
+    ramp: float = -1.0
     batch_size: int = 32
 
     def __post_init__(self):
@@ -49,6 +53,8 @@ class SampleConfig:
             raise UserError(f"solver = {self.solver!r}: choose one of {', '.join(SOLVERS)}.")
         if self.grid not in ("law", "uniform"):
             raise UserError(f"grid = {self.grid!r}: choose 'law' or 'uniform'.")
+        if self.ramp < 0 and self.ramp != -1:
+            raise UserError(f"ramp = {self.ramp}: at least 0, or -1 for the trained one.")
         if self.churn < 0 or self.guidance < 0:
             raise UserError("churn and guidance must not be negative.")
         if self.batch_size < 1:
@@ -103,9 +109,22 @@ class Sample:
     static_argnames=("models", "diffusion", "solver", "steps", "grid", "guided", "draft_steps"),
 )
 def write_tokens(
-    params, latents: LatentStats, tokens_BxL, segments_BxL, known_BxN, key, guidance, *,
-    models: Models, diffusion: DiffusionConfig, solver: Solver, steps: int, grid: str,
-    guided: bool, draft_steps: tuple[int, ...] = (),
+    params,
+    latents: LatentStats,
+    tokens_BxL,
+    segments_BxL,
+    known_BxN,
+    key,
+    guidance,
+    ramp,
+    *,
+    models: Models,
+    diffusion: DiffusionConfig,
+    solver: Solver,
+    steps: int,
+    grid: str,
+    guided: bool,
+    draft_steps: tuple[int, ...] = (),
 ):
     """Denoise and decode one batch; everything in one jitted function, one scan over the steps.
 
@@ -117,6 +136,7 @@ def write_tokens(
       known_BxN: true where latents are known.
       key: random key.
       guidance: weight of the known part, used if ``guided``.
+      ramp: wave of noise from the beginning of a text to its end.
       models: the networks.
       diffusion: how the denoiser was trained.
       solver: how to step.
@@ -139,9 +159,8 @@ def write_tokens(
     given_BxNxD = latents.normalise(posterior.mean_BxNxD)
     known_BxNx1 = known_BxN[..., None]
 
-    def denoiser(z_BxNxD, t, earlier_BxNxD):
+    def denoiser(z_BxNxD, t_BxN, earlier_BxNxD):
         z_BxNxD = jnp.where(known_BxNx1, given_BxNxD, z_BxNxD)
-        t_BxN = jnp.where(known_BxN, 0.0, t)
         if diffusion.self_condition == 0:
             earlier_BxNxD = jnp.zeros_like(earlier_BxNxD)
 
@@ -165,9 +184,16 @@ def write_tokens(
 
     noise_key, solver_key = jax.random.split(key)
     noise_BxNxD = jax.random.normal(noise_key, given_BxNxD.shape)
-    law = diffusion.law(models.vae.latent_channels) if grid == "law" else None
+    places_BxN = places_to_write(segments_BxN, known_BxN)
+    progress = local_progress(time.grid(steps)[:, None, None], places_BxN, ramp)
+    law = diffusion.law(models.vae.latent_channels)
+    times = jnp.where(known_BxN, 0.0, law.quantile(progress) if grid == "law" else progress)
     z_BxNxD, estimates = sample(
-        denoiser, noise_BxNxD, time.grid(law, steps), solver_key, solver,
+        denoiser,
+        noise_BxNxD,
+        times,
+        solver_key,
+        solver,
         keep_estimates=bool(draft_steps),
     )
     chosen = [estimates[step - 1] for step in draft_steps]
@@ -217,6 +243,7 @@ def generate(
             "guidance needs a model trained with diffusion.prefix and diffusion.condition_dropout "
             "above 0; use guidance 1."
         )
+    ramp = max(writer.diffusion.ramps) if config.ramp == -1 else config.ramp
     rng = np.random.default_rng(seed)
     size = min(config.batch_size, num_samples)
     key = jax.random.key(seed)
@@ -230,7 +257,7 @@ def generate(
             (places < lengths[:, None]).astype(np.int32),
             np.broadcast_to(places[: writer.window // per_latent] < known, (size,
                             writer.window // per_latent)),
-            jax.random.fold_in(key, index), config.guidance,
+            jax.random.fold_in(key, index), config.guidance, ramp,
             models=writer.models, diffusion=writer.diffusion,
             solver=Solver(config.solver, config.churn), steps=config.steps, grid=config.grid,
             guided=guided, draft_steps=tuple(draft_steps),

@@ -30,7 +30,16 @@ _RESUMABLE = {
     "data": {"root"},
 }  # fmt: skip
 
-_PACKAGES = ("ldlm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers")
+_PACKAGES = (
+    "ldlm_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tokenizers",
+)
 
 
 @dataclass(frozen=True)
@@ -79,11 +88,13 @@ class RunFolder:
             self.facts.write_text(json.dumps(facts) + "\n")
             save_config(config, self.config)
         except OSError as error:
-            raise UserError(f"cannot write the run folder {self.path}: {error.strerror}.") from error
+            raise UserError(
+                f"cannot write the run folder {self.path}: {error.strerror}."
+            ) from error
 
     def _check_same(self, config: ConfigDict, tokenizer: Tokenizer) -> None:
         was = json.loads(self.config.read_text())
-        now = json.loads(json.dumps(config.to_dict(), default=list))
+        now = json.loads(json.dumps(config.to_dict()))
         for section, values in now.items():
             free = _RESUMABLE.get(section, set())
             if free is None or values == was.get(section):
@@ -92,7 +103,9 @@ class RunFolder:
                 raise self._other("phases differ")
             for key, value in values.items():
                 if key not in free and value != was[section].get(key):
-                    raise self._other(f"{section}.{key} was {was[section].get(key)!r}, is {value!r}")
+                    raise self._other(
+                        f"{section}.{key} was {was[section].get(key)!r}, is {value!r}"
+                    )
         if json.loads(self.facts.read_text())["tokenizer"] != tokenizer.fingerprint:
             raise self._other("it was trained with another tokenizer")
 
@@ -116,7 +129,9 @@ class RunFolder:
             tokenizer = Tokenizer.load(self.tokenizer)
             experiment = resolve(load_config(str(self.config)))
         except (json.JSONDecodeError, KeyError) as error:
-            raise UserError(f"{self.path}: {error} in its JSON files; the folder is damaged.") from error
+            raise UserError(
+                f"{self.path}: {error} in its JSON files; the folder is damaged."
+            ) from error
         if tokenizer.fingerprint != facts["tokenizer"]:
             raise UserError(
                 f"{self.tokenizer} is not the tokenizer this run was trained with; put the "

@@ -20,7 +20,7 @@ from ldlm_jax.phases import phase_at
 from ldlm_jax.run_folder import RunFolder, load_run
 from ldlm_jax.sharding import batch_sharding, put_batch
 from ldlm_jax.teachers.trunk import TrunkTeacher
-from ldlm_jax.train_state import Models, abstract_state, init_state
+from ldlm_jax.train_state import abstract_state, init_state
 from ldlm_jax.train_step import Recipe, train_step
 
 log = logging.getLogger(__name__)
@@ -207,7 +207,9 @@ def _evaluate(experiment, recipe, state, held_out, prepared, step) -> dict:
     # A phase that has not trained the denoiser yet has nothing to say about it.
     trained = phase_at(experiment.phases, step - 1)
     names = [
-        name for name in experiment.train.evals if name == "reconstruction" or trained.has("diffusion")
+        name
+        for name in experiment.train.evals
+        if name == "reconstruction" or trained.has("diffusion")
     ]
     return run_evals(tuple(names), context)
 

@@ -147,8 +147,6 @@ def init_state(models: Models, optimizer, seed: int, window: int, mesh, rules) -
     """A fresh state, each part created where it will live."""
     abstract = abstract_state(models, optimizer, window, mesh, rules)
     shardings = jax.tree.map(lambda s: s.sharding, abstract)
-    create = jax.jit(
-        lambda: create_state(models, optimizer, seed, window), out_shardings=shardings
-    )
+    create = jax.jit(lambda: create_state(models, optimizer, seed, window), out_shardings=shardings)
     with nn.logical_axis_rules(rules.pairs()):
         return create()

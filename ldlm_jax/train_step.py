@@ -14,9 +14,9 @@ import optax
 
 from ldlm_jax.data.tokenizer import MASK
 from ldlm_jax.diffusion import path
-from ldlm_jax.diffusion.known import draw_known, positions_in_segments
+from ldlm_jax.diffusion.known import draw_known, places_to_write, positions_in_segments
 from ldlm_jax.diffusion.objective import Objective
-from ldlm_jax.diffusion.time import LogitNormal
+from ldlm_jax.diffusion.time import LogitNormal, local_progress, stratified
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
 from ldlm_jax.optim import OptimConfig, ema_step_size
@@ -61,6 +61,11 @@ class DiffusionConfig:
       prefix: share of documents trained as continuations of a known prefix.
       infill: share of documents trained as the filling of one hole.
       condition_dropout: share of documents whose known part is hidden, for guidance.
+      ramps: waves of noise from the beginning of a text to its end (``time.local_progress``); each
+        row draws one of these. ``(0.0,)`` denoises all positions together.
+      token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens decoded
+        from the denoiser's estimate. It tells the denoiser which errors change the text, and
+        the decoder (where it trains) what the denoiser's estimates look like.
     """
 
     prediction: str = "x"
@@ -71,6 +76,8 @@ class DiffusionConfig:
     prefix: float = 0.2
     infill: float = 0.1
     condition_dropout: float = 0.1
+    ramps: tuple[float, ...] = (0.0,)
+    token_loss: float = 0.0
 
     def __post_init__(self):
         for name in ("prediction", "loss_space"):
@@ -80,6 +87,10 @@ class DiffusionConfig:
         _check_shares("diffusion", self, shares)
         if self.prefix + self.infill > 1:
             raise UserError("diffusion.prefix + diffusion.infill must not exceed 1.")
+        if not self.ramps or min(self.ramps) < 0:
+            raise UserError(f"diffusion.ramps = {self.ramps}: give at least one, none negative.")
+        if self.token_loss < 0:
+            raise UserError(f"diffusion.token_loss = {self.token_loss}: at least 0.")
         if self.time_scale <= 0:
             raise UserError(f"diffusion.time_scale = {self.time_scale}: must be positive.")
 
@@ -118,11 +129,25 @@ def _mean(value, where):
     return jnp.sum(value * where) / jnp.maximum(jnp.sum(where), 1.0)
 
 
-def denoise(models: Models, params, config: DiffusionConfig, z_BxNxD, t_BxN, state_BxN,
-            estimate_BxNxD, segments_BxN, positions_BxN):
+def denoise(
+    models: Models,
+    params,
+    config: DiffusionConfig,
+    z_BxNxD,
+    t_BxN,
+    state_BxN,
+    estimate_BxNxD,
+    segments_BxN,
+    positions_BxN,
+):
     """One evaluation of the DiT: estimate of the clean latents, fp32 (B, N, D)."""
     output_BxNxD = models.dit.apply(
-        {"params": params["dit"]}, z_BxNxD, t_BxN, state_BxN, estimate_BxNxD, segments_BxN,
+        {"params": params["dit"]},
+        z_BxNxD,
+        t_BxN,
+        state_BxN,
+        estimate_BxNxD,
+        segments_BxN,
         positions_BxN,
     )
     return config.objective.clean(output_BxNxD, z_BxNxD, t_BxN)
@@ -131,6 +156,15 @@ def denoise(models: Models, params, config: DiffusionConfig, z_BxNxD, t_BxN, sta
 def _gaussian(key, posterior):
     noise = jax.random.normal(key, posterior.mean_BxNxD.shape)
     return posterior.mean_BxNxD + jnp.exp(0.5 * posterior.logvar_BxNxD) * noise
+
+
+def _token_losses(models: Models, params, z_BxNxD, tokens_BxL, context):
+    """Cross-entropy (B, L) of the tokens decoded from latents, and where the decoder is right."""
+    logits_BxLxV = models.vae.apply(
+        {"params": params["text_vae"]}, z_BxNxD, *context, method="decode"
+    ).astype(jnp.float32)
+    loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
+    return loss_BxL, jnp.argmax(logits_BxLxV, axis=-1) == tokens_BxL
 
 
 def _reconstruction(recipe: Recipe, params, key, tokens_BxL, valid_BxL, z_BxNxD, context):
@@ -142,29 +176,27 @@ def _reconstruction(recipe: Recipe, params, key, tokens_BxL, valid_BxL, z_BxNxD,
     z_BxNxD = z_BxNxD + sigma_BxN[..., None] * jax.random.normal(noise_key, z_BxNxD.shape)
     kept_BxN = jax.random.bernoulli(drop_key, 1 - config.latent_dropout, shape)
     z_BxNxD = jnp.where(kept_BxN[..., None], z_BxNxD, 0.0)
-    logits_BxLxV = recipe.models.vae.apply(
-        {"params": params["text_vae"]}, z_BxNxD, *context, method="decode"
-    ).astype(jnp.float32)
-    loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
-    hit_BxL = jnp.argmax(logits_BxLxV, axis=-1) == tokens_BxL
+    loss_BxL, hit_BxL = _token_losses(recipe.models, params, z_BxNxD, tokens_BxL, context)
     return _mean(loss_BxL, valid_BxL), _mean(hit_BxL, valid_BxL)
 
 
-def _diffusion(recipe: Recipe, params, key, z_0_BxNxD, known_BxN, context):
+def _diffusion(recipe: Recipe, params, key, z_0_BxNxD, tokens_BxL, known_BxN, context):
     """Denoising error over the positions to be written."""
     config, models = recipe.diffusion, recipe.models
-    time_key, noise_key, drop_key, self_key = jax.random.split(key, 4)
+    time_key, ramp_key, noise_key, drop_key, self_key = jax.random.split(key, 5)
     B, N, D = z_0_BxNxD.shape
-    t_B = config.law(D).sample(time_key, B)
-    t_BxN = jnp.where(known_BxN, 0.0, t_B[:, None])
+    segments_BxN = context[0]
+    ramp_B = jax.random.choice(ramp_key, jnp.array(config.ramps), (B,))
+    progress_BxN = local_progress(
+        stratified(time_key, B)[:, None], places_to_write(segments_BxN, known_BxN), ramp_B[:, None]
+    )
+    t_BxN = jnp.where(known_BxN, 0.0, config.law(D).quantile(progress_BxN))
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(noise_key, (B, N, D)), t_BxN)
-    dropped_B = jax.random.bernoulli(drop_key, config.condition_dropout, (B, 1))
-    state_BxN = jnp.where(known_BxN, jnp.where(dropped_B, DROPPED, KNOWN), UNKNOWN)
+    dropped_Bx1 = jax.random.bernoulli(drop_key, config.condition_dropout, (B, 1))
+    state_BxN = jnp.where(known_BxN, jnp.where(dropped_Bx1, DROPPED, KNOWN), UNKNOWN)
 
     def estimate(earlier_BxNxD):
-        return denoise(
-            models, params, config, z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, *context
-        )
+        return denoise(models, params, config, z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, *context)
 
     # One draw for the whole batch: half of the steps then cost no second evaluation.
     earlier_BxNxD = jax.lax.cond(
@@ -172,9 +204,16 @@ def _diffusion(recipe: Recipe, params, key, z_0_BxNxD, known_BxN, context):
         lambda: jax.lax.stop_gradient(estimate(jnp.zeros_like(z_0_BxNxD))),
         lambda: jnp.zeros_like(z_0_BxNxD),
     )
-    error_BxN = config.objective.loss(estimate(earlier_BxNxD), z_0_BxNxD, t_BxN)
-    segments_BxN = context[0]
-    return _mean(error_BxN, (segments_BxN > 0) & ~known_BxN)
+    clean_BxNxD = estimate(earlier_BxNxD)
+    # What the wave has passed or not reached yet has nothing to learn.
+    moving_BxN = (progress_BxN > 0) & (progress_BxN < 1)
+    to_write_BxN = (segments_BxN > 0) & ~known_BxN & moving_BxN
+    loss = _mean(config.objective.loss(clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)
+    if config.token_loss == 0:
+        return loss
+    token_loss_BxL, _ = _token_losses(models, params, clean_BxNxD, tokens_BxL, context)
+    to_write_BxL = jnp.repeat(to_write_BxN, models.vae.tokens_per_latent, axis=1)
+    return loss + config.token_loss * _mean(token_loss_BxL, to_write_BxL)
 
 
 def _alignment(recipe: Recipe, params, features_BxNxM, teacher_BxNxH, segments_BxN):
@@ -235,8 +274,13 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
     aux["logvar"] = _mean(jnp.mean(posterior.logvar_BxNxD, -1), valid_BxN)
     if phase.has("reconstruction"):
         parts["reconstruction"], aux["accuracy"] = _reconstruction(
-            recipe, params, rec_key, tokens_BxL, batch["segments"] > 0,
-            stats.normalise(z_raw_BxNxD), context,
+            recipe,
+            params,
+            rec_key,
+            tokens_BxL,
+            batch["segments"] > 0,
+            stats.normalise(z_raw_BxNxD),
+            context,
         )
     if phase.has("kl"):
         mean, logvar = posterior.mean_BxNxD, posterior.logvar_BxNxD
@@ -255,7 +299,9 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
             z_0_BxNxD = share * z_0_BxNxD + (1 - share) * jax.lax.stop_gradient(z_0_BxNxD)
         else:
             z_0_BxNxD = jax.lax.stop_gradient(z_0_BxNxD)
-        parts["diffusion"] = _diffusion(recipe, params, diff_key, z_0_BxNxD, known_BxN, context)
+        parts["diffusion"] = _diffusion(
+            recipe, params, diff_key, z_0_BxNxD, tokens_BxL, known_BxN, context
+        )
     loss = sum(weight_at(getattr(phase, name), step) * part for name, part in parts.items())
     return loss, {**aux, **{f"loss/{name}": part for name, part in parts.items()}}
 

@@ -256,9 +256,7 @@ def _prepare(config: DataConfig) -> Prepared:
     text = folder / "text"
     if not text.is_dir():
         downloads = Path(config.root) / "downloads"
-        documents = load_documents(
-            config.source, downloads=downloads, text_field=config.text_field
-        )
+        documents = load_documents(config.source, downloads=downloads, text_field=config.text_field)
         folder.mkdir(parents=True, exist_ok=True)
         examples = {split: ({"text": t} for t in documents[split]) for split in SPLITS}
         _write(text, {"text": tfds.features.Text()}, examples)

@@ -61,8 +61,13 @@ def _run(command: list[str], cwd: Path) -> None:
     subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
 
 
-def _unpacked(downloads: Path, package: str, pattern: str, download: list[str],
-              unpack: Callable[[Path, Path], None]) -> Path:
+def _unpacked(
+    downloads: Path,
+    package: str,
+    pattern: str,
+    download: list[str],
+    unpack: Callable[[Path, Path], None],
+) -> Path:
     """Fetch ``package`` once and unpack it to ``downloads/package``; a partial one never counts."""
     root = downloads / package
     if root.is_dir():

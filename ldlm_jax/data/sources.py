@@ -132,9 +132,7 @@ def _read_parquet(file: Path, text_field: str) -> Iterator[str]:
 
 def _read_tfds(name: str, text_field: str) -> Splits:
     try:
-        builder = (
-            tfds.builder_from_directory(name) if Path(name).is_dir() else tfds.builder(name)
-        )
+        builder = tfds.builder_from_directory(name) if Path(name).is_dir() else tfds.builder(name)
     except Exception as error:  # tfds raises many kinds for "no such dataset"
         raise UserError(f"tfds:{name}: no such dataset ({str(error).splitlines()[0]}).") from error
     if text_field not in builder.info.features:
@@ -149,7 +147,8 @@ def _read_tfds(name: str, text_field: str) -> Splits:
         )
 
     documents: Splits = {
-        split: _TfdsTexts(builder.as_data_source(split), text_field) for split in builder.info.splits
+        split: _TfdsTexts(builder.as_data_source(split), text_field)
+        for split in builder.info.splits
     }
     if set(SPLITS) <= set(documents):
         return {split: documents[split] for split in SPLITS}

@@ -9,8 +9,12 @@ import jax.numpy as jnp
 
 
 def draw_known(
-    key: jax.Array, segments_BxN: jax.Array, positions_BxN: jax.Array, *, prefix: float,
-    infill: float
+    key: jax.Array,
+    segments_BxN: jax.Array,
+    positions_BxN: jax.Array,
+    *,
+    prefix: float,
+    infill: float,
 ) -> jax.Array:
     """Draw for each document which of its positions are known.
 
@@ -48,3 +52,14 @@ def positions_in_segments(segments_BxN: jax.Array) -> jax.Array:
         axis=1,
     )
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def places_to_write(segments_BxN: jax.Array, known_BxN: jax.Array) -> jax.Array:
+    """Place of each unknown position among the unknown ones of its document, 0 to 1, fp32 (B, N)."""
+    unknown_BxN = ~known_BxN
+    same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
+    to_write_BxNxN = same_BxNxN & unknown_BxN[:, None, :]
+    index = jnp.arange(segments_BxN.shape[1])
+    before_BxN = jnp.sum(to_write_BxNxN & (index[None, :] < index[:, None]), axis=-1)
+    total_BxN = jnp.sum(to_write_BxNxN, axis=-1)
+    return before_BxN / jnp.maximum(total_BxN - 1, 1)

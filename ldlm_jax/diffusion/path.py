@@ -12,6 +12,7 @@ Fast".) Times have the shape of the latents without the channel dimension, or br
 """
 
 import jax
+import jax.numpy as jnp
 
 
 def interpolate(z_0_BxNxD: jax.Array, noise_BxNxD: jax.Array, t_BxN: jax.Array) -> jax.Array:
@@ -29,6 +30,6 @@ def move(z_t: jax.Array, z_0: jax.Array, t: jax.Array, s: jax.Array) -> jax.Arra
     """Follow the straight line through ``z_t`` and the estimate ``z_0`` from time t to s.
 
     One Euler step of the probability-flow ODE: equation (4) put into z_s = z_t + (s - t) v.
-    Exact at s = 0, where it returns ``z_0``; t must be positive.
+    Exact at s = 0, where it returns ``z_0``; where s = t nothing moves, t = 0 included.
     """
-    return z_0 + (s / t) * (z_t - z_0)
+    return z_0 + jnp.where(s == t, 1.0, s / jnp.where(t > 0, t, 1.0)) * (z_t - z_0)

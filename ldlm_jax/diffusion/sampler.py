@@ -21,7 +21,7 @@ class Solver:
 
     Attributes:
       name: ``"euler"``: first order, one evaluation a step. ``"heun"``: second order, two
-        evaluations (the last step is an Euler step). ``"stochastic"``: an Euler step beyond the
+        evaluations (the step to 0 is an Euler step). ``"stochastic"``: an Euler step beyond the
         goal, then forward noise back to it.
       churn: how far beyond, as a share of the step; 0 makes ``"stochastic"`` equal ``"euler"``.
     """
@@ -43,23 +43,24 @@ class Step(NamedTuple):
     clean: jax.Array
 
 
+def _drop_channels(t: jax.Array) -> jax.Array:
+    return t[..., 0]
+
+
 def _euler(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
     del key, churn
-    clean = denoise(at.z, t, at.clean)
+    clean = denoise(at.z, _drop_channels(t), at.clean)
     return Step(path.move(at.z, clean, t, s), clean)
 
 
 def _heun(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
     """Heun's method (Karras et al. 2022, algorithm 1) in time t."""
     there = _euler(denoise, at, t, s, key, churn)
-
-    def correct(there: Step) -> Step:
-        clean = denoise(there.z, s, there.clean)
-        slope = (at.z - there.clean) / t + (there.z - clean) / jnp.maximum(s, 1e-6)
-        return Step(at.z + (s - t) * slope / 2, clean)
-
+    clean = denoise(there.z, _drop_channels(s), there.clean)
+    slope = (at.z - there.clean) / jnp.maximum(t, 1e-6) + (there.z - clean) / jnp.maximum(s, 1e-6)
     # At s = 0 the slope is 0/0; there Euler's step is exact for the estimate at hand.
-    return jax.lax.cond(s > 0, correct, lambda there: there, there)
+    z = jnp.where((s > 0) & (s < t), at.z + (s - t) * slope / 2, there.z)
+    return Step(z, jnp.where(s > 0, clean, there.clean))
 
 
 def _stochastic(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
@@ -70,9 +71,9 @@ def _stochastic(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
     which leaves the marginal law at s as it was, whatever the churn.
     """
     beyond = jnp.maximum(s - churn * (t - s), 0.0)
-    clean = denoise(at.z, t, at.clean)
+    clean = denoise(at.z, _drop_channels(t), at.clean)
     z = path.move(at.z, clean, t, beyond)
-    a = (1 - s) / jnp.maximum(1 - beyond, 1e-6)
+    a = jnp.where(s == beyond, 1.0, (1 - s) / jnp.maximum(1 - beyond, 1e-6))
     spread = jnp.sqrt(jnp.maximum(s**2 - (a * beyond) ** 2, 0.0))
     return Step(a * z + spread * jax.random.normal(key, z.shape, z.dtype), clean)
 
@@ -94,7 +95,8 @@ def sample(
     Args:
       denoise: the model; guidance, known positions and the like are its own business.
       noise: latents at the first time, any shape.
-      times: (steps + 1,), descending, the last one 0.
+      times: (steps + 1, ...) with the dimensions of ``noise`` but its last (or 1), descending;
+        positions may stand at different times, and all end at 0.
       key: random key for the stochastic solver.
       solver: how to step.
       keep_estimates: also return the estimate of the clean latents after every step.
@@ -109,6 +111,7 @@ def sample(
         at = step(denoise, at, t, s, jax.random.fold_in(key, index), solver.churn)
         return at, at.clean if keep_estimates else None
 
+    times = times[..., None]
     inputs = (times[:-1], times[1:], jnp.arange(times.shape[0] - 1))
     last, estimates = jax.lax.scan(body, Step(noise, jnp.zeros_like(noise)), inputs)
     return last.z, estimates

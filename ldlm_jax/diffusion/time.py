@@ -33,27 +33,42 @@ class LogitNormal:
         """Inverse of the cumulative distribution, for u in [0, 1]."""
         return jax.nn.sigmoid(self.location + self.scale * jax.scipy.special.ndtri(u))
 
-    def sample(self, key: jax.Array, count: int) -> jax.Array:
-        """Times (count,), one from each of ``count`` equal slices of probability, shuffled.
 
-        Stratified draws have the same law and less variance (Kingma et al. 2021, appendix I.1).
-        """
-        offset_key, order_key = jax.random.split(key)
-        u = (jnp.arange(count) + jax.random.uniform(offset_key, (count,))) / count
-        return self.quantile(jax.random.permutation(order_key, u))
+def stratified(key: jax.Array, count: int) -> jax.Array:
+    """Uniform draws (count,), one from each of ``count`` equal slices of [0, 1], shuffled.
+
+    Quantiles of such draws have the right law and less variance (Kingma et al. 2021, appendix
+    I.1).
+    """
+    offset_key, order_key = jax.random.split(key)
+    u = (jnp.arange(count) + jax.random.uniform(offset_key, (count,))) / count
+    return jax.random.permutation(order_key, u)
 
 
-def grid(law: LogitNormal | None, steps: int) -> jax.Array:
-    """Times (steps + 1,) from 1 to 0 at which a sampler stands.
-
-    Args:
-      law: quantiles of the training law, or None for equal distances.
-      steps: number of steps, at least 1.
+def grid(steps: int) -> jax.Array:
+    """Progress (steps + 1,) from 1 (noise) to 0 (data) at which a sampler stands.
 
     Raises:
       ValueError: steps < 1.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: a sampler takes at least 1 step.")
-    u = jnp.linspace(1.0, 0.0, steps + 1)
-    return u if law is None else law.quantile(u)
+    return jnp.linspace(1.0, 0.0, steps + 1)
+
+
+def local_progress(u: jax.Array, place: jax.Array, ramp: jax.Array) -> jax.Array:
+    """Progress of each position when the whole text is at u: a wave from its beginning to its end.
+
+    (6)  u_i = clip((1 + ramp) u - ramp (1 - place_i), 0, 1)
+
+    With ramp 0 all positions are denoised together. With a larger one the beginning is written
+    while the end is still noise: each position takes 1 / (1 + ramp) of all steps, and the wave
+    spans 1 / ramp of the text (a continuous form of block-by-block diffusion; cf. Ruhe et al. 2024,
+    "Rolling Diffusion Models"; Chen et al. 2024, "Diffusion Forcing").
+
+    Args:
+      u: progress of the text, 1 (noise) to 0 (data).
+      place: place of each position among those to be written, 0 (first) to 1 (last).
+      ramp: at least 0.
+    """
+    return jnp.clip((1 + ramp) * u - ramp * (1 - place), 0.0, 1.0)

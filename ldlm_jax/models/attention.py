@@ -40,6 +40,4 @@ def same_segment(segments_BxN: jax.Array, known_BxN: jax.Array | None = None) ->
 
 def attend(q_BxNxHxK, k_BxNxHxK, v_BxNxHxK, mask_BxNxN) -> jax.Array:
     """Scaled dot-product attention with the softmax in fp32; every query needs a visible key."""
-    return jax.nn.dot_product_attention(
-        q_BxNxHxK, k_BxNxHxK, v_BxNxHxK, mask=mask_BxNxN[:, None]
-    )
+    return jax.nn.dot_product_attention(q_BxNxHxK, k_BxNxHxK, v_BxNxHxK, mask=mask_BxNxN[:, None])

@@ -85,17 +85,20 @@ class DiT(nn.Module):
         if self.conditioning == "adaln":
             y_BxNxM = trunk(x_BxNxM, mask_BxNxN, positions_BxN, time_BxNxM)
         else:
-            y_BxNxM = self._with_time_tokens(trunk, x_BxNxM, t_BxN, mask_BxNxN, positions_BxN)
+            # One running time a row: the mean over what is being written.
+            writing_BxN = (state_BxN == UNKNOWN) & (segments_BxN > 0)
+            running_B = jnp.sum(t_BxN * writing_BxN, 1) / jnp.maximum(jnp.sum(writing_BxN, 1), 1)
+            y_BxNxM = self._with_time_tokens(trunk, x_BxNxM, running_B, mask_BxNxN, positions_BxN)
         output = Dense(
-            self.latent_channels, ("embed", "latent"), kernel_init=nn.initializers.zeros,
+            self.latent_channels,
+            ("embed", "latent"),
+            kernel_init=nn.initializers.zeros,
             name="output",
         )
         return output(y_BxNxM)
 
-    def _with_time_tokens(self, trunk, x_BxNxM, t_BxN, mask_BxNxN, positions_BxN):
+    def _with_time_tokens(self, trunk, x_BxNxM, running_B, mask_BxNxN, positions_BxN):
         """Run the trunk with time tokens in front, which every position sees, and drop them."""
-        # The running time is the largest in the row: known positions are at 0.
-        running_B = jnp.max(t_BxN, axis=1)
         dtype = jnp.dtype(self.dtype)
         features = nn.silu(
             Dense(self.width, ("time", "embed"), dtype, name="running_time")(
@@ -108,7 +111,9 @@ class DiT(nn.Module):
         T = self.time_tokens
         token_init = nn.with_logical_partitioning(nn.initializers.normal(0.5), (None, "embed"))
         learned_TxM = self.param("time_token", token_init, (T, self.width), jnp.float32)
-        tokens_BxTxM = tokens_BxTM.reshape(-1, T, self.width) + learned_TxM.astype(tokens_BxTM.dtype)
+        tokens_BxTxM = tokens_BxTM.reshape(-1, T, self.width) + learned_TxM.astype(
+            tokens_BxTM.dtype
+        )
         x = jnp.concatenate([tokens_BxTxM, x_BxNxM], axis=1)
         # Time tokens see one another alone: through anything else, packed documents would meet.
         mask = jnp.pad(mask_BxNxN, ((0, 0), (0, 0), (T, 0)), constant_values=True)

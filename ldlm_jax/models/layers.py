@@ -59,9 +59,7 @@ def matmul(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """
     if jax.default_backend() != "cpu" or dtype != jnp.bfloat16:
         return jnp.tensordot(x.astype(dtype), w.astype(dtype), axes=1)
-    flat = _cpu_matmul(
-        x.astype(jnp.float32).reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1)
-    )
+    flat = _cpu_matmul(x.astype(jnp.float32).reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1))
     return flat.reshape(*x.shape[:-1], *w.shape[1:])
 
 
@@ -183,7 +181,10 @@ class Block(nn.Module):
             return x_BxNxM + mlp(RMSNorm(name="mlp_norm")(x_BxNxM)), None
 
         modulate = Dense(
-            6 * x_BxNxM.shape[-1], ("cond", "mlp"), self.dtype, nn.initializers.zeros,
+            6 * x_BxNxM.shape[-1],
+            ("cond", "mlp"),
+            self.dtype,
+            nn.initializers.zeros,
             name="modulation",
         )
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(

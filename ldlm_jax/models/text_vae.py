@@ -38,9 +38,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, tokens_BxL, segments_BxN, positions_BxN, known_BxN) -> Posterior:
         """See ``TextVAE.encode``."""
-        embed_init = nn.with_logical_partitioning(
-            nn.initializers.normal(1.0), ("vocab", "embed")
-        )
+        embed_init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         table_VxM = self.param("embed", embed_init, (self.vocab_size, self.width), jnp.float32)
         x_BxLxM = jnp.take(table_VxM, tokens_BxL, axis=0)
         # tokens_per_latent neighbours become one position.

@@ -1,0 +1,46 @@
+# Everything sets itself up and costs nothing when run again.
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/web_cpu
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format smoke clean
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/ldlm data --config configs/web_cpu.py
+	$(BIN)/ldlm train --config configs/web_cpu.py --workdir $(RUN)
+	for steps in 5 20 100; do \
+	  echo "--- $$steps denoising steps"; \
+	  $(BIN)/ldlm sample --workdir $(RUN) --steps $$steps --num-samples 6 --seed 1 || exit 1; \
+	done
+	@echo "--- one text out of the noise"
+	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 1 --seed 2 --show-denoising
+	@echo "--- continuing a prompt"
+	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 3 --guidance 1.5 --prompt "The king said"
+
+test: $(VENV)/.installed
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The whole path on a tiny text, for a Python of your choice:
+#   make smoke PYTHON=python3.11 VENV=.venv-3.11
+smoke: $(VENV)/.installed
+	rm -rf runs/smoke
+	$(BIN)/ldlm train --config configs/debug.py --workdir runs/smoke data.source=LICENSE data.root=runs/smoke
+	$(BIN)/ldlm sample --workdir runs/smoke --num-samples 2 --steps 3
+
+clean:
+	rm -rf $(VENV) runs corpora

