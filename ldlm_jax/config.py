@@ -263,7 +263,6 @@ def _check_shapes(experiment: Experiment) -> None:
             )
     positive = {
         "text_vae.encoder_layers": vae.encoder_layers,
-        "text_vae.decoder_layers": vae.decoder_layers,
         "text_vae.latent_channels": vae.latent_channels,
         "text_vae.tokens_per_latent": vae.tokens_per_latent,
         "dit.layers": dit.layers,
@@ -272,6 +271,12 @@ def _check_shapes(experiment: Experiment) -> None:
     for key, value in positive.items():
         if value < 1:
             raise UserError(f"{key} = {value}: must be at least 1.")
+    if vae.decoder_layers < 0 or (vae.decoder_layers == 0 and vae.width != dit.width):
+        raise UserError(
+            f"text_vae.decoder_layers = {vae.decoder_layers}: at least 0; with 0 the decoder reads "
+            f"the DiT's features, so text_vae.width = {vae.width} must equal dit.width = "
+            f"{dit.width}."
+        )
     if dit.conditioning not in ("in_context", "adaln"):
         raise UserError(f"dit.conditioning = {dit.conditioning!r}: choose 'in_context' or 'adaln'.")
     if data.round_to % vae.tokens_per_latent:

@@ -20,7 +20,7 @@ from ldlm_jax.diffusion.time import local_progress
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
 from ldlm_jax.train_state import LatentStats, Models
-from ldlm_jax.train_step import DiffusionConfig, denoise
+from ldlm_jax.train_step import DiffusionConfig, denoise, token_logits
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ def write_tokens(
         def estimate(mark):
             state_BxN = jnp.where(known_BxN, mark, UNKNOWN)
             return denoise(
-                models, params, diffusion, z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, *context
-            )
+                models, params, diffusion, z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, context
+            ).output_BxNxD
 
         clean_BxNxD = estimate(KNOWN)
         if guided:
@@ -176,9 +176,8 @@ def write_tokens(
         return jnp.where(known_BxNx1, given_BxNxD, clean_BxNxD)
 
     def decode(z_BxNxD):
-        logits = models.vae.apply(
-            vae, jnp.where(known_BxNx1, given_BxNxD, z_BxNxD), *context, method="decode"
-        )
+        z_BxNxD = jnp.where(known_BxNx1, given_BxNxD, z_BxNxD)
+        logits = token_logits(models, params, z_BxNxD, jnp.zeros(known_BxN.shape), context)
         # A text never holds a masked token, nor padding before its end.
         return jnp.argmax(logits.at[..., MASK].set(-jnp.inf), axis=-1)
 

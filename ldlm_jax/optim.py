@@ -77,7 +77,7 @@ def _is_matrix(path, leaf) -> bool:
 
 
 def _muon_dimensions(params):
-    """Kernels inside scanned blocks are stacks of matrices (layers, in, ..., out); the rest is Adam's."""
+    """Kernels in scanned blocks stack matrices, (layers, in, ..., out); the rest is Adam's."""
 
     def dimensions(path, leaf):
         if "blocks" in _names(path) and _is_matrix(path, leaf):

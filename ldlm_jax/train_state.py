@@ -88,8 +88,10 @@ class Models:
         tokens = jnp.zeros((1, window), jnp.int32)
         ints = jnp.zeros((1, latents), jnp.int32)
         z = jnp.zeros((1, latents, self.vae.latent_channels))
+        channels = self.dit.width if self.vae.decoder_layers == 0 else self.vae.latent_channels
+        decoder_inputs = jnp.zeros((1, latents, channels))
         params = {
-            "text_vae": self.vae.init(vae_key, tokens, ints, ints)["params"],
+            "text_vae": self.vae.init(vae_key, tokens, ints, ints, decoder_inputs)["params"],
             "dit": self.dit.init(dit_key, z, z[..., 0], ints, z, ints, ints)["params"],
         }
         if self.align is not None:

@@ -18,7 +18,7 @@ from ldlm_jax.diffusion.known import draw_known, places_to_write, positions_in_s
 from ldlm_jax.diffusion.objective import Objective
 from ldlm_jax.diffusion.time import LogitNormal, local_progress, stratified
 from ldlm_jax.errors import UserError
-from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
+from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN, Denoised
 from ldlm_jax.optim import OptimConfig, ema_step_size
 from ldlm_jax.phases import LOSSES, Phase, weight_at
 from ldlm_jax.train_state import LatentStats, Models, TrainState, group_of
@@ -137,34 +137,43 @@ def denoise(
     t_BxN,
     state_BxN,
     estimate_BxNxD,
-    segments_BxN,
-    positions_BxN,
-):
-    """One evaluation of the DiT: estimate of the clean latents, fp32 (B, N, D)."""
-    output_BxNxD = models.dit.apply(
-        {"params": params["dit"]},
-        z_BxNxD,
-        t_BxN,
-        state_BxN,
-        estimate_BxNxD,
-        segments_BxN,
-        positions_BxN,
+    context,
+) -> Denoised:
+    """One evaluation of the DiT: estimate of the clean latents (fp32), and features."""
+    output_BxNxD, features_BxNxM = models.dit.apply(
+        {"params": params["dit"]}, z_BxNxD, t_BxN, state_BxN, estimate_BxNxD, *context
     )
-    return config.objective.clean(output_BxNxD, z_BxNxD, t_BxN)
+    return Denoised(config.objective.clean(output_BxNxD, z_BxNxD, t_BxN), features_BxNxM)
+
+
+def token_logits(models: Models, params, z_BxNxD, sigma_BxN, context) -> jax.Array:
+    """Logits (B, L, V), fp32, from latents with additive noise of standard deviation ``sigma``.
+
+    A decoder with a trunk of its own is not told sigma; one that shares the DiT's is, as the time
+    at which the path has that ratio of noise to data (path.py, equation 1): t = sigma/(1 + sigma).
+    """
+    inputs = z_BxNxD
+    if models.vae.decoder_layers == 0:
+        t_BxN = sigma_BxN / (1 + sigma_BxN)
+        scaled_BxNxD = (1 - t_BxN)[..., None] * z_BxNxD
+        unknown_BxN = jnp.full(t_BxN.shape, UNKNOWN)
+        _, inputs = models.dit.apply(
+            {"params": params["dit"]}, scaled_BxNxD, t_BxN, unknown_BxN,
+            jnp.zeros_like(z_BxNxD), *context,
+        )  # fmt: skip
+    return _read_tokens(models, params, inputs, context)
+
+
+def _read_tokens(models: Models, params, inputs, context) -> jax.Array:
+    logits_BxLxV = models.vae.apply(
+        {"params": params["text_vae"]}, inputs, *context, method="decode"
+    )
+    return logits_BxLxV.astype(jnp.float32)
 
 
 def _gaussian(key, posterior):
     noise = jax.random.normal(key, posterior.mean_BxNxD.shape)
     return posterior.mean_BxNxD + jnp.exp(0.5 * posterior.logvar_BxNxD) * noise
-
-
-def _token_losses(models: Models, params, z_BxNxD, tokens_BxL, context):
-    """Cross-entropy (B, L) of the tokens decoded from latents, and where the decoder is right."""
-    logits_BxLxV = models.vae.apply(
-        {"params": params["text_vae"]}, z_BxNxD, *context, method="decode"
-    ).astype(jnp.float32)
-    loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
-    return loss_BxL, jnp.argmax(logits_BxLxV, axis=-1) == tokens_BxL
 
 
 def _reconstruction(recipe: Recipe, params, key, tokens_BxL, valid_BxL, z_BxNxD, context):
@@ -176,7 +185,9 @@ def _reconstruction(recipe: Recipe, params, key, tokens_BxL, valid_BxL, z_BxNxD,
     z_BxNxD = z_BxNxD + sigma_BxN[..., None] * jax.random.normal(noise_key, z_BxNxD.shape)
     kept_BxN = jax.random.bernoulli(drop_key, 1 - config.latent_dropout, shape)
     z_BxNxD = jnp.where(kept_BxN[..., None], z_BxNxD, 0.0)
-    loss_BxL, hit_BxL = _token_losses(recipe.models, params, z_BxNxD, tokens_BxL, context)
+    logits_BxLxV = token_logits(recipe.models, params, z_BxNxD, sigma_BxN, context)
+    loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
+    hit_BxL = jnp.argmax(logits_BxLxV, axis=-1) == tokens_BxL
     return _mean(loss_BxL, valid_BxL), _mean(hit_BxL, valid_BxL)
 
 
@@ -196,22 +207,24 @@ def _diffusion(recipe: Recipe, params, key, z_0_BxNxD, tokens_BxL, known_BxN, co
     state_BxN = jnp.where(known_BxN, jnp.where(dropped_Bx1, DROPPED, KNOWN), UNKNOWN)
 
     def estimate(earlier_BxNxD):
-        return denoise(models, params, config, z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, *context)
+        return denoise(models, params, config, z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, context)
 
     # One draw for the whole batch: half of the steps then cost no second evaluation.
     earlier_BxNxD = jax.lax.cond(
         jax.random.bernoulli(self_key, config.self_condition),
-        lambda: jax.lax.stop_gradient(estimate(jnp.zeros_like(z_0_BxNxD))),
+        lambda: jax.lax.stop_gradient(estimate(jnp.zeros_like(z_0_BxNxD)).output_BxNxD),
         lambda: jnp.zeros_like(z_0_BxNxD),
     )
-    clean_BxNxD = estimate(earlier_BxNxD)
+    clean_BxNxD, features_BxNxM = estimate(earlier_BxNxD)
     # What the wave has passed or not reached yet has nothing to learn.
     moving_BxN = (progress_BxN > 0) & (progress_BxN < 1)
     to_write_BxN = (segments_BxN > 0) & ~known_BxN & moving_BxN
     loss = _mean(config.objective.loss(clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)
     if config.token_loss == 0:
         return loss
-    token_loss_BxL, _ = _token_losses(models, params, clean_BxNxD, tokens_BxL, context)
+    inputs = clean_BxNxD if models.vae.decoder_layers > 0 else features_BxNxM
+    logits_BxLxV = _read_tokens(models, params, inputs, context)
+    token_loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
     to_write_BxL = jnp.repeat(to_write_BxN, models.vae.tokens_per_latent, axis=1)
     return loss + config.token_loss * _mean(token_loss_BxL, to_write_BxL)
 

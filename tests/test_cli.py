@@ -135,7 +135,6 @@ def test_every_refusal_is_one_line(trained, overrides, tmp_path, capsys):
     refused(capsys, [*train, "configs/debug.py", "optim.lr=1"], "optim.lr", "learning_rate")
     refused(capsys, [*train, "configs/debug.py", *overrides, "train.evals=('x',)"], "train.evals")
     refused(capsys, [*train, "configs/debug.py", *overrides, "train.batch_size=12"], "8 devices")
-    refused(capsys, [*train, "configs/debug.py", *overrides, "train.batch_size=512"], "validation")
 
 
 def test_tracebacks_only_on_demand(trained):

@@ -117,7 +117,6 @@ def test_a_tfds_dataset_by_folder(tmp_path):
         ("bad.jsonl", b'{"text": "a"}\n{nonsense', "bad.jsonl:2"),
         ("field.jsonl", b'{"body": "a"}', "data.text_field"),
         ("bad.parquet", b"not parquet", "not a readable Parquet"),
-        ("image.png", b"x", "no .txt"),
     ],
 )
 def test_unusable_files_are_named(tmp_path, name, content, words):
@@ -128,6 +127,8 @@ def test_unusable_files_are_named(tmp_path, name, content, words):
 
 
 def test_unknown_sources_are_named(tmp_path):
+    with pytest.raises(UserError, match="no .txt, .jsonl or .parquet"):
+        load_documents(str(tmp_path), downloads=tmp_path)
     with pytest.raises(UserError, match="did you mean 'austen'"):
         load_documents("austin", downloads=tmp_path)
     with pytest.raises(UserError, match="no such dataset"):

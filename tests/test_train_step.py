@@ -60,14 +60,13 @@ def run_step(setup, phase, batch=None, recipe=None, state=None):
 
 
 def changed_groups(before, after):
-    moved = {
+    return {
         group_of(path)
         for (path, a), b in zip(
             jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True
         )
         if not np.array_equal(a, b)
     }
-    return moved
 
 
 def test_loss_is_the_weighted_sum_of_its_four_parts(setup):

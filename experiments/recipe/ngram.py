@@ -1,7 +1,7 @@
 """A trigram judge: a rough, fast measure of local fluency for choosing between recipes.
 
-Not a substitute for a neural judge: it sees three tokens at a time and can be pleased by repetition,
-so it is always read beside distinct-n.
+Not a substitute for a neural judge: it sees three tokens at a time and can be pleased by
+repetition, so it is always read beside distinct-n.
 """
 
 import math

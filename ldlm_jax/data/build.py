@@ -246,8 +246,8 @@ def prepare(config: DataConfig) -> Prepared:
         return _prepare(config)
     except OSError as error:
         raise UserError(
-            f"could not write {config.folder}: {error.strerror or error}. Free some space or choose "
-            "another folder with data.root."
+            f"could not write {config.folder}: {error.strerror or error}. Free some space or "
+            "choose another folder with data.root."
         ) from error
 
 

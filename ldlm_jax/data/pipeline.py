@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import grain
 import jax
+import numpy as np
 
 from ldlm_jax.data.build import DataConfig, Prepared, read_split
 from ldlm_jax.errors import UserError
@@ -37,14 +38,17 @@ def train_batches(
 
 
 def eval_batches(prepared: Prepared, split: str, batch_size: int, count: int) -> list[dict]:
-    """The first ``count`` whole batches of a split (fewer if it is short), this host's rows."""
+    """The first ``count`` batches of a split (fewer if it is short), this host's rows.
+
+    The last batch is filled up with empty rows, whose segment numbers are all 0.
+    """
     hosts, host = jax.process_count(), jax.process_index()
     source = read_split(prepared.packed, split)
-    count = min(count, len(source) // batch_size)
-    if count < 1:
-        raise UserError(
-            f"the {split} split has {len(source)} windows, fewer than one batch of {batch_size}; "
-            "lower train.batch_size or give it more text."
-        )
-    rows = grain.MapDataset.source(source)[: count * batch_size][host::hosts]
-    return list(rows.batch(batch_size // hosts))
+    rows = [source[i] for i in range(min(len(source), count * batch_size))]
+    empty = {name: np.zeros_like(value) for name, value in rows[0].items()}
+    rows += [empty] * (-len(rows) % batch_size)
+    return [
+        {name: np.stack([row[name] for row in rows[start + host : start + batch_size : hosts]])
+         for name in empty}
+        for start in range(0, len(rows), batch_size)
+    ]  # fmt: skip

@@ -11,8 +11,6 @@ import tensorflow_datasets as tfds
 from ldlm_jax.data.corpora import REGISTRY, SPLITS, Splits
 from ldlm_jax.errors import UserError, did_you_mean
 
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
-
 
 def load_documents(source: str, *, downloads: Path, text_field: str = "text") -> Splits:
     """Documents by split.
@@ -75,13 +73,15 @@ def _split_in_order(read: Callable[[], Iterator[str]], source: str) -> Splits:
 
 
 def _read_path(path: Path, text_field: str) -> Iterator[str]:
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-    files = [f for f in files if f.suffix in _SUFFIXES]
-    if not files:
-        raise UserError(f"{path}: no {', '.join(_SUFFIXES)} file found.")
-    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    """Documents of a file, or of the known files of a folder; a file of unknown kind is text."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".jsonl", ".parquet"))
+        if not files:
+            raise UserError(f"{path}: no .txt, .jsonl or .parquet file found in this folder.")
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     for file in files:
-        for text in readers[file.suffix](file, text_field):
+        for text in readers.get(file.suffix, _read_txt)(file, text_field):
             if text.strip():
                 yield text.strip()
 

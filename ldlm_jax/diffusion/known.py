@@ -55,7 +55,7 @@ def positions_in_segments(segments_BxN: jax.Array) -> jax.Array:
 
 
 def places_to_write(segments_BxN: jax.Array, known_BxN: jax.Array) -> jax.Array:
-    """Place of each unknown position among the unknown ones of its document, 0 to 1, fp32 (B, N)."""
+    """Place of each unknown position among those of its document, 0 to 1, fp32 (B, N)."""
     unknown_BxN = ~known_BxN
     same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
     to_write_BxNxN = same_BxNxN & unknown_BxN[:, None, :]

@@ -10,7 +10,7 @@ from ldlm_jax.diffusion.known import positions_in_segments
 from ldlm_jax.evals.base import EvalContext, Results
 from ldlm_jax.models.dit import UNKNOWN
 from ldlm_jax.train_state import Models
-from ldlm_jax.train_step import DiffusionConfig, denoise
+from ldlm_jax.train_step import DiffusionConfig, denoise, token_logits
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -30,13 +30,11 @@ def _errors(params, latents, batch, key, t, *, models: Models, diffusion: Diffus
     clean_BxNxD = jnp.zeros_like(z_0_BxNxD)
     for _ in range(2 if diffusion.self_condition > 0 else 1):
         clean_BxNxD = denoise(
-            models, params, diffusion, z_t_BxNxD, t_BxN, state_BxN, clean_BxNxD, *context
-        )
+            models, params, diffusion, z_t_BxNxD, t_BxN, state_BxN, clean_BxNxD, context
+        ).output_BxNxD
     valid_BxN = segments_BxN > 0
     error_BxN = jnp.mean(jnp.square(clean_BxNxD - z_0_BxNxD), axis=-1)
-    decoded = models.vae.apply(
-        {"params": params["text_vae"]}, clean_BxNxD, *context, method="decode"
-    )
+    decoded = token_logits(models, params, clean_BxNxD, jnp.zeros(segments_BxN.shape), context)
     valid_BxL = batch["segments"] > 0
     hit_BxL = (jnp.argmax(decoded, axis=-1) == batch["tokens"]) & valid_BxL
     return (

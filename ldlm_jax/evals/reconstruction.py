@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ldlm_jax.diffusion.known import positions_in_segments
 from ldlm_jax.evals.base import EvalContext, Results
 from ldlm_jax.train_state import Models
+from ldlm_jax.train_step import token_logits
 
 # Standard deviations of the noise, in units of the latents' own.
 NOISE_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -23,7 +24,8 @@ def _hits(params, latents, batch, key, sigma, *, models: Models):
     )
     z_BxNxD = latents.normalise(posterior.mean_BxNxD)
     z_BxNxD += sigma * jax.random.normal(key, z_BxNxD.shape)
-    logits = models.vae.apply(vae, z_BxNxD, *context, method="decode")
+    sigma_BxN = jnp.full(segments_BxN.shape, sigma)
+    logits = token_logits(models, params, z_BxNxD, sigma_BxN, context)
     valid = batch["segments"] > 0
     hit = jnp.argmax(logits, axis=-1) == batch["tokens"]
     return jnp.sum(hit & valid), jnp.sum(valid)

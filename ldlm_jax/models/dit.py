@@ -3,6 +3,8 @@
 Shape letters: B batch, N latents, D latent channels, M width, T in-context time tokens.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,13 @@ from ldlm_jax.models.layers import Dense, Transformer
 
 # What the DiT is told of each position.
 UNKNOWN, KNOWN, DROPPED = 0, 1, 2
+
+
+class Denoised(NamedTuple):
+    """What the DiT says of noisy latents."""
+
+    output_BxNxD: jax.Array
+    features_BxNxM: jax.Array
 
 
 def time_features(t: jax.Array, features: int) -> jax.Array:
@@ -52,7 +61,7 @@ class DiT(nn.Module):
     @nn.compact
     def __call__(
         self, z_BxNxD, t_BxN, state_BxN, self_condition_BxNxD, segments_BxN, positions_BxN
-    ) -> jax.Array:
+    ) -> Denoised:
         """Predict from noisy latents.
 
         Args:
@@ -64,7 +73,8 @@ class DiT(nn.Module):
           positions_BxN: position within the document.
 
         Returns:
-          fp32 (B, N, D): clean latents or velocity, as trained.
+          ``output_BxNxD``, fp32: clean latents or velocity, as trained; and the trunk's features,
+          from which a TextVAE without a decoder trunk of its own reads the tokens.
         """
         dtype = jnp.dtype(self.dtype)
         z_BxNxD = jnp.where((state_BxN == DROPPED)[..., None], 0.0, z_BxNxD)
@@ -95,7 +105,7 @@ class DiT(nn.Module):
             kernel_init=nn.initializers.zeros,
             name="output",
         )
-        return output(y_BxNxM)
+        return Denoised(output(y_BxNxM), y_BxNxM)
 
     def _with_time_tokens(self, trunk, x_BxNxM, running_B, mask_BxNxN, positions_BxN):
         """Run the trunk with time tokens in front, which every position sees, and drop them."""

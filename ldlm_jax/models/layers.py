@@ -93,7 +93,7 @@ class ParallelDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
-        """Map ``x (..., in)`` to ``maps`` arrays ``(..., features)``, in ``activation_dtype(dtype)``."""
+        """Map ``x (..., in)`` to ``maps`` arrays ``(..., features)``, typed as ``Dense`` does."""
         init = nn.with_logical_partitioning(
             nn.initializers.variance_scaling(
                 1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=2, batch_axis=1

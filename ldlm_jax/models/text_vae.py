@@ -71,17 +71,19 @@ class Decoder(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, z_BxNxD, segments_BxN, positions_BxN) -> jax.Array:
+    def __call__(self, inputs, segments_BxN, positions_BxN) -> jax.Array:
         """See ``TextVAE.decode``."""
-        x_BxNxM = Dense(self.width, ("latent", "embed"), self.dtype, name="input")(z_BxNxD)
-        x_BxNxM = Transformer(
-            self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
-        )(x_BxNxM, same_segment(segments_BxN), positions_BxN)
+        x_BxNxM = inputs
+        if self.layers > 0:
+            x_BxNxM = Dense(self.width, ("latent", "embed"), self.dtype, name="input")(inputs)
+            x_BxNxM = Transformer(
+                self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
+            )(x_BxNxM, same_segment(segments_BxN), positions_BxN)
         if self.tokens_per_latent > 1:
             x_BxNxM = Dense(
                 self.tokens_per_latent * self.width, ("embed", "mlp"), self.dtype, name="unfold"
             )(x_BxNxM)
-        x_BxLxM = x_BxNxM.reshape(z_BxNxD.shape[0], -1, self.width)
+        x_BxLxM = x_BxNxM.reshape(x_BxNxM.shape[0], -1, x_BxNxM.shape[-1] // self.tokens_per_latent)
         return Dense(self.vocab_size, ("embed", "vocab"), self.dtype, name="head")(x_BxLxM)
 
 
@@ -93,7 +95,8 @@ class TextVAE(nn.Module):
       width: model width M.
       heads: attention heads; the head width must be even.
       encoder_layers: transformer blocks of the encoder.
-      decoder_layers: transformer blocks of the decoder.
+      decoder_layers: transformer blocks of the decoder; 0 shares the DiT's trunk, whose features
+        the decoder then reads instead of latents (ELF, arXiv 2605.10938).
       mlp_ratio: feed-forward width over model width.
       latent_channels: D.
       tokens_per_latent: tokens that share one latent; must divide the window.
@@ -113,6 +116,7 @@ class TextVAE(nn.Module):
     remat: bool = False
 
     def setup(self):
+        """Create encoder and decoder (called by Flax)."""
         shared = {
             "vocab_size": self.vocab_size,
             "width": self.width,
@@ -141,12 +145,19 @@ class TextVAE(nn.Module):
         """
         return self.encoder(tokens_BxL, segments_BxN, positions_BxN, known_BxN)
 
-    def decode(self, z_BxNxD, segments_BxN, positions_BxN) -> jax.Array:
-        """Logits (B, L, V) of all tokens from normalised latents (unit variance a channel)."""
-        return self.decoder(z_BxNxD, segments_BxN, positions_BxN)
+    def decode(self, inputs, segments_BxN, positions_BxN) -> jax.Array:
+        """Logits (B, L, V) of all tokens.
 
-    def __call__(self, tokens_BxL, segments_BxN, positions_BxN) -> jax.Array:
-        """Encode and decode; used to create the parameters."""
+        Args:
+          inputs: normalised latents (B, N, D) of unit variance a channel; with ``decoder_layers``
+            0 the features (B, N, M) of the DiT's trunk for such latents.
+          segments_BxN: document number of each latent, 0 for empty space.
+          positions_BxN: position of each latent within its document.
+        """
+        return self.decoder(inputs, segments_BxN, positions_BxN)
+
+    def __call__(self, tokens_BxL, segments_BxN, positions_BxN, inputs) -> jax.Array:
+        """Encode, and decode other inputs; used to create the parameters."""
         known_BxN = jnp.zeros(segments_BxN.shape, bool)
-        posterior = self.encode(tokens_BxL, segments_BxN, positions_BxN, known_BxN)
-        return self.decode(posterior.mean_BxNxD, segments_BxN, positions_BxN)
+        self.encode(tokens_BxL, segments_BxN, positions_BxN, known_BxN)
+        return self.decode(inputs, segments_BxN, positions_BxN)
