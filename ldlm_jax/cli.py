@@ -46,7 +46,16 @@ def _sample_config(args, run):
     """The run's sampling section with the flags that were given."""
     given = {
         name: getattr(args, name)
-        for name in ("steps", "solver", "churn", "guidance", "grid", "ramp", "batch_size")
+        for name in (
+            "steps",
+            "solver",
+            "churn",
+            "guidance",
+            "self_guidance",
+            "grid",
+            "ramp",
+            "batch_size",
+        )
         if getattr(args, name, None) is not None
     }
     return type(run.experiment.sample)(**{**vars(run.experiment.sample), **given})
@@ -139,6 +148,9 @@ def _sampling_flags(parser) -> None:
     parser.add_argument("--solver", help="euler, heun or stochastic")
     parser.add_argument("--churn", type=float, help="noise of the stochastic solver")
     parser.add_argument("--guidance", type=float, help="weight of the prompt; 1 is none")
+    parser.add_argument(
+        "--self-guidance", type=float, help="weight of the model's own earlier estimate; 1 is none"
+    )
     parser.add_argument("--grid", help="law or uniform")
     parser.add_argument("--ramp", type=float, help="wave of noise; 0 denoises all at once")
     parser.add_argument("--batch-size", type=int, help="samples written at once")

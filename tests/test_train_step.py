@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import train_batches
+from ldlm_jax.diffusion.sampler import Solver
+from ldlm_jax.generate import write_tokens
 from ldlm_jax.mesh import MeshConfig, make_mesh
-from ldlm_jax.models.layers import Dense
+from ldlm_jax.models.layers import Dense, activation_dtype, matmul
 from ldlm_jax.optim import OptimConfig, make_optimizer
 from ldlm_jax.phases import GROUPS, Phase
 from ldlm_jax.sharding import AxisRules, batch_sharding, put_batch
@@ -284,3 +287,62 @@ def test_clipping_bounds_the_gradient():
     moment = jax.tree.leaves(clip[1])
     norms = [float(jnp.linalg.norm(m)) for m in moment if m.shape == (4, 4)]
     assert max(norms) == pytest.approx(0.1, rel=1e-3)  # (1 - beta1) times a gradient of norm 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["text_vae.tokens_per_latent=2", "data.round_to=2"],
+        ["text_vae.decoder_layers=0", "diffusion.token_loss=0.5"],
+        ["dit.conditioning=adaln", "diffusion.ramps=(0.0, 3.0)"],
+        ["diffusion.prediction=v", "diffusion.loss_space=v", "text_vae.remat=True"],
+        ["optim.name=adamw", "dit.dtype=bfloat16", "text_vae.dtype=bfloat16"],
+    ],
+    ids=lambda changes: changes[0],
+)
+def test_variants_learn(overrides, changes):
+    """Every variant lowers its loss on one batch within a few steps."""
+    experiment = resolve(load_config("configs/debug.py", [*overrides, *changes]))
+    prepared = prepare(experiment.data)
+    models = experiment.models(prepared.tokenizer.vocab_size)
+    recipe, optimizer = experiment.recipe(models), make_optimizer(experiment.optim, 100)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    state = init_state(models, optimizer, 0, experiment.data.window, mesh, AxisRules())
+    batch = next(train_batches(prepared, experiment.data, 8))
+    step = jax.jit(partial(train_step, phase=Phase(), recipe=recipe, optimizer=optimizer))
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, batch, jax.random.key(1))
+        losses.append(float(metrics["loss"]))
+    assert int(state.skipped) == 0
+    assert np.mean(losses[-5:]) < 0.85 * losses[0]
+    tokens = write(models, experiment, state, window=experiment.data.window)
+    chex.assert_shape(tokens, (2, experiment.data.window))
+
+
+def write(models, experiment, state, window):
+    segments = np.ones((2, window), np.int32)
+    latents = window // models.vae.tokens_per_latent
+    return write_tokens(
+        state.ema, state.latents, np.zeros_like(segments), segments,
+        np.zeros((2, latents), bool), jax.random.key(0), 1.0, 1.0, 0.0, models=models,
+        diffusion=experiment.diffusion, solver=Solver("heun"), steps=2, grid="law", guided=False,
+    )[0]  # fmt: skip
+
+
+def test_matmul_on_cpu_equals_the_plain_product():
+    x, w = (
+        jax.random.normal(jax.random.key(0), (2, 6, 8)),
+        jax.random.normal(jax.random.key(1), (8, 3, 5)),
+    )
+
+    def loss(product, dtype):
+        return jax.value_and_grad(
+            lambda x, w: jnp.sum(jnp.sin(product(x, w, dtype).astype(jnp.float32))), argnums=(0, 1)
+        )(x, w)
+
+    plain = loss(lambda x, w, dtype: jnp.tensordot(x, w, axes=1), jnp.float32)
+    chex.assert_trees_all_close(loss(matmul, jnp.float32), plain, rtol=1e-5)
+    ours = loss(matmul, jnp.bfloat16)  # bf16 keeps eight bits
+    chex.assert_trees_all_close(ours, plain, atol=0.15, rtol=0.05)
+    assert matmul(x, w, jnp.bfloat16).dtype == activation_dtype(jnp.bfloat16)

@@ -1,0 +1,141 @@
+"""Training and sampling speed of a config, against the matrix product rate of the same machine.
+
+Command:
+    python experiments/throughput/measure.py configs/web_cpu.py \\
+        experiments/throughput/results.json
+"""
+
+import json
+import platform
+import sys
+import time
+from datetime import date
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.data.build import prepare
+from ldlm_jax.data.pipeline import train_batches
+from ldlm_jax.generate import SampleConfig, Writer, generate, write_tokens
+from ldlm_jax.mesh import make_mesh
+from ldlm_jax.optim import make_optimizer
+from ldlm_jax.sharding import batch_sharding, put_batch
+from ldlm_jax.train_state import init_state
+from ldlm_jax.train_step import train_step
+
+
+def best_seconds(run, repeats: int = 5) -> float:
+    """Shortest of several runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matmul_rate(dtype) -> float:
+    """FLOP/s of a product of the kind the model is made of: 4096 rows by 256 by 1024."""
+    x, w = jnp.ones((4096, 256), dtype), jnp.ones((256, 1024), dtype)
+    product = jax.jit(lambda x, w: x @ w)
+    jax.block_until_ready(product(x, w))
+    seconds = best_seconds(lambda: [product(x, w) for _ in range(20)]) / 20
+    return 2 * 4096 * 256 * 1024 / seconds
+
+
+def training(experiment, prepared, models, mesh, steps: int = 20) -> dict:
+    """Each phase's compile time, tokens a second and share of time outside the step."""
+    optimizer = make_optimizer(experiment.optim, experiment.train.num_steps)
+    recipe = experiment.recipe(models)
+    window, batch_size = experiment.data.window, experiment.train.batch_size
+    sharding = batch_sharding(mesh, experiment.sharding)
+    results = {}
+    state = init_state(models, optimizer, 0, window, mesh, experiment.sharding)
+    matrices = sum(x.size for x in jax.tree.leaves(state.params))
+    matrices -= state.params["text_vae"]["encoder"]["embed"].size  # a look-up, not a product
+    batches = train_batches(prepared, experiment.data, batch_size)
+    key = jax.random.key(0)
+    for number, phase in enumerate(experiment.phases):
+        fn = jax.jit(
+            partial(train_step, recipe=recipe, optimizer=optimizer, phase=phase), donate_argnums=0
+        )
+        start = time.perf_counter()
+        compiled = fn.lower(state, put_batch(next(batches), sharding), key).compile()
+        compile_seconds = time.perf_counter() - start
+        state, metrics = compiled(state, put_batch(next(batches), sharding), key)
+        jax.block_until_ready(metrics)
+        outside = 0.0
+        start = time.perf_counter()
+        for _ in range(steps):
+            begin = time.perf_counter()
+            batch = put_batch(next(batches), sharding)
+            outside += time.perf_counter() - begin
+            state, metrics = compiled(state, batch, key)
+            jax.block_until_ready(metrics)
+        seconds = (time.perf_counter() - start) / steps
+        results[f"phase_{number}"] = {
+            "compile_seconds": compile_seconds,
+            "seconds_per_step": seconds,
+            "tokens_per_second": batch_size * window / seconds,
+            "input_and_dispatch_share": outside / steps / seconds,
+            # Six FLOPs a parameter and token: an upper bound where a phase trains only a part.
+            "flops_bound": 6 * matrices * batch_size * window / seconds,
+        }
+    return results | {"state": state}
+
+
+def sampling(writer: Writer, batch_size: int = 32) -> dict:
+    """Tokens a second at several numbers of steps; cost and compilations against steps."""
+    results = {}
+    for steps in (5, 20, 100):
+        config = SampleConfig(steps=steps, batch_size=batch_size)
+
+        def run(config=config):
+            return list(generate(writer, config, 0, num_samples=batch_size))
+
+        run()
+        compiled = write_tokens._cache_size()
+        seconds = best_seconds(run, 3)
+        results[f"steps_{steps}"] = {
+            "seconds_per_batch": seconds,
+            "tokens_per_second": batch_size * writer.window / seconds,
+            "recompilations": write_tokens._cache_size() - compiled,
+        }
+    return results
+
+
+def main(config: str, out: str) -> None:
+    """Measure, print and write."""
+    experiment = resolve(load_config(config))
+    prepared = prepare(experiment.data)
+    models = experiment.models(prepared.tokenizer.vocab_size)
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        measured = training(experiment, prepared, models, mesh)
+        state = measured.pop("state")
+        writer = Writer(
+            models, experiment.diffusion, state.ema, state.latents, prepared.tokenizer,
+            tuple(prepared.stats["lengths"]),
+        )  # fmt: skip
+        result = {
+            "config": config,
+            "date": date.today().isoformat(),
+            "hardware": f"{jax.device_count()} x {jax.default_backend()}, {platform.machine()}",
+            "jax": jax.__version__,
+            "matmul_flops": {
+                "float32": matmul_rate(jnp.float32),
+                "bf16": matmul_rate(jnp.bfloat16),
+            },
+            "training": measured,
+            "sampling": sampling(writer),
+        }
+    text = json.dumps(result, indent=1)
+    print(text)
+    with open(out, "w") as file:
+        file.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
