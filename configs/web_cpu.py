@@ -24,7 +24,7 @@ def get_config() -> dict:
         },
         "dit": {"width": 256, "heads": 4, "layers": 6, "dtype": "bfloat16", "remat": True},
         "autoencoding": {"token_mask": 0.3, "decoder_noise": 4.0, "latent_dropout": 0.1},
-        "diffusion": {"token_loss": 0.5},
+        "diffusion": {"token_loss": 0.5, "time_location": 1.2, "time_scale": 1.4},
         "optim": {
             "name": "muon",
             "learning_rate": 5e-3,

@@ -156,9 +156,9 @@ def token_logits(models: Models, params, z_BxNxD, sigma_BxN, context) -> jax.Arr
     if models.vae.decoder_layers == 0:
         t_BxN = sigma_BxN / (1 + sigma_BxN)
         scaled_BxNxD = (1 - t_BxN)[..., None] * z_BxNxD
-        unknown_BxN = jnp.full(t_BxN.shape, UNKNOWN)
+        known_BxN = jnp.full(t_BxN.shape, KNOWN)
         _, inputs = models.dit.apply(
-            {"params": params["dit"]}, scaled_BxNxD, t_BxN, unknown_BxN,
+            {"params": params["dit"]}, scaled_BxNxD, t_BxN, known_BxN,
             jnp.zeros_like(z_BxNxD), *context,
         )  # fmt: skip
     return _read_tokens(models, params, inputs, context)
@@ -225,8 +225,10 @@ def _diffusion(recipe: Recipe, params, key, z_0_BxNxD, tokens_BxL, known_BxN, co
     inputs = clean_BxNxD if models.vae.decoder_layers > 0 else features_BxNxM
     logits_BxLxV = _read_tokens(models, params, inputs, context)
     token_loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
-    to_write_BxL = jnp.repeat(to_write_BxN, models.vae.tokens_per_latent, axis=1)
-    return loss + config.token_loss * _mean(token_loss_BxL, to_write_BxL)
+    # Tokens of known text are read off clean latents: the decoder's daily work.
+    to_read_BxN = to_write_BxN | (state_BxN == KNOWN)
+    to_read_BxL = jnp.repeat(to_read_BxN, models.vae.tokens_per_latent, axis=1)
+    return loss + config.token_loss * _mean(token_loss_BxL, to_read_BxL)
 
 
 def _alignment(recipe: Recipe, params, features_BxNxM, teacher_BxNxH, segments_BxN):

@@ -1,6 +1,17 @@
 """Eight simulated devices, and a tiny corpus and model that the tests share."""
 
-import jax
+import os
+
+# The tests compile much and run little: let the compiler take it easy. Before jax is imported.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
+import jax  # noqa: E402
 
 # Before anything uses a device: a later change is an error.
 jax.config.update("jax_num_cpu_devices", 8)

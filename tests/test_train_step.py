@@ -195,8 +195,8 @@ def test_packed_documents_never_meet(setup, conditioning):
 
     params = meta.unbox(dit.init(jax.random.key(1), z, *args, *rest))
     params = jax.tree.map(lambda x: x + 0.1, params)
-    one = dit.apply(params, z, *args, *rest)
-    other = dit.apply(params, z.at[:, 5].add(10.0), *args, *rest)
+    one = dit.apply(params, z, *args, *rest).output_BxNxD
+    other = dit.apply(params, z.at[:, 5].add(10.0), *args, *rest).output_BxNxD
     chex.assert_trees_all_close(one[:, :4], other[:, :4], atol=1e-5)
     assert float(jnp.abs(one[:, 4] - other[:, 4]).max()) > 1e-4
 
