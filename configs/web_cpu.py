@@ -24,7 +24,7 @@ def get_config() -> dict:
         },
         "dit": {"width": 256, "heads": 4, "layers": 6, "dtype": "bfloat16", "remat": True},
         "autoencoding": {"token_mask": 0.3, "decoder_noise": 4.0, "latent_dropout": 0.1},
-        "diffusion": {"token_loss": 0.5, "time_location": 1.2, "time_scale": 1.4},
+        "diffusion": {"token_loss": 0.5},
         "optim": {
             "name": "muon",
             "learning_rate": 5e-3,
@@ -33,15 +33,15 @@ def get_config() -> dict:
             "ema_decay": 0.99,
         },
         "train": {
-            "num_steps": 640,
+            "num_steps": 600,
             "batch_size": 64,
-            "eval_every": 320,
-            "checkpoint_every": 320,
+            "eval_every": 300,
+            "checkpoint_every": 300,
         },
-        "sample": {"steps": 50, "solver": "stochastic"},
+        "sample": {"steps": 50, "churn": 3.0, "self_guidance": 2.0},
         # First the autoencoder; then the denoiser, in the latents of a frozen encoder.
         "phases": [
-            {"until": 80, "diffusion": 0.0},
+            {"until": 70, "diffusion": 0.0},
             {"reconstruction": 0.0, "kl": 0.0, "train": ["dit", "decoder"]},
         ],
     }

@@ -1,12 +1,15 @@
 """``ldlm data|train|sample|eval``: flags to functions, nothing else."""
 
 import argparse
+import errno
 import json
 import logging
 import sys
 from pathlib import Path
 
 from ldlm_jax.errors import UserError
+
+_DISK_TROUBLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
 
 
 def _data(args, overrides) -> None:
@@ -223,6 +226,15 @@ def main(argv: list[str] | None = None) -> int:
         if args.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if args.debug or error.errno not in _DISK_TROUBLE:
+            raise
+        print(
+            f"error: {error.filename or 'cannot write'}: {error.strerror}. Free some space or choose "
+            "a folder that can be written; what was saved before is untouched.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("stopped; start the same command again to resume", file=sys.stderr)

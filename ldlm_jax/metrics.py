@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,8 +30,11 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close."""
+        # TensorBoard's writer thread dies on a full disk, and closing would then wait for ever.
+        closing = threading.Thread(target=self._board.close, daemon=True)
+        closing.start()
+        closing.join(timeout=10)
         self._file.close()
-        self._board.close()
 
 
 class Screen:

@@ -1,5 +1,6 @@
 """The loop, top to bottom: restore, data, step, log, evaluate, save, stop."""
 
+import contextlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -131,7 +132,10 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, teacher) -> None:
     tokens_per_step = config.batch_size * experiment.data.window
     evaluated: dict = {}
     logged = start
-    try:
+    with contextlib.ExitStack() as closing:
+        # Each is closed whatever becomes of the others; the last one named is closed first.
+        for part in (checkpoints, writer, screen):
+            closing.callback(part.close)
         for step in range(start, config.num_steps):
             batch = put_batch(next(batches), sharding)
             if teacher is not None:
@@ -157,10 +161,6 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, teacher) -> None:
                 scores = {k: v for k, v in evaluated.items() if not isinstance(v, str)}
                 checkpoints.save(done, state, _with_best(scores, config.best_metric))
                 watch.lap("checkpoint")
-    finally:
-        screen.close()
-        writer.close()
-        checkpoints.close()
 
 
 def _with_best(scores: dict, best_metric: str) -> dict | None:

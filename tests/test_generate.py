@@ -38,7 +38,7 @@ def overfitted(overrides):
     ids = tokenizer.encode(texts)
     rows = list(windows(ids, experiment.data))
     batch = {k: np.stack([row[k] for row in rows]) for k in ("tokens", "segments")}
-    batch = jax.tree.map(lambda x: np.concatenate([x] * 4), batch)
+    batch = jax.tree.map(lambda x: np.concatenate([x] * 2), batch)
     models = experiment.models(tokenizer.vocab_size)
     recipe, optimizer = experiment.recipe(models), make_optimizer(experiment.optim, STEPS)
     mesh = make_mesh(dataclasses.replace(experiment.mesh, data=1), jax.devices()[:1])
@@ -78,7 +78,7 @@ def test_sampling_returns_the_text_of_an_overfitted_batch(overfitted, solver):
 
 def test_a_prompt_is_kept_and_continued_from_the_batch(overfitted):
     writer, _, _, texts = overfitted
-    prompt = "My son "
+    prompt = "My son"
     config = SampleConfig(steps=40, batch_size=32, guidance=1.5)
     written = [s.text for s in generate(writer, config, 0, num_samples=32, prompt=prompt)]
     assert all(text.startswith(prompt) for text in written)

@@ -1,0 +1,58 @@
+"""Text statistics of one run over solvers, guidance and steps, with a trigram judge.
+
+Command: python experiments/recipe/sampler_sweep.py runs/web_cpu experiments/recipe/sampler.json
+"""
+
+import json
+import sys
+from dataclasses import replace
+
+from experiments.recipe.ngram import Trigram
+from ldlm_jax.data.build import prepare, read_texts
+from ldlm_jax.evals.samples import text_statistics
+from ldlm_jax.generate import SampleConfig, generate
+from ldlm_jax.run_folder import load_run
+
+BASE = SampleConfig(steps=50, batch_size=64)
+TRIALS = {
+    "euler": {"solver": "euler"},
+    "churn 1": {"churn": 1.0},
+    "churn 3": {"churn": 3.0},
+    "self-guidance 1.5": {"self_guidance": 1.5},
+    "self-guidance 2, churn 1": {"self_guidance": 2.0},
+    "self-guidance 2, churn 3": {"self_guidance": 2.0, "churn": 3.0},
+    "ramp 3": {"ramp": 3.0},
+    "uniform grid": {"grid": "uniform"},
+    "5 steps": {"steps": 5},
+    "20 steps": {"steps": 20},
+    "200 steps": {"steps": 200},
+}
+
+
+def main(workdir: str, out: str, num_samples: int = 256) -> None:
+    """Write and judge ``num_samples`` texts for each trial."""
+    run = load_run(workdir)
+    prepared = prepare(run.experiment.data)
+    tokenizer = prepared.tokenizer
+    judge = Trigram(tokenizer.encode(list(read_texts(prepared.text, "train"))), 4096)
+    held_out = list(read_texts(prepared.text, "validation"))[:num_samples]
+    rows = {"held-out text": judged(judge, tokenizer, held_out)}
+    for name, changes in TRIALS.items():
+        config = replace(BASE, **changes)
+        texts = [s.text for s in generate(run.writer, config, 1, num_samples=num_samples)]
+        rows[name] = judged(judge, tokenizer, texts) | {"texts": texts[:6]}
+        print(name, {k: v for k, v in rows[name].items() if k != "texts"}, *texts[:4], sep="\n  ")
+    with open(out, "w") as file:
+        json.dump({"workdir": workdir, "seed": 1, "num_samples": num_samples, "rows": rows}, file,
+                  indent=1)  # fmt: skip
+
+
+def judged(judge: Trigram, tokenizer, texts: list[str]) -> dict:
+    """Trigram perplexity beside the statistics that keep it honest."""
+    perplexity = judge.perplexity(tokenizer.encode(texts))
+    statistics = {k: round(v, 3) for k, v in text_statistics(texts).items()}
+    return {"trigram_perplexity": round(perplexity, 1), **statistics}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
