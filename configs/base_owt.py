@@ -1,6 +1,6 @@
 """About 130M parameters in the denoiser, OpenWebText, one TPU v5e slice of 16 chips.
 
-Command:  ldlm train --config configs/base_owt.py --workdir gs://BUCKET/base_owt
+Command:  ldlm train --config configs/base_owt.py --workdir /mnt/shared/base_owt
           Data: any folder of OpenWebText as .jsonl or .parquet (set data.source to it), or the
           TFDS dataset by name; prepare it once beforehand with `ldlm data --config ...`.
 Hardware: TPU v5e-16 (bf16). Not run by us: the values follow the literature (TextLDM, ELF), and no

@@ -1,8 +1,10 @@
 """Checkpoints: the only file that imports orbax."""
 
 import logging
+import shutil
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -54,14 +56,20 @@ class Checkpoints:
         """Start saving; ``metrics`` decide which checkpoint is the best.
 
         Raises:
-          UserError: the disk is full or read-only; earlier checkpoints are untouched.
+          UserError: the disk is too full; earlier checkpoints are untouched.
         """
         if step in self._manager.all_steps():
             return
-        try:
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        # A save that fails half-way in orbax's threads may never return: look before.
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
+        if free < 1.1 * needed:
+            raise UserError(
+                f"no checkpoint of step {step}: {self._folder} has {free / 1e6:.1f} MB left and "
+                f"{1.1 * needed / 1e6:.1f} MB are needed; earlier checkpoints are untouched. Free "
+                "some space and start the same command again to resume."
+            )
+        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
     def restore(self, abstract, step: int | None = None):
         """The newest state that can be read, or None if there is none at all.
@@ -97,15 +105,5 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the save under way and release the folder."""
-        try:
-            self._manager.wait_until_finished()
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        finally:
-            self._manager.close()
-
-    def _cannot_write(self, error: OSError) -> UserError:
-        return UserError(
-            f"could not write a checkpoint to {self._folder} ({error.strerror or error}); earlier "
-            "ones are untouched. Free some space and start the same command again to resume."
-        )
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -231,8 +231,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.debug or error.errno not in _DISK_TROUBLE:
             raise
         print(
-            f"error: {error.filename or 'cannot write'}: {error.strerror}. Free some space or choose "
-            "a folder that can be written; what was saved before is untouched.",
+            f"error: {error.filename or 'cannot write'}: {error.strerror}. Free some space or "
+            "choose a folder that can be written; what was saved before is untouched.",
             file=sys.stderr,
         )
         return 2

@@ -154,10 +154,31 @@ def test_a_read_only_folder_is_refused(overrides, tmp_path, capsys):
 def test_a_full_disk_leaves_earlier_checkpoints(overrides, tmp_path, capsys):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("cannot mount a small disk here")
     try:
         refused(capsys, train_command(disk / "run", overrides), "Free some space")
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_latents_are_aligned_with_an_earlier_run(trained, overrides, tmp_path, capsys):
+    """A finished run is the teacher: the alignment loss is there and falls."""
+    align = [
+        f"teacher.run={trained}",
+        "phases=[{'alignment': 1.0, 'diffusion': 0.0}]",
+        "train.num_steps=40",
+        "train.log_every=1",
+        "train.evals=('reconstruction',)",
+    ]
+    workdir = tmp_path / "aligned"
+    assert main(train_command(workdir, overrides, *align)) == 0
+    losses = [m["loss/alignment"] for m in metrics_of(workdir) if "loss/alignment" in m]
+    assert len(losses) == 40 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    facts = json.loads((workdir / "run.json").read_text())
+    assert facts["teacher"] == str(trained) and facts["teacher_width"] == 32
+    assert main(["sample", "--workdir", str(workdir), "--steps", "2", "--num-samples", "1"]) == 0
+    capsys.readouterr()
+    other = [*align[:-1], "train.evals=('reconstruction',)", "data.vocab_size=330"]
+    refused(capsys, train_command(tmp_path / "b", overrides, *other), "another tokenizer")

@@ -1,0 +1,88 @@
+"""Train a variant of the demo for a fixed time and judge its text.
+
+Command: PYTHONPATH=. python experiments/recipe/trial.py NAME SECONDS [section.key=value ...]
+Writes experiments/recipe/trials/NAME.json. Time counts training steps alone, not compilation.
+"""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from experiments.recipe.ngram import Trigram
+from experiments.recipe.sampler_sweep import judged
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.data.build import prepare, read_texts
+from ldlm_jax.data.pipeline import eval_batches, train_batches
+from ldlm_jax.evals import EvalContext, run_evals
+from ldlm_jax.generate import SampleConfig, Writer, generate
+from ldlm_jax.mesh import make_mesh
+from ldlm_jax.optim import make_optimizer
+from ldlm_jax.phases import phase_at
+from ldlm_jax.train_state import init_state
+from ldlm_jax.train_step import train_step
+
+# Without an end that is known beforehand there is no schedule to follow, and little to average.
+FIXED = ["optim.schedule=constant", "optim.ema_decay=0.98", "train.num_steps=1000000"]
+
+
+def train_for(seconds: float, experiment, prepared, models):
+    """State and number of steps after that much training time."""
+    optimizer = make_optimizer(experiment.optim, experiment.train.num_steps)
+    mesh = make_mesh(experiment.mesh)
+    state = init_state(models, optimizer, 0, experiment.data.window, mesh, experiment.sharding)
+    step_fn = jax.jit(
+        partial(train_step, recipe=experiment.recipe(models), optimizer=optimizer),
+        donate_argnums=0,
+        static_argnames="phase",
+    )
+    batches = train_batches(prepared, experiment.data, experiment.train.batch_size)
+    used, step, compiled = 0.0, 0, set()
+    while used < seconds:
+        phase = phase_at(experiment.phases, step)
+        start = time.perf_counter()
+        state, metrics = step_fn(state, next(batches), jax.random.key(0), phase=phase)
+        jax.block_until_ready(metrics)
+        if phase in compiled:
+            used += time.perf_counter() - start
+        compiled.add(phase)
+        step += 1
+        if step % 50 == 0:
+            print(step, f"{used:.0f} s", f"loss {float(metrics['loss']):.3f}", flush=True)
+    return state, step
+
+
+def main(name: str, seconds: str, *overrides: str) -> None:
+    """Run one trial."""
+    experiment = resolve(load_config("configs/web_cpu.py", [*FIXED, *overrides]))
+    prepared = prepare(experiment.data)
+    models = experiment.models(prepared.tokenizer.vocab_size)
+    state, steps = train_for(float(seconds), experiment, prepared, models)
+    writer = Writer(
+        models, experiment.diffusion, state.ema, state.latents, prepared.tokenizer,
+        tuple(prepared.stats["lengths"]),
+    )  # fmt: skip
+    base = SampleConfig(batch_size=64)
+    held_out = eval_batches(prepared, "validation", 64, 4)
+    context = EvalContext(writer, experiment.recipe(models), held_out, base, 8, (5,), 0)
+    result = {"name": name, "seconds": float(seconds), "overrides": overrides, "steps": steps}
+    result |= run_evals(("reconstruction", "denoising"), context)
+    train_ids = prepared.tokenizer.encode(list(read_texts(prepared.text, "train")))
+    judge = Trigram(train_ids, prepared.tokenizer.vocab_size)
+    for count in (20, 100):
+        config = replace(base, steps=count)
+        texts = [s.text for s in generate(writer, config, 1, num_samples=256)]
+        result[f"samples_{count}"] = judged(judge, prepared.tokenizer, texts) | {"texts": texts[:6]}
+    text = json.dumps(result, indent=1)
+    print(text)
+    folder = Path("experiments/recipe/trials")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
