@@ -19,7 +19,7 @@ from ldlm_jax.metrics import MetricsWriter, Screen, Stopwatch
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.phases import phase_at
 from ldlm_jax.run_folder import RunFolder, load_run
-from ldlm_jax.sharding import batch_sharding, put_batch
+from ldlm_jax.sharding import batch_sharding, put_batch, replicated
 from ldlm_jax.teachers.trunk import TrunkTeacher
 from ldlm_jax.train_state import abstract_state, init_state
 from ldlm_jax.train_step import Recipe, train_step
@@ -49,7 +49,7 @@ def train(config, workdir: str) -> None:
     sharding = batch_sharding(mesh, experiment.sharding)
     _check_batch(experiment, sharding)
     prepared = prepare(experiment.data)
-    teacher = _load_teacher(experiment, prepared)
+    teacher = _load_teacher(experiment, prepared, mesh)
     teacher_width = teacher.width if teacher else 0
 
     folder = RunFolder(Path(workdir))
@@ -78,7 +78,7 @@ def _check_batch(experiment: Experiment, sharding) -> None:
         )
 
 
-def _load_teacher(experiment: Experiment, prepared: Prepared) -> TrunkTeacher | None:
+def _load_teacher(experiment: Experiment, prepared: Prepared, mesh) -> TrunkTeacher | None:
     if not experiment.aligned:
         return None
     run = load_run(experiment.teacher.run)
@@ -89,7 +89,8 @@ def _load_teacher(experiment: Experiment, prepared: Prepared) -> TrunkTeacher | 
         )
     if run.models.vae.tokens_per_latent != experiment.text_vae["tokens_per_latent"]:
         raise UserError("the teacher's text_vae.tokens_per_latent differs from this config's.")
-    return TrunkTeacher(run.models.vae, run.state.ema["text_vae"])
+    params = jax.device_put(run.state.ema["text_vae"], replicated(mesh))
+    return TrunkTeacher(run.models.vae, params)
 
 
 def _restore_or_create(experiment, recipe: Recipe, optimizer, checkpoints: Checkpoints, mesh):

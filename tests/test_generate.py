@@ -21,7 +21,7 @@ from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import train_step
 from tests.conftest import sentences
 
-STEPS = 700
+STEPS = 800
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def overfitted(overrides):
     ids = tokenizer.encode(texts)
     rows = list(windows(ids, experiment.data))
     batch = {k: np.stack([row[k] for row in rows]) for k in ("tokens", "segments")}
-    batch = jax.tree.map(lambda x: np.concatenate([x] * 2), batch)
+    batch = jax.tree.map(lambda x: np.concatenate([x] * 4), batch)
     models = experiment.models(tokenizer.vocab_size)
     recipe, optimizer = experiment.recipe(models), make_optimizer(experiment.optim, STEPS)
     mesh = make_mesh(dataclasses.replace(experiment.mesh, data=1), jax.devices()[:1])
