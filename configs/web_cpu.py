@@ -33,15 +33,15 @@ def get_config() -> dict:
             "ema_decay": 0.99,
         },
         "train": {
-            "num_steps": 600,
+            "num_steps": 580,
             "batch_size": 64,
-            "eval_every": 300,
-            "checkpoint_every": 300,
+            "eval_every": 580,
+            "checkpoint_every": 290,
         },
-        "sample": {"steps": 50, "churn": 3.0, "self_guidance": 2.0},
+        "sample": {"steps": 50, "churn": 2.0},
         # First the autoencoder; then the denoiser, in the latents of a frozen encoder.
         "phases": [
-            {"until": 70, "diffusion": 0.0},
+            {"until": 180, "diffusion": 0.0},
             {"reconstruction": 0.0, "kl": 0.0, "train": ["dit", "decoder"]},
         ],
     }

@@ -14,5 +14,5 @@ def get_config() -> dict:
     config = runpy.run_path(str(Path(__file__).with_name("web_cpu.py")))["get_config"]()
     config["train"] |= {"num_steps": 1900, "eval_every": 475, "checkpoint_every": 475}
     config["optim"] |= {"ema_decay": 0.995}
-    config["phases"][0]["until"] = 150
+    config["phases"][0]["until"] = 300
     return config

@@ -79,10 +79,15 @@ def test_sampling_returns_the_text_of_an_overfitted_batch(overfitted, solver):
 def test_a_prompt_is_kept_and_continued_from_the_batch(overfitted):
     writer, _, _, texts = overfitted
     prompt = "My son"
+    # A length that no text with this beginning has would leave nothing right to write.
+    possible = [t for t in texts if t.startswith(prompt)]
+    counts = [len(ids) + 1 for ids in writer.tokenizer.encode(possible)]
+    lengths = np.bincount(counts, minlength=writer.window + 1)
+    writer = dataclasses.replace(writer, lengths=tuple(lengths))
     config = SampleConfig(steps=40, batch_size=32, guidance=1.5)
     written = [s.text for s in generate(writer, config, 0, num_samples=32, prompt=prompt)]
     assert all(text.startswith(prompt) for text in written)
-    assert np.mean([text in texts for text in written]) > 0.6, written[:8]
+    assert np.mean([text in possible for text in written]) > 0.6, written[:8]
 
 
 def test_same_seed_same_text_and_other_seed_other_text(overfitted):
