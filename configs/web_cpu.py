@@ -2,7 +2,10 @@
 
 Command:  ldlm train --config configs/web_cpu.py --workdir runs/web_cpu
 Hardware: 2 CPU cores with bf16 matrix units (Sapphire Rapids class).
-Result:   @@RESULT@@
+Result:   580 steps at 4,950 tokens/s, about 8 minutes (23 November 2026, seed 0). Clean
+          reconstruction 1.000, denoising/accuracy_mean 0.814; samples hold phrases, not
+          sentences. Trigram perplexity of 128 samples at 100 steps 5,545 with self-guidance 1.5
+          (distinct-2 0.865, word entropy 5.72), 7,386 without (0.893, 5.81).
 
 How it was chosen: experiments/recipe/.
 """
@@ -38,7 +41,7 @@ def get_config() -> dict:
             "eval_every": 580,
             "checkpoint_every": 290,
         },
-        "sample": {"steps": 50, "churn": 2.0},
+        "sample": {"steps": 50, "churn": 2.0, "self_guidance": 1.5},
         # First the autoencoder; then the denoiser, in the latents of a frozen encoder.
         "phases": [
             {"until": 180, "diffusion": 0.0},
