@@ -67,9 +67,7 @@ def train(config, workdir: str) -> None:
 
 def _check_batch(experiment: Experiment, sharding) -> None:
     rows = experiment.train.batch_size // experiment.train.microbatches
-    devices = sharding.num_devices // jax.tree.reduce(
-        lambda a, b: a * b, [sharding.mesh.shape["tensor"]]
-    )
+    devices = sharding.num_devices // sharding.mesh.shape["tensor"]
     if rows % devices:
         raise UserError(
             f"train.batch_size = {experiment.train.batch_size} in train.microbatches = "
