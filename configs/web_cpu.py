@@ -14,7 +14,7 @@ How it was chosen: experiments/recipe/.
 def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
     return {
-        "data": {"source": "web", "vocab_size": 4096, "window": 64},
+        "data": {"source": "web", "vocab_size": 4096, "window": 64, "round_to": 4},
         # The decoder reads the DiT's trunk: what the first phase teaches it is not lost.
         "text_vae": {
             "width": 256,
@@ -23,25 +23,24 @@ def get_config() -> dict:
             "decoder_layers": 0,
             "latent_channels": 128,
             "dtype": "bfloat16",
-            "remat": True,
         },
-        "dit": {"width": 256, "heads": 4, "layers": 6, "dtype": "bfloat16", "remat": True},
+        "dit": {"width": 256, "heads": 4, "layers": 4, "time_tokens": 0, "dtype": "bfloat16"},
         "autoencoding": {"token_mask": 0.3, "decoder_noise": 4.0, "latent_dropout": 0.1},
-        "diffusion": {"token_loss": 0.5},
+        "diffusion": {"block_size": 4, "token_loss": 0.5, "prefix": 0.1, "infill": 0.0},
         "optim": {
-            "name": "muon",
-            "learning_rate": 5e-3,
-            "warmup_steps": 20,
+            "name": "adamw",
+            "learning_rate": 2e-3,
+            "warmup_steps": 50,
             "schedule": "linear",
             "ema_decay": 0.99,
         },
         "train": {
             "num_steps": 580,
-            "batch_size": 64,
+            "batch_size": 32,
             "eval_every": 580,
             "checkpoint_every": 290,
         },
-        "sample": {"steps": 50, "churn": 2.0, "self_guidance": 1.5},
+        "sample": {"steps": 50, "churn": 2.0},
         # First the autoencoder; then the denoiser, in the latents of a frozen encoder.
         "phases": [
             {"until": 180, "diffusion": 0.0},

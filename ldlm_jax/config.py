@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from ml_collections import ConfigDict
 
 from ldlm_jax.data.build import DataConfig
+from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.generate import SampleConfig
 from ldlm_jax.mesh import MeshConfig
@@ -25,7 +26,7 @@ from ldlm_jax.optim import OptimConfig
 from ldlm_jax.phases import Phase, check_phases
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.teachers.trunk import TeacherConfig
-from ldlm_jax.train_step import AutoencodingConfig, DiffusionConfig, Models, Recipe
+from ldlm_jax.train_step import AutoencodingConfig, Models, Recipe
 
 
 @dataclass(frozen=True)
@@ -262,12 +263,14 @@ def _check_shapes(experiment: Experiment) -> None:
                 "heads of even width."
             )
     positive = {
-        "text_vae.encoder_layers": vae.encoder_layers,
         "text_vae.latent_channels": vae.latent_channels,
         "text_vae.tokens_per_latent": vae.tokens_per_latent,
         "dit.layers": dit.layers,
-        "dit.time_tokens": dit.time_tokens,
     }
+    if vae.encoder_layers < 0:
+        raise UserError(f"text_vae.encoder_layers = {vae.encoder_layers}: at least 0.")
+    if dit.time_tokens < 0:
+        raise UserError(f"dit.time_tokens = {dit.time_tokens}: at least 0.")
     for key, value in positive.items():
         if value < 1:
             raise UserError(f"{key} = {value}: must be at least 1.")
@@ -284,9 +287,33 @@ def _check_shapes(experiment: Experiment) -> None:
             f"data.round_to = {data.round_to} must be a multiple of text_vae.tokens_per_latent = "
             f"{vae.tokens_per_latent}, so that no latent belongs to two documents."
         )
+    block = experiment.diffusion.block_size
+    if block:
+        _check_blocks(block, data, vae, dit)
     if experiment.aligned and not experiment.teacher.run:
         raise UserError(
             "phases: alignment has a weight but teacher.run names no run folder to align with."
+        )
+
+
+def _check_blocks(block: int, data: DataConfig, vae, dit) -> None:
+    """Raise UserError unless texts can be written in blocks of that many latents."""
+    tokens = block * vae.tokens_per_latent
+    if data.window % tokens or data.round_to % tokens:
+        raise UserError(
+            f"diffusion.block_size = {block} is {tokens} tokens, which must divide data.window = "
+            f"{data.window} and data.round_to = {data.round_to}, so that every text ends with a "
+            f"whole block; set data.round_to={tokens}."
+        )
+    if dit.conditioning == "in_context" and dit.time_tokens > 0:
+        raise UserError(
+            f"dit.time_tokens = {dit.time_tokens}: a time token holds one time for a row, but each "
+            "block has its own; set dit.time_tokens=0 or dit.conditioning=adaln."
+        )
+    if vae.decoder_layers > 0:
+        raise UserError(
+            f"text_vae.decoder_layers = {vae.decoder_layers}: with diffusion.block_size the "
+            "decoder must share the DiT's trunk, which remembers earlier blocks; set it to 0."
         )
 
 

@@ -14,3 +14,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}Known: {', '.join(known)}."
+
+
+def check_shares(section: str, config, names: tuple[str, ...]) -> None:
+    """Raise UserError unless these attributes of a config section lie in [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"{section}.{name} = {getattr(config, name)}: must be in [0, 1].")

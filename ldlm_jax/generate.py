@@ -1,6 +1,6 @@
 """From prompts to text: the one path used by the command line, the evaluations and the examples.
 
-Shape letters: B rows, L tokens, N latents, D latent channels, K steps.
+Shape letters: B rows, L tokens, N latents, S latents of a block, D latent channels, K steps.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD, Tokenizer
+from ldlm_jax.denoiser import DiffusionConfig, denoise, places_of, remember, token_logits
 from ldlm_jax.diffusion import time
 from ldlm_jax.diffusion.guidance import guide
-from ldlm_jax.diffusion.known import places_to_write, positions_in_segments
 from ldlm_jax.diffusion.sampler import SOLVERS, Solver, sample
-from ldlm_jax.diffusion.time import local_progress
 from ldlm_jax.errors import UserError
-from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
+from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN, Memory
+from ldlm_jax.models.layers import activation_dtype
+from ldlm_jax.models.places import Places
 from ldlm_jax.train_state import LatentStats, Models
-from ldlm_jax.train_step import DiffusionConfig, denoise, token_logits
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SampleConfig:
     """How text is written.
 
     Attributes:
-      steps: denoising steps; more cost more and write better.
+      steps: denoising steps of each block; more cost more and write better.
       solver: ``"euler"``, ``"heun"`` or ``"stochastic"``, see ``diffusion.sampler``.
       churn: noise of the stochastic solver; 0 is Euler.
       guidance: weight of the prompt; 1 is none, above 1 follows it more closely.
@@ -36,8 +36,8 @@ class SampleConfig:
         coherent and less varied, at the price of a second evaluation a step (ELF, arXiv
         2605.10938, guides on the same condition).
       grid: where the steps stand: ``"law"`` (quantiles of the training times) or ``"uniform"``.
-      ramp: wave of noise from the beginning of a text to its end; -1 takes the largest that the
-        model was trained with, 0 denoises all positions together.
+      temperature: standard deviation of the initial and of the fresh noise; below 1 the text is
+        more ordinary and less varied.
       batch_size: samples written at once.
     """
 
@@ -47,7 +47,7 @@ class SampleConfig:
     guidance: float = 1.0
     self_guidance: float = 1.0
     grid: str = "law"
-    ramp: float = -1.0
+    temperature: float = 1.0
     batch_size: int = 32
 
     def __post_init__(self):
@@ -57,10 +57,8 @@ class SampleConfig:
             raise UserError(f"solver = {self.solver!r}: choose one of {', '.join(SOLVERS)}.")
         if self.grid not in ("law", "uniform"):
             raise UserError(f"grid = {self.grid!r}: choose 'law' or 'uniform'.")
-        if self.ramp < 0 and self.ramp != -1:
-            raise UserError(f"ramp = {self.ramp}: at least 0, or -1 for the trained one.")
-        if min(self.churn, self.guidance, self.self_guidance) < 0:
-            raise UserError("churn, guidance and self_guidance must not be negative.")
+        if min(self.churn, self.temperature, self.guidance, self.self_guidance) < 0:
+            raise UserError("churn, temperature, guidance and self_guidance must not be negative.")
         if self.batch_size < 1:
             raise UserError(f"batch_size = {self.batch_size}: at least 1.")
 
@@ -111,16 +109,9 @@ class Sample:
 @partial(
     jax.jit,
     static_argnames=(
-        "models",
-        "diffusion",
-        "solver",
-        "steps",
-        "grid",
-        "guided",
-        "self_guided",
-        "draft_steps",
+        "models", "diffusion", "solver", "steps", "grid", "guided", "self_guided", "draft_steps",
     ),
-)
+)  # fmt: skip
 def write_tokens(
     params,
     latents: LatentStats,
@@ -130,7 +121,7 @@ def write_tokens(
     key,
     guidance,
     self_guidance,
-    ramp,
+    temperature,
     *,
     models: Models,
     diffusion: DiffusionConfig,
@@ -141,7 +132,11 @@ def write_tokens(
     self_guided: bool = False,
     draft_steps: tuple[int, ...] = (),
 ):
-    """Denoise and decode one batch; everything in one jitted function, one scan over the steps.
+    """Denoise and decode one batch, block after block; all of it in one jitted function.
+
+    An outer scan runs over the blocks (a single one where whole texts are written), an inner scan
+    over the steps. A finished block is decoded and read back by the encoder: what later blocks
+    remember are the latents of its tokens, as in training.
 
     Args:
       params: parameters.
@@ -152,11 +147,11 @@ def write_tokens(
       key: random key.
       guidance: weight of the known part, used if ``guided``.
       self_guidance: weight of the earlier estimate, used if ``self_guided``.
-      ramp: wave of noise from the beginning of a text to its end.
+      temperature: standard deviation of all noise.
       models: the networks.
       diffusion: how the denoiser was trained.
       solver: how to step.
-      steps: number of steps K.
+      steps: number of steps K of each block.
       grid: see ``SampleConfig``.
       guided: evaluate the denoiser also without the known part.
       self_guided: evaluate the denoiser also without its earlier estimate.
@@ -166,59 +161,114 @@ def write_tokens(
       tokens (B, L), and drafts (len(draft_steps), B, L).
     """
     per_latent = models.vae.tokens_per_latent
-    segments_BxN = segments_BxL[:, ::per_latent]
-    context = (segments_BxN, positions_in_segments(segments_BxN))
-    known_BxL = jnp.repeat(known_BxN, per_latent, axis=1)
-    vae = {"params": params["text_vae"]}
-    posterior = models.vae.apply(
-        vae, jnp.where(known_BxL, tokens_BxL, MASK), *context, known_BxN, method="encode"
-    )
-    given_BxNxD = latents.normalise(posterior.mean_BxNxD)
-    known_BxNx1 = known_BxN[..., None]
-
-    def denoiser(z_BxNxD, t_BxN, earlier_BxNxD):
-        z_BxNxD = jnp.where(known_BxNx1, given_BxNxD, z_BxNxD)
-        if diffusion.self_condition == 0:
-            earlier_BxNxD = jnp.zeros_like(earlier_BxNxD)
-
-        def estimate(mark, earlier_BxNxD):
-            state_BxN = jnp.where(known_BxN, mark, UNKNOWN)
-            return denoise(
-                models, params, diffusion, z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, context
-            ).output_BxNxD
-
-        clean_BxNxD = with_both_BxNxD = estimate(KNOWN, earlier_BxNxD)
-        if guided:
-            without_BxNxD = estimate(DROPPED, earlier_BxNxD)
-            clean_BxNxD += guide(with_both_BxNxD, without_BxNxD, guidance) - with_both_BxNxD
-        if self_guided:
-            without_BxNxD = estimate(KNOWN, jnp.zeros_like(earlier_BxNxD))
-            clean_BxNxD += guide(with_both_BxNxD, without_BxNxD, self_guidance) - with_both_BxNxD
-        return jnp.where(known_BxNx1, given_BxNxD, clean_BxNxD)
-
-    def decode(z_BxNxD):
-        z_BxNxD = jnp.where(known_BxNx1, given_BxNxD, z_BxNxD)
-        logits = token_logits(models, params, z_BxNxD, jnp.zeros(known_BxN.shape), context)
-        # A text never holds a masked token, nor padding before its end.
-        return jnp.argmax(logits.at[..., MASK].set(-jnp.inf), axis=-1)
-
-    noise_key, solver_key = jax.random.split(key)
-    noise_BxNxD = jax.random.normal(noise_key, given_BxNxD.shape)
-    places_BxN = places_to_write(segments_BxN, known_BxN)
-    progress = local_progress(time.grid(steps)[:, None, None], places_BxN, ramp)
+    places = places_of(segments_BxL, models, diffusion)
+    B, N = known_BxN.shape
+    S = diffusion.block_size or N
+    progress_K = time.grid(steps)
     law = diffusion.law(models.vae.latent_channels)
-    times = jnp.where(known_BxN, 0.0, law.quantile(progress) if grid == "law" else progress)
-    z_BxNxD, estimates = sample(
-        denoiser,
-        noise_BxNxD,
-        times,
-        solver_key,
-        solver,
-        keep_estimates=bool(draft_steps),
-    )
-    chosen = [estimates[step - 1] for step in draft_steps]
-    drafts = jnp.stack([decode(z) for z in chosen]) if chosen else jnp.zeros((0, *tokens_BxL.shape))
-    return decode(z_BxNxD), drafts
+    times_K = law.quantile(progress_K) if grid == "law" else progress_K
+    tokens_BxL = jnp.where(jnp.repeat(known_BxN, per_latent, axis=1), tokens_BxL, MASK)
+    # Guidance compares what is said with the known part in mind with what is said without.
+    marks = (KNOWN, DROPPED) if guided else (KNOWN,)
+
+    def read(tokens_BxL):
+        posterior = models.vae.apply(
+            {"params": params["text_vae"]}, tokens_BxL, places, known_BxN, method="encode"
+        )
+        return latents.normalise(posterior.mean_BxNxD)
+
+    def remember_block(memories, start, z_BxNxD):
+        """Add the finished block at ``start`` to what is remembered."""
+        z_BxSxD, known_BxS = _cut(z_BxNxD, start, S), _cut(known_BxN, start, S)
+        block, added = places.cut(start, S), []
+        for mark, memory in zip(marks, memories, strict=True):
+            state_BxS = jnp.where(known_BxS, mark, KNOWN)
+            new = remember(models, params, z_BxSxD, state_BxS, block, memory).keys_and_values
+            grown = jax.tree.map(
+                lambda all_, own: jax.lax.dynamic_update_slice_in_dim(all_, own, start, axis=2),
+                memory.keys_and_values, new,
+            )  # fmt: skip
+            added.append(memory._replace(keys_and_values=grown))
+        return tuple(added)
+
+    def write_block(carry, index):
+        tokens_BxL, memories = carry
+        start = index * S
+        z_BxNxD = read(tokens_BxL)
+        if memories:
+            # The block before this one. The first has none, and sees nothing of what this adds.
+            memories = remember_block(memories, jnp.maximum(start - S, 0), z_BxNxD)
+        block, known_BxS = places.cut(start, S), _cut(known_BxN, start, S)
+        given_BxSxD = _cut(z_BxNxD, start, S)
+        known_BxSx1 = known_BxS[..., None]
+
+        def denoiser(z_BxSxD, t_BxS, earlier_BxSxD):
+            z_BxSxD = jnp.where(known_BxSx1, given_BxSxD, z_BxSxD)
+            if diffusion.self_condition == 0:
+                earlier_BxSxD = jnp.zeros_like(earlier_BxSxD)
+
+            def estimate(which, earlier_BxSxD):
+                state_BxS = jnp.where(known_BxS, marks[which], UNKNOWN)
+                return denoise(
+                    models, params, diffusion, z_BxSxD, t_BxS, state_BxS, earlier_BxSxD, block,
+                    memories[which] if memories else None,
+                ).output_BxNxD  # fmt: skip
+
+            clean_BxSxD = with_both_BxSxD = estimate(0, earlier_BxSxD)
+            if guided:
+                less_BxSxD = estimate(1, earlier_BxSxD)
+                clean_BxSxD += guide(with_both_BxSxD, less_BxSxD, guidance) - with_both_BxSxD
+            if self_guided:
+                less_BxSxD = estimate(0, jnp.zeros_like(earlier_BxSxD))
+                clean_BxSxD += guide(with_both_BxSxD, less_BxSxD, self_guidance) - with_both_BxSxD
+            return jnp.where(known_BxSx1, given_BxSxD, clean_BxSxD)
+
+        def decode(z_BxSxD):
+            z_BxSxD = jnp.where(known_BxSx1, given_BxSxD, z_BxSxD)
+            clean_BxS = jnp.zeros(known_BxS.shape)
+            memory = memories[0] if memories else None
+            logits = token_logits(models, params, z_BxSxD, clean_BxS, block, memory)
+            # A text never holds a masked token.
+            return jnp.argmax(logits.at[..., MASK].set(-jnp.inf), axis=-1)
+
+        noise_key, solver_key = jax.random.split(jax.random.fold_in(key, index))
+        z_BxSxD, estimates = sample(
+            denoiser,
+            temperature * jax.random.normal(noise_key, given_BxSxD.shape),
+            jnp.where(known_BxS, 0.0, times_K[:, None, None]),
+            solver_key,
+            solver,
+            temperature=temperature,
+            keep_estimates=bool(draft_steps),
+        )
+        written = jnp.where(
+            jnp.repeat(known_BxS, per_latent, axis=1),
+            _cut(tokens_BxL, start * per_latent, S * per_latent),
+            decode(z_BxSxD),
+        )
+        tokens_BxL = jax.lax.dynamic_update_slice_in_dim(
+            tokens_BxL, written, start * per_latent, axis=1
+        )
+        drafts = [decode(estimates[step - 1]) for step in draft_steps]
+        return (tokens_BxL, memories), jnp.stack(drafts) if drafts else None
+
+    memories = tuple(_blank_memory(models, places) for _ in marks) if S < N else ()
+    (tokens_BxL, _), drafts = jax.lax.scan(write_block, (tokens_BxL, memories), jnp.arange(N // S))
+    if drafts is None:
+        return tokens_BxL, jnp.zeros((0, *tokens_BxL.shape), tokens_BxL.dtype)
+    return tokens_BxL, jnp.moveaxis(drafts, 0, 2).reshape(len(draft_steps), *tokens_BxL.shape)
+
+
+def _cut(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
+
+
+def _blank_memory(models: Models, places: Places) -> Memory:
+    """A memory of the whole window, with nothing in it yet."""
+    dit = models.dit
+    shape = (dit.layers, *places.segments_BxN.shape, dit.heads, dit.width // dit.heads)
+    blank = jnp.zeros(shape, activation_dtype(jnp.dtype(dit.dtype)))
+    return Memory((blank, blank), places)
 
 
 def generate(
@@ -264,12 +314,16 @@ def generate(
             "above 0; use guidance 1."
         )
     self_guided = config.self_guidance != 1.0 and writer.diffusion.self_condition > 0
-    ramp = max(writer.diffusion.ramps) if config.ramp == -1 else config.ramp
     rng = np.random.default_rng(seed)
     size = min(config.batch_size, num_samples)
     key = jax.random.key(seed)
     for index, start in enumerate(range(0, num_samples, size)):
-        lengths = draw_lengths(writer.lengths, len(given), size, rng)
+        # A text written block by block ends where its end token falls.
+        lengths = (
+            np.full(size, writer.window)
+            if writer.diffusion.block_size
+            else draw_lengths(writer.lengths, len(given), size, rng)
+        )
         tokens = np.full((size, writer.window), MASK, np.int32)
         tokens[:, : len(given)] = given
         places = np.arange(writer.window)
@@ -278,7 +332,8 @@ def generate(
             (places < lengths[:, None]).astype(np.int32),
             np.broadcast_to(places[: writer.window // per_latent] < known, (size,
                             writer.window // per_latent)),
-            jax.random.fold_in(key, index), config.guidance, config.self_guidance, ramp,
+            jax.random.fold_in(key, index), config.guidance, config.self_guidance,
+            config.temperature,
             models=writer.models, diffusion=writer.diffusion,
             solver=Solver(config.solver, config.churn), steps=config.steps, grid=config.grid,
             guided=guided, self_guided=self_guided, draft_steps=tuple(draft_steps),

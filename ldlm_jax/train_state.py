@@ -11,6 +11,7 @@ from flax.core import meta
 
 from ldlm_jax.models.dit import DiT
 from ldlm_jax.models.layers import Dense
+from ldlm_jax.models.places import lay_out
 from ldlm_jax.models.text_vae import TextVAE
 from ldlm_jax.sharding import AxisRules, param_shardings, replicated
 
@@ -87,12 +88,13 @@ class Models:
         latents = window // self.vae.tokens_per_latent
         tokens = jnp.zeros((1, window), jnp.int32)
         ints = jnp.zeros((1, latents), jnp.int32)
+        places = lay_out(ints)
         z = jnp.zeros((1, latents, self.vae.latent_channels))
         channels = self.dit.width if self.vae.decoder_layers == 0 else self.vae.latent_channels
         decoder_inputs = jnp.zeros((1, latents, channels))
         params = {
-            "text_vae": self.vae.init(vae_key, tokens, ints, ints, decoder_inputs)["params"],
-            "dit": self.dit.init(dit_key, z, z[..., 0], ints, z, ints, ints)["params"],
+            "text_vae": self.vae.init(vae_key, tokens, places, decoder_inputs)["params"],
+            "dit": self.dit.init(dit_key, z, z[..., 0], ints, z, places)["params"],
         }
         if self.align is not None:
             features = jnp.zeros((1, latents, self.vae.width))

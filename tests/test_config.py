@@ -37,6 +37,8 @@ def test_every_config_resolves_and_says_what_it_is(path):
         ("data.window=1", ["data.window"]),
         ("data.round_to=7", ["data.round_to", "data.window"]),
         ("data.vocab_size=100", ["data.vocab_size"]),
+        ("diffusion.block_size=4", ["diffusion.block_size", "data.round_to=4"]),
+        ("diffusion.block_size=-1", ["diffusion.block_size"]),
         ("text_vae.tokens_per_latent=2", ["data.round_to", "tokens_per_latent"]),
         ("train.num_steps='many'", ["train.num_steps", "whole number"]),
         ("train.microbatches=7", ["train.microbatches", "train.batch_size"]),

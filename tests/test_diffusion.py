@@ -9,9 +9,10 @@ from scipy import stats
 
 from ldlm_jax.diffusion import path, time
 from ldlm_jax.diffusion.guidance import guide
-from ldlm_jax.diffusion.known import draw_known, places_to_write, positions_in_segments
+from ldlm_jax.diffusion.known import draw_known
 from ldlm_jax.diffusion.objective import Objective
 from ldlm_jax.diffusion.sampler import SOLVERS, Solver, sample
+from ldlm_jax.models.places import lay_out
 
 MEAN = np.array([1.0, -2.0])
 COVARIANCE = np.array([[1.5, 0.8], [0.8, 0.7]])
@@ -44,10 +45,8 @@ def test_positions_may_run_at_times_of_their_own():
         return gain[..., None] * z
 
     noise = jax.random.normal(jax.random.key(0), (20_000, 2, 1))
-    places = jnp.array([[0.0, 1.0]])
-    u = time.local_progress(time.grid(1600)[:, None, None], places, 3.0)
-    assert u[0].tolist() == [[1.0, 1.0]] and u[-1].tolist() == [[0.0, 0.0]]
-    assert u[800].tolist() == [[0.0, 1.0]]  # one is done before the other begins
+    # The first is done before the other begins.
+    u = jnp.clip(2 * time.grid(800)[:, None, None] - jnp.array([1.0, 0.0]), 0.0, 1.0)
     for solver in SOLVERS:
         z, _ = sample(denoise, noise, u, jax.random.key(1), Solver(solver))
         np.testing.assert_allclose(np.cov(z[..., 0].T), np.eye(2), atol=0.05)
@@ -119,13 +118,6 @@ def test_grid_runs_from_noise_to_data():
         time.grid(0)
 
 
-def test_places_count_what_is_to_be_written():
-    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0]])
-    known = jnp.array([[1, 0, 0, 0, 0, 0, 0, 0]], bool)
-    places = places_to_write(segments, known)[0, :7]
-    np.testing.assert_allclose(places[1:], [0.0, 0.5, 1.0, 0.0, 0.5, 1.0])
-
-
 @pytest.mark.parametrize("prediction", ["x", "v"])
 @pytest.mark.parametrize("space", ["x", "v"])
 def test_losses_agree_between_predictions_and_spaces(prediction, space):
@@ -152,12 +144,12 @@ SEGMENTS = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 2, 2, 2]])
 
 def test_positions_restart_with_every_document():
     expected = [[0, 1, 2, 3, 0, 1, 2, 0], [0, 0, 1, 2, 3, 4, 5, 6]]
-    assert positions_in_segments(SEGMENTS).tolist() == expected
+    assert lay_out(SEGMENTS).positions_BxN.tolist() == expected
 
 
 def test_known_parts_have_the_asked_shape_and_never_fill_a_document():
     segments = jnp.tile(SEGMENTS, (500, 1))
-    positions = positions_in_segments(segments)
+    positions = lay_out(segments).positions_BxN
     prefix = np.asarray(draw_known(jax.random.key(0), segments, positions, prefix=1.0, infill=0.0))
     infill = np.asarray(draw_known(jax.random.key(0), segments, positions, prefix=0.0, infill=1.0))
     mixed = np.asarray(draw_known(jax.random.key(0), segments, positions, prefix=0.2, infill=0.1))

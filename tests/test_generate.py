@@ -24,9 +24,23 @@ from tests.conftest import sentences
 STEPS = 800
 
 
+BLOCKS = ["diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0",
+          "text_vae.decoder_layers=0", "diffusion.token_loss=0.5"]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def overfitted(overrides):
     """A model trained on 16 sentences, first the autoencoder, then the denoiser."""
+    return train_on_sixteen(overrides)
+
+
+@pytest.fixture(scope="module")
+def overfitted_in_blocks(overrides):
+    """The same, writing four tokens at a time after those before them."""
+    return train_on_sixteen([*overrides, *BLOCKS])
+
+
+def train_on_sixteen(overrides):
     extra = ["text_vae.width=64", "dit.width=64", "diffusion.prefix=0.3", "diffusion.infill=0.0",
              "text_vae.latent_channels=16", "optim.learning_rate=4e-3", "optim.ema_decay=0.98",
              "autoencoding.token_mask=0.0", "autoencoding.decoder_noise=1.0", "data.layout=pad",
@@ -74,6 +88,28 @@ def test_sampling_returns_the_text_of_an_overfitted_batch(overfitted, solver):
     exact = [text for text in written if text in texts]
     assert len(exact) >= 0.85 * len(written), written[:10]
     assert len(set(exact)) >= 8  # and not one of them over and over
+
+
+@pytest.mark.parametrize("steps", [5, 30])
+def test_blocks_return_the_text_of_an_overfitted_batch(overfitted_in_blocks, steps):
+    writer, _, _, texts = overfitted_in_blocks
+    config = SampleConfig(steps=steps, batch_size=64)
+    written = [s.text for s in generate(writer, config, 0, num_samples=64)]
+    exact = [text for text in written if text in texts]
+    assert len(exact) >= 0.85 * len(written), written[:10]
+    assert len(set(exact)) >= 8
+
+
+def test_blocks_continue_a_prompt_of_any_length(overfitted_in_blocks):
+    writer, _, _, texts = overfitted_in_blocks
+    config = SampleConfig(steps=20, batch_size=16, guidance=1.5)
+    for prompt in ("My", "My son", "My son went"):
+        possible = [t for t in texts if t.startswith(prompt)]
+        samples = list(
+            generate(writer, config, 0, num_samples=16, prompt=prompt, draft_steps=(20,))
+        )
+        assert all(s.text.startswith(prompt) and s.drafts[20] == s.text for s in samples)
+        assert np.mean([s.text in possible for s in samples]) > 0.6, (prompt, samples[:4])
 
 
 def test_a_prompt_is_kept_and_continued_from_the_batch(overfitted):

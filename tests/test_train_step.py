@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import meta
 
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare
@@ -16,6 +17,7 @@ from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.generate import write_tokens
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.models.layers import Dense, activation_dtype, matmul
+from ldlm_jax.models.places import lay_out
 from ldlm_jax.optim import OptimConfig, make_optimizer
 from ldlm_jax.phases import GROUPS, Phase
 from ldlm_jax.sharding import AxisRules, batch_sharding, put_batch
@@ -62,6 +64,13 @@ def run_step(setup, phase, batch=None, recipe=None, state=None):
     return step(state or initial, batch or default, jax.random.key(1))
 
 
+def random_parameters(module, *args):
+    """Parameters that are nowhere zero: zero-initialised outputs would hide what passes."""
+    params = meta.unbox(module.init(jax.random.key(1), *args))
+    keys = iter(jax.random.split(jax.random.key(2), 100))
+    return jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), params)
+
+
 def changed_groups(before, after):
     return {
         group_of(path)
@@ -102,12 +111,9 @@ def test_each_part_by_hand(setup):
     vocabulary = recipe.models.vae.vocab_size
     assert float(aux["loss/reconstruction"]) == pytest.approx(np.log(vocabulary), rel=1e-4)
     segments, valid = batch["segments"], batch["segments"] > 0
-    from ldlm_jax.diffusion.known import positions_in_segments
-
     mean, logvar, features = recipe.models.vae.apply(
-        {"params": zeroed["text_vae"]}, batch["tokens"], segments,
-        positions_in_segments(jnp.asarray(segments)), np.zeros(segments.shape, bool),
-        method="encode",
+        {"params": zeroed["text_vae"]}, batch["tokens"], lay_out(jnp.asarray(segments)),
+        np.zeros(segments.shape, bool), method="encode",
     )  # fmt: skip
     kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
     assert float(aux["loss/kl"]) == pytest.approx(float(kl.mean(-1)[valid].mean()), rel=1e-4)
@@ -174,12 +180,11 @@ def test_latents_of_known_text_hold_nothing_of_the_unknown(setup):
     known = jnp.broadcast_to(jnp.arange(segments.shape[1]) < 7, segments.shape)
     encode = partial(recipe.models.vae.apply, {"params": state.params["text_vae"]}, method="encode")
     tokens = jnp.asarray(batch["tokens"])
-    positions = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
-    ones = jnp.ones_like(segments)
-    before = encode(tokens, ones, positions, known).mean_BxNxD
-    after = encode(jnp.where(known, tokens, 5), ones, positions, known).mean_BxNxD
+    places = lay_out(jnp.ones_like(segments))
+    before = encode(tokens, places, known).mean_BxNxD
+    after = encode(jnp.where(known, tokens, 5), places, known).mean_BxNxD
     chex.assert_trees_all_close(before[:, :7], after[:, :7], atol=1e-6)
-    joint = encode(tokens, ones, positions, jnp.zeros_like(known)).mean_BxNxD
+    joint = encode(tokens, places, jnp.zeros_like(known)).mean_BxNxD
     assert float(jnp.abs(joint[:, :7] - before[:, :7]).max()) > 1e-3
 
 
@@ -187,19 +192,56 @@ def test_latents_of_known_text_hold_nothing_of_the_unknown(setup):
 def test_packed_documents_never_meet(setup, conditioning):
     recipe, _, state, _ = setup
     dit = recipe.models.dit.clone(conditioning=conditioning)
-    segments = jnp.array([[1] * 4 + [2] * 6])
     z = jax.random.normal(jax.random.key(0), (1, 10, dit.latent_channels))
     args = (jnp.full((1, 10), 0.5), jnp.zeros((1, 10), jnp.int32))
-    rest = (jnp.zeros_like(z), segments, jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5]]))
-    from flax.core import meta
-
-    params = meta.unbox(dit.init(jax.random.key(1), z, *args, *rest))
-    keys = iter(jax.random.split(jax.random.key(2), 100))
-    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), params)
+    rest = (jnp.zeros_like(z), lay_out(jnp.array([[1] * 4 + [2] * 6])))
+    params = random_parameters(dit, z, *args, *rest)
     one = dit.apply(params, z, *args, *rest).output_BxNxD
     other = dit.apply(params, z.at[:, 5].add(10.0), *args, *rest).output_BxNxD
     chex.assert_trees_all_close(one[:, :4], other[:, :4], atol=1e-5)
     assert float(jnp.abs(one[:, 4] - other[:, 4]).max()) > 1e-4
+
+
+@pytest.mark.parametrize("conditioning", ["in_context", "adaln"])
+def test_block_by_block_with_memory_equals_all_blocks_at_once(setup, conditioning):
+    """A block sees itself and what came before, whether at once or out of memory; nothing later."""
+    dit = setup[0].models.dit.clone(conditioning=conditioning, time_tokens=0)
+    places = lay_out(jnp.array([[1] * 4 + [2] * 8]), block_size=4)
+    z = jax.random.normal(jax.random.key(0), (1, 12, dit.latent_channels))
+    t, state = jnp.full((1, 12), 0.3), jnp.ones((1, 12), jnp.int32)
+    params = random_parameters(dit, z, t, state, z, places)
+
+    def run(z, start, size, memory=None):
+        part = slice(start, start + size)
+        return dit.apply(params, z[:, part], t[:, part], state[:, part], z[:, part],
+                         places.cut(start, size), memory)  # fmt: skip
+
+    whole = run(z, 0, 12)
+    for start in (4, 8):
+        earlier = run(z, 0, start).memory
+        alone = run(z, start, 4, earlier).output_BxNxD
+        chex.assert_trees_all_close(alone, whole.output_BxNxD[:, start : start + 4], atol=1e-4)
+    later = run(z.at[:, 9].add(10.0), 0, 12).output_BxNxD
+    chex.assert_trees_all_close(later[:, :8], whole.output_BxNxD[:, :8], atol=1e-5)
+    assert float(jnp.abs(later[:, 8] - whole.output_BxNxD[:, 8]).max()) > 1e-4
+    # A noisy copy remembers clean blocks before its own, and never its own or a later one.
+    noisy = run(z, 0, 12, whole.memory).output_BxNxD
+    changed = run(z.at[:, 5].add(10.0), 0, 12).memory
+    other = run(z, 0, 12, changed).output_BxNxD
+    chex.assert_trees_all_close(noisy[:, :8], other[:, :8], atol=1e-5)
+    assert float(jnp.abs(noisy[:, 8:] - other[:, 8:]).max()) > 1e-4
+
+
+def test_the_encoder_sees_no_later_block(setup):
+    recipe, _, state, batch = setup
+    tokens = jnp.asarray(batch["tokens"])
+    nothing = jnp.zeros(tokens.shape, bool)
+    places = lay_out(jnp.ones_like(tokens), block_size=8)
+    encode = partial(recipe.models.vae.apply, {"params": state.params["text_vae"]}, method="encode")
+    before = encode(tokens, places, nothing).mean_BxNxD
+    after = encode(tokens.at[:, 9].set(7), places, nothing).mean_BxNxD
+    chex.assert_trees_all_close(before[:, :8], after[:, :8], atol=1e-6)
+    assert float(jnp.abs(before[:, 8] - after[:, 8]).max()) > 1e-4
 
 
 def test_non_finite_steps_are_skipped_and_counted(setup):
@@ -295,7 +337,15 @@ def test_clipping_bounds_the_gradient():
     [
         ["text_vae.tokens_per_latent=2", "data.round_to=2"],
         ["text_vae.decoder_layers=0", "diffusion.token_loss=0.5"],
-        ["dit.conditioning=adaln", "diffusion.ramps=(0.0, 3.0)"],
+        ["dit.conditioning=adaln"],
+        [
+            "diffusion.block_size=4",
+            "data.round_to=4",
+            "dit.time_tokens=0",
+            "diffusion.infill=0.0",
+            "text_vae.decoder_layers=0",
+            "text_vae.encoder_layers=0",
+        ],
         ["diffusion.prediction=v", "diffusion.loss_space=v", "text_vae.remat=True"],
         ["optim.name=adamw", "dit.dtype=bfloat16", "text_vae.dtype=bfloat16"],
     ],
@@ -326,7 +376,7 @@ def write(models, experiment, state, window):
     latents = window // models.vae.tokens_per_latent
     return write_tokens(
         state.ema, state.latents, np.zeros_like(segments), segments,
-        np.zeros((2, latents), bool), jax.random.key(0), 1.0, 1.0, 0.0, models=models,
+        np.zeros((2, latents), bool), jax.random.key(0), 1.0, 1.0, 1.0, models=models,
         diffusion=experiment.diffusion, solver=Solver("heun"), steps=2, grid="law", guided=False,
     )[0]  # fmt: skip
 

@@ -21,7 +21,7 @@ TRIALS = {
     "self-guidance 1.5": {"self_guidance": 1.5},
     "self-guidance 2, churn 1": {"self_guidance": 2.0},
     "self-guidance 2, churn 3": {"self_guidance": 2.0, "churn": 3.0},
-    "ramp 3": {"ramp": 3.0},
+    "temperature 0.8": {"temperature": 0.8},
     "uniform grid": {"grid": "uniform"},
     "5 steps": {"steps": 5},
     "20 steps": {"steps": 20},

@@ -39,27 +39,3 @@ def draw_known(
     around_hole = (positions_BxN < begin) | (positions_BxN >= end)
     known = jnp.where(kind < prefix, before_hole, (kind < prefix + infill) & around_hole)
     return known & (segments_BxN > 0)
-
-
-def positions_in_segments(segments_BxN: jax.Array) -> jax.Array:
-    """Position of each place within its run of equal segment numbers, int32 (B, N)."""
-    index = jnp.broadcast_to(jnp.arange(segments_BxN.shape[1]), segments_BxN.shape)
-    starts = jnp.concatenate(
-        [
-            jnp.ones_like(segments_BxN[:, :1], bool),
-            segments_BxN[:, 1:] != segments_BxN[:, :-1],
-        ],
-        axis=1,
-    )
-    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-
-
-def places_to_write(segments_BxN: jax.Array, known_BxN: jax.Array) -> jax.Array:
-    """Place of each unknown position among those of its document, 0 to 1, fp32 (B, N)."""
-    unknown_BxN = ~known_BxN
-    same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
-    to_write_BxNxN = same_BxNxN & unknown_BxN[:, None, :]
-    index = jnp.arange(segments_BxN.shape[1])
-    before_BxN = jnp.sum(to_write_BxNxN & (index[None, :] < index[:, None]), axis=-1)
-    total_BxN = jnp.sum(to_write_BxNxN, axis=-1)
-    return before_BxN / jnp.maximum(total_BxN - 1, 1)

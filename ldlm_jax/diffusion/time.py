@@ -54,21 +54,3 @@ def grid(steps: int) -> jax.Array:
     if steps < 1:
         raise ValueError(f"steps = {steps}: a sampler takes at least 1 step.")
     return jnp.linspace(1.0, 0.0, steps + 1)
-
-
-def local_progress(u: jax.Array, place: jax.Array, ramp: jax.Array) -> jax.Array:
-    """Progress of each position when the whole text is at u: a wave from its beginning to its end.
-
-    (6)  u_i = clip((1 + ramp) u - ramp (1 - place_i), 0, 1)
-
-    With ramp 0 all positions are denoised together. With a larger one the beginning is written
-    while the end is still noise: each position takes 1 / (1 + ramp) of all steps, and the wave
-    spans 1 / ramp of the text (a continuous form of block-by-block diffusion; cf. Ruhe et al. 2024,
-    "Rolling Diffusion Models"; Chen et al. 2024, "Diffusion Forcing").
-
-    Args:
-      u: progress of the text, 1 (noise) to 0 (data).
-      place: place of each position among those to be written, 0 (first) to 1 (last).
-      ramp: at least 0.
-    """
-    return jnp.clip((1 + ramp) * u - ramp * (1 - place), 0.0, 1.0)

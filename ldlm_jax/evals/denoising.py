@@ -5,36 +5,39 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ldlm_jax.denoiser import DiffusionConfig, denoise, places_of, remember, token_logits
 from ldlm_jax.diffusion import path
-from ldlm_jax.diffusion.known import positions_in_segments
 from ldlm_jax.evals.base import EvalContext, Results
-from ldlm_jax.models.dit import UNKNOWN
+from ldlm_jax.models.dit import KNOWN, UNKNOWN
 from ldlm_jax.train_state import Models
-from ldlm_jax.train_step import DiffusionConfig, denoise, token_logits
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @partial(jax.jit, static_argnames=("models", "diffusion"))
 def _errors(params, latents, batch, key, t, *, models: Models, diffusion: DiffusionConfig):
-    segments_BxN = batch["segments"][:, :: models.vae.tokens_per_latent]
-    context = (segments_BxN, positions_in_segments(segments_BxN))
+    places = places_of(batch["segments"], models, diffusion)
+    segments_BxN = places.segments_BxN
+    nothing_BxN = jnp.zeros(segments_BxN.shape, bool)
     posterior = models.vae.apply(
-        {"params": params["text_vae"]}, batch["tokens"], *context,
-        jnp.zeros(segments_BxN.shape, bool), method="encode",
-    )  # fmt: skip
+        {"params": params["text_vae"]}, batch["tokens"], places, nothing_BxN, method="encode"
+    )
     z_0_BxNxD = latents.normalise(posterior.mean_BxNxD)
     t_BxN = jnp.full(segments_BxN.shape, t)
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(key, z_0_BxNxD.shape), t_BxN)
     state_BxN = jnp.full(segments_BxN.shape, UNKNOWN)
+    memory = None
+    if diffusion.block_size:
+        memory = remember(models, params, z_0_BxNxD, jnp.full(segments_BxN.shape, KNOWN), places)
     clean_BxNxD = jnp.zeros_like(z_0_BxNxD)
     for _ in range(2 if diffusion.self_condition > 0 else 1):
         clean_BxNxD = denoise(
-            models, params, diffusion, z_t_BxNxD, t_BxN, state_BxN, clean_BxNxD, context
+            models, params, diffusion, z_t_BxNxD, t_BxN, state_BxN, clean_BxNxD, places, memory
         ).output_BxNxD
     valid_BxN = segments_BxN > 0
     error_BxN = jnp.mean(jnp.square(clean_BxNxD - z_0_BxNxD), axis=-1)
-    decoded = token_logits(models, params, clean_BxNxD, jnp.zeros(segments_BxN.shape), context)
+    at_data_BxN = jnp.zeros(segments_BxN.shape)
+    decoded = token_logits(models, params, clean_BxNxD, at_data_BxN, places, memory)
     valid_BxL = batch["segments"] > 0
     hit_BxL = (jnp.argmax(decoded, axis=-1) == batch["tokens"]) & valid_BxL
     return (

@@ -5,27 +5,25 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.diffusion.known import positions_in_segments
+from ldlm_jax.denoiser import DiffusionConfig, places_of, token_logits
 from ldlm_jax.evals.base import EvalContext, Results
 from ldlm_jax.train_state import Models
-from ldlm_jax.train_step import token_logits
 
 # Standard deviations of the noise, in units of the latents' own.
 NOISE_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 
-@partial(jax.jit, static_argnames="models")
-def _hits(params, latents, batch, key, sigma, *, models: Models):
-    segments_BxN = batch["segments"][:, :: models.vae.tokens_per_latent]
-    context = (segments_BxN, positions_in_segments(segments_BxN))
-    vae = {"params": params["text_vae"]}
+@partial(jax.jit, static_argnames=("models", "diffusion"))
+def _hits(params, latents, batch, key, sigma, *, models: Models, diffusion: DiffusionConfig):
+    places = places_of(batch["segments"], models, diffusion)
+    nothing_BxN = jnp.zeros(places.segments_BxN.shape, bool)
     posterior = models.vae.apply(
-        vae, batch["tokens"], *context, jnp.zeros(segments_BxN.shape, bool), method="encode"
+        {"params": params["text_vae"]}, batch["tokens"], places, nothing_BxN, method="encode"
     )
     z_BxNxD = latents.normalise(posterior.mean_BxNxD)
     z_BxNxD += sigma * jax.random.normal(key, z_BxNxD.shape)
-    sigma_BxN = jnp.full(segments_BxN.shape, sigma)
-    logits = token_logits(models, params, z_BxNxD, sigma_BxN, context)
+    sigma_BxN = jnp.full(nothing_BxN.shape, sigma)
+    logits = token_logits(models, params, z_BxNxD, sigma_BxN, places)
     valid = batch["segments"] > 0
     hit = jnp.argmax(logits, axis=-1) == batch["tokens"]
     return jnp.sum(hit & valid), jnp.sum(valid)
@@ -38,7 +36,8 @@ def evaluate(context: EvalContext) -> Results:
         counts = [
             _hits(
                 context.writer.params, context.writer.latents, batch,
-                jax.random.fold_in(context.key, i), sigma, models=context.writer.models,
+                jax.random.fold_in(context.key, i), sigma,
+                models=context.writer.models, diffusion=context.writer.diffusion,
             )
             for i, batch in enumerate(context.batches)
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Attention arithmetic: rotary positions, masks, and the scaled dot product."""
+"""Attention arithmetic: rotary positions and the scaled dot product."""
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +19,6 @@ def rotate(x_BxNxHxK: jax.Array, positions_BxN: jax.Array, base: float = 10_000.
     a, b = jnp.split(x_BxNxHxK.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     return rotated.astype(x_BxNxHxK.dtype)
-
-
-def same_segment(segments_BxN: jax.Array, known_BxN: jax.Array | None = None) -> jax.Array:
-    """Who may see whom: positions of one document and, if given, of one side of ``known``.
-
-    Args:
-      segments_BxN: document number, 0 for empty space (which sees only itself).
-      known_BxN: true where the text is given. With it, known and unknown positions do not see each
-        other, so that the latent of a known text holds nothing of the text to be written.
-
-    Returns:
-      bool (B, N, N).
-    """
-    mask_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
-    if known_BxN is not None:
-        mask_BxNxN &= known_BxN[:, :, None] == known_BxN[:, None, :]
-    return mask_BxNxN
 
 
 def attend(q_BxNxHxK, k_BxNxHxK, v_BxNxHxK, mask_BxNxN) -> jax.Array:

@@ -9,18 +9,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.models.attention import same_segment
 from ldlm_jax.models.layers import Dense, Transformer
+from ldlm_jax.models.places import Places, same_block, strictly_earlier, visible
 
 # What the DiT is told of each position.
 UNKNOWN, KNOWN, DROPPED = 0, 1, 2
 
 
+class Memory(NamedTuple):
+    """What the DiT remembers of clean blocks: keys and values of every layer, and their places."""
+
+    keys_and_values: tuple[jax.Array, jax.Array]  # each (layers, B, R, heads, head width)
+    places: Places
+
+
 class Denoised(NamedTuple):
-    """What the DiT says of noisy latents."""
+    """What the DiT says of noisy latents; ``memory`` is for the blocks that come after them."""
 
     output_BxNxD: jax.Array
     features_BxNxM: jax.Array
+    memory: Memory
 
 
 def time_features(t: jax.Array, features: int) -> jax.Array:
@@ -43,7 +51,8 @@ class DiT(nn.Module):
         shifted by the running time stand before the sequence (ELF, arXiv 2605.10938);
         ``"adaln"``: per-position adaLN-zero modulation (Peebles & Xie 2023). In both, every
         position's own time is also added to its input.
-      time_tokens: number of in-context tokens.
+      time_tokens: number of in-context tokens; 0 leaves it at each position's own time (blocks
+        need that: each has a time of its own).
       dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
       remat: recompute blocks in the backward pass.
     """
@@ -60,7 +69,13 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z_BxNxD, t_BxN, state_BxN, self_condition_BxNxD, segments_BxN, positions_BxN
+        self,
+        z_BxNxD,
+        t_BxN,
+        state_BxN,
+        self_condition_BxNxD,
+        places: Places,
+        memory: Memory | None = None,
     ) -> Denoised:
         """Predict from noisy latents.
 
@@ -69,12 +84,14 @@ class DiT(nn.Module):
           t_BxN: time of each position, 0 (data, and every known position) to 1 (noise).
           state_BxN: UNKNOWN, KNOWN or DROPPED (known, but hidden from the model for guidance).
           self_condition_BxNxD: an earlier estimate of the clean latents, or zeros.
-          segments_BxN: document number, 0 for empty space.
-          positions_BxN: position within the document.
+          places: where each position stands.
+          memory: of the clean text, from an earlier call. With it a position sees the remembered
+            blocks before its own, and of this call's positions those of its own block alone.
 
         Returns:
-          ``output_BxNxD``, fp32: clean latents or velocity, as trained; and the trunk's features,
-          from which a TextVAE without a decoder trunk of its own reads the tokens.
+          ``output_BxNxD``, fp32: clean latents or velocity, as trained; the trunk's features,
+          from which a TextVAE without a decoder trunk of its own reads the tokens; and the memory
+          of these positions.
         """
         dtype = jnp.dtype(self.dtype)
         z_BxNxD = jnp.where((state_BxN == DROPPED)[..., None], 0.0, z_BxNxD)
@@ -88,24 +105,32 @@ class DiT(nn.Module):
         x_BxNxM += jnp.take(states, state_BxN, axis=0).astype(x_BxNxM.dtype)
         x_BxNxM += Dense(self.width, ("embed", "mlp"), dtype, name="position_time")(time_BxNxM)
 
-        mask_BxNxN = same_segment(segments_BxN)
+        if memory is None:
+            mask_BxNxK = visible(places, places)
+        else:
+            masks = strictly_earlier(places, memory.places), same_block(places, places)
+            mask_BxNxK = jnp.concatenate(masks, axis=-1)
+        remembered = None if memory is None else memory.keys_and_values
         trunk = Transformer(
             self.layers, self.heads, self.mlp_ratio, dtype, self.remat, name="trunk"
         )
-        if self.conditioning == "adaln":
-            y_BxNxM = trunk(x_BxNxM, mask_BxNxN, positions_BxN, time_BxNxM)
+        if self.conditioning == "adaln" or self.time_tokens == 0:
+            condition = time_BxNxM if self.conditioning == "adaln" else None
+            y_BxNxM, own = trunk(x_BxNxM, mask_BxNxK, places.positions_BxN, condition, remembered)
         else:
             # One running time a row: the mean over what is being written.
-            writing_BxN = (state_BxN == UNKNOWN) & (segments_BxN > 0)
+            writing_BxN = (state_BxN == UNKNOWN) & (places.segments_BxN > 0)
             running_B = jnp.sum(t_BxN * writing_BxN, 1) / jnp.maximum(jnp.sum(writing_BxN, 1), 1)
-            y_BxNxM = self._with_time_tokens(trunk, x_BxNxM, running_B, mask_BxNxN, positions_BxN)
+            y_BxNxM, own = self._with_time_tokens(
+                trunk, x_BxNxM, running_B, mask_BxNxK, places.positions_BxN
+            )
         output = Dense(
             self.latent_channels,
             ("embed", "latent"),
             kernel_init=nn.initializers.zeros,
             name="output",
         )
-        return Denoised(output(y_BxNxM), y_BxNxM)
+        return Denoised(output(y_BxNxM), y_BxNxM, Memory(own, places))
 
     def _with_time_tokens(self, trunk, x_BxNxM, running_B, mask_BxNxN, positions_BxN):
         """Run the trunk with time tokens in front, which every position sees, and drop them."""
@@ -130,4 +155,5 @@ class DiT(nn.Module):
         own = jnp.broadcast_to(jnp.arange(x.shape[1]) < T, (x.shape[0], T, x.shape[1]))
         mask = jnp.concatenate([own, mask], axis=1)
         positions = jnp.pad(positions_BxN, ((0, 0), (T, 0)))
-        return trunk(x, mask, positions)[:, T:]
+        y, own = trunk(x, mask, positions)
+        return y[:, T:], jax.tree.map(lambda kv: kv[:, :, T:], own)

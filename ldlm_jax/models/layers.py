@@ -1,6 +1,7 @@
 """Building blocks shared by every network: matrix product, norms, attention, transformer stack.
 
-Shape letters: B batch, N positions, M width, H heads, K head width, F feed-forward width.
+Shape letters: B batch, N positions, M width, H heads, K head width (in masks: keys), F feed-forward
+width, R remembered positions.
 """
 
 import flax.linen as nn
@@ -130,17 +131,29 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxNxM: jax.Array, mask_BxNxN: jax.Array, positions_BxN: jax.Array):
-        """Attend where ``mask_BxNxN[b, query, key]`` is true."""
+    def __call__(self, x_BxNxM, mask_BxNxK, positions_BxN, memory=None):
+        """Attend where ``mask_BxNxK[b, query, key]`` is true.
+
+        With a ``memory``, a pair of keys and values (B, R, H, K) that an earlier call returned,
+        the keys are first those R remembered ones and then this call's own.
+
+        Returns:
+          (B, N, M), and this call's own keys and values.
+        """
         width = x_BxNxM.shape[-1]
         shape = (*x_BxNxM.shape[:2], self.heads, width // self.heads)
         project = ParallelDense(3, width, ("embed", "heads"), self.dtype, name="qkv")
         q_BxNxHxK, k_BxNxHxK, v_BxNxHxK = (y.reshape(shape) for y in project(x_BxNxM))
         q_BxNxHxK = rotate(RMSNorm(axis="head_dim", name="query_norm")(q_BxNxHxK), positions_BxN)
         k_BxNxHxK = rotate(RMSNorm(axis="head_dim", name="key_norm")(k_BxNxHxK), positions_BxN)
-        out_BxNxHxK = attend(q_BxNxHxK, k_BxNxHxK, v_BxNxHxK, mask_BxNxN)
+        own = all_keys, all_values = k_BxNxHxK, v_BxNxHxK
+        if memory is not None:
+            all_keys, all_values = (
+                jnp.concatenate(pair, axis=1) for pair in zip(memory, own, strict=True)
+            )
+        out_BxNxHxK = attend(q_BxNxHxK, all_keys, all_values, mask_BxNxK)
         out = Dense(width, ("heads", "embed"), self.dtype, nn.initializers.zeros, name="out")
-        return out(out_BxNxHxK.reshape(x_BxNxM.shape))
+        return out(out_BxNxHxK.reshape(x_BxNxM.shape)), own
 
 
 class SwiGLU(nn.Module):
@@ -171,14 +184,15 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxNxM, mask_BxNxN, positions_BxN, condition_BxNxC=None):
-        """Returns ``(x, None)``, the carry and output that a scan over layers expects."""
+    def __call__(self, x_BxNxM, memory, mask_BxNxK, positions_BxN, condition_BxNxC=None):
+        """Returns ``(x, (keys, values))``, the carry and output of a scan over layers."""
         attention = Attention(self.heads, self.dtype, name="attention")
         mlp = SwiGLU(self.hidden, self.dtype, name="mlp")
         y_BxNxM = RMSNorm(name="attention_norm")(x_BxNxM)
         if condition_BxNxC is None:
-            x_BxNxM += attention(y_BxNxM, mask_BxNxN, positions_BxN)
-            return x_BxNxM + mlp(RMSNorm(name="mlp_norm")(x_BxNxM)), None
+            attended_BxNxM, own = attention(y_BxNxM, mask_BxNxK, positions_BxN, memory)
+            x_BxNxM += attended_BxNxM
+            return x_BxNxM + mlp(RMSNorm(name="mlp_norm")(x_BxNxM)), own
 
         modulate = Dense(
             6 * x_BxNxM.shape[-1],
@@ -193,9 +207,10 @@ class Block(nn.Module):
         # The output projections start at zero already; a gate that starts at zero as well would
         # leave neither with a gradient, so gates start at one.
         y_BxNxM = y_BxNxM * (1 + scale_a) + shift_a
-        x_BxNxM += (1 + gate_a) * attention(y_BxNxM, mask_BxNxN, positions_BxN)
+        attended_BxNxM, own = attention(y_BxNxM, mask_BxNxK, positions_BxN, memory)
+        x_BxNxM += (1 + gate_a) * attended_BxNxM
         y_BxNxM = RMSNorm(name="mlp_norm")(x_BxNxM) * (1 + scale_m) + shift_m
-        return x_BxNxM + (1 + gate_m) * mlp(y_BxNxM), None
+        return x_BxNxM + (1 + gate_m) * mlp(y_BxNxM), own
 
 
 class Transformer(nn.Module):
@@ -216,19 +231,31 @@ class Transformer(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x_BxNxM, mask_BxNxN, positions_BxN, condition_BxNxC=None) -> jax.Array:
-        """Run the stack; returns (B, N, M)."""
+    def __call__(self, x_BxNxM, mask_BxNxK, positions_BxN, condition_BxNxC=None, memory=None):
+        """Run the stack.
+
+        Args:
+          x_BxNxM: inputs.
+          mask_BxNxK: who sees whom; remembered keys first, see ``Attention``.
+          positions_BxN: for the rotary embedding.
+          condition_BxNxC: condition of adaLN-zero, or None.
+          memory: keys and values (layers, B, R, H, K) of an earlier call, or None.
+
+        Returns:
+          (B, N, M), and this call's keys and values (layers, B, N, H, K).
+        """
         hidden = -(-int(self.mlp_ratio * x_BxNxM.shape[-1]) // 16) * 16
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x_BxNxM, _ = stack(self.heads, hidden, self.dtype, name="blocks")(
-            x_BxNxM.astype(activation_dtype(self.dtype)), mask_BxNxN, positions_BxN, condition_BxNxC
-        )
-        return RMSNorm(name="norm")(x_BxNxM)
+        x_BxNxM, own = stack(self.heads, hidden, self.dtype, name="blocks")(
+            x_BxNxM.astype(activation_dtype(self.dtype)), memory, mask_BxNxK, positions_BxN,
+            condition_BxNxC,
+        )  # fmt: skip
+        return RMSNorm(name="norm")(x_BxNxM), own

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.models.attention import same_segment
 from ldlm_jax.models.layers import Dense, RMSNorm, Transformer
+from ldlm_jax.models.places import Places, visible
 
 
 class Posterior(NamedTuple):
@@ -36,19 +36,23 @@ class Encoder(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, tokens_BxL, segments_BxN, positions_BxN, known_BxN) -> Posterior:
+    def __call__(self, tokens_BxL, places: Places, known_BxN) -> Posterior:
         """See ``TextVAE.encode``."""
         embed_init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         table_VxM = self.param("embed", embed_init, (self.vocab_size, self.width), jnp.float32)
         x_BxLxM = jnp.take(table_VxM, tokens_BxL, axis=0)
         # tokens_per_latent neighbours become one position.
-        x_BxNxM = x_BxLxM.reshape(*segments_BxN.shape, -1)
+        x_BxNxM = x_BxLxM.reshape(*known_BxN.shape, -1)
         if self.tokens_per_latent > 1:
             x_BxNxM = Dense(self.width, ("embed", "mlp"), self.dtype, name="fold")(x_BxNxM)
-        mask_BxNxN = same_segment(segments_BxN, known_BxN)
-        features_BxNxM = Transformer(
-            self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
-        )(x_BxNxM, mask_BxNxN, positions_BxN)
+        # Known and unknown do not see each other, so that the latent of a known text holds nothing
+        # of the text to be written.
+        mask_BxNxN = visible(places, places) & (known_BxN[:, :, None] == known_BxN[:, None, :])
+        features_BxNxM = x_BxNxM
+        if self.layers > 0:
+            features_BxNxM, _ = Transformer(
+                self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
+            )(x_BxNxM, mask_BxNxN, places.positions_BxN)
         heads_BxNx2D = Dense(2 * self.latent_channels, ("embed", "latent"), name="posterior")(
             features_BxNxM
         )
@@ -71,14 +75,14 @@ class Decoder(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, inputs, segments_BxN, positions_BxN) -> jax.Array:
+    def __call__(self, inputs, places: Places) -> jax.Array:
         """See ``TextVAE.decode``."""
         x_BxNxM = inputs
         if self.layers > 0:
             x_BxNxM = Dense(self.width, ("latent", "embed"), self.dtype, name="input")(inputs)
-            x_BxNxM = Transformer(
+            x_BxNxM, _ = Transformer(
                 self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
-            )(x_BxNxM, same_segment(segments_BxN), positions_BxN)
+            )(x_BxNxM, visible(places, places), places.positions_BxN)
         if self.tokens_per_latent > 1:
             x_BxNxM = Dense(
                 self.tokens_per_latent * self.width, ("embed", "mlp"), self.dtype, name="unfold"
@@ -94,7 +98,7 @@ class TextVAE(nn.Module):
       vocab_size: tokens, special tokens included.
       width: model width M.
       heads: attention heads; the head width must be even.
-      encoder_layers: transformer blocks of the encoder.
+      encoder_layers: transformer blocks of the encoder; 0 leaves a latent for each token alone.
       decoder_layers: transformer blocks of the decoder; 0 shares the DiT's trunk, whose features
         the decoder then reads instead of latents (ELF, arXiv 2605.10938).
       mlp_ratio: feed-forward width over model width.
@@ -131,33 +135,30 @@ class TextVAE(nn.Module):
         )
         self.decoder = Decoder(layers=self.decoder_layers, **shared)
 
-    def encode(self, tokens_BxL, segments_BxN, positions_BxN, known_BxN) -> Posterior:
+    def encode(self, tokens_BxL, places: Places, known_BxN) -> Posterior:
         """Encode a batch.
 
         Args:
           tokens_BxL: token ids; masked tokens are already replaced.
-          segments_BxN: document number of each latent, 0 for empty space.
-          positions_BxN: position of each latent within its document.
+          places: where each latent stands; none sees a later block.
           known_BxN: true where the text is given; known and unknown are encoded apart.
 
         Returns:
           The posterior; its mean has root-mean-square 1 over the channels of each latent.
         """
-        return self.encoder(tokens_BxL, segments_BxN, positions_BxN, known_BxN)
+        return self.encoder(tokens_BxL, places, known_BxN)
 
-    def decode(self, inputs, segments_BxN, positions_BxN) -> jax.Array:
+    def decode(self, inputs, places: Places) -> jax.Array:
         """Logits (B, L, V) of all tokens.
 
         Args:
           inputs: normalised latents (B, N, D) of unit variance a channel; with ``decoder_layers``
             0 the features (B, N, M) of the DiT's trunk for such latents.
-          segments_BxN: document number of each latent, 0 for empty space.
-          positions_BxN: position of each latent within its document.
+          places: where each latent stands.
         """
-        return self.decoder(inputs, segments_BxN, positions_BxN)
+        return self.decoder(inputs, places)
 
-    def __call__(self, tokens_BxL, segments_BxN, positions_BxN, inputs) -> jax.Array:
+    def __call__(self, tokens_BxL, places: Places, inputs) -> jax.Array:
         """Encode, and decode other inputs; used to create the parameters."""
-        known_BxN = jnp.zeros(segments_BxN.shape, bool)
-        self.encode(tokens_BxL, segments_BxN, positions_BxN, known_BxN)
-        return self.decode(inputs, segments_BxN, positions_BxN)
+        self.encode(tokens_BxL, places, jnp.zeros(places.segments_BxN.shape, bool))
+        return self.decode(inputs, places)

@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.diffusion.known import positions_in_segments
+from ldlm_jax.models.places import lay_out
 from ldlm_jax.models.text_vae import TextVAE
 
 
@@ -48,7 +48,6 @@ def _features(params, tokens_BxL, segments_BxL, *, vae: TextVAE) -> jax.Array:
     segments_BxN = segments_BxL[:, :: vae.tokens_per_latent]
     nothing_known = jnp.zeros(segments_BxN.shape, bool)
     posterior = vae.apply(
-        {"params": params}, tokens_BxL, segments_BxN, positions_in_segments(segments_BxN),
-        nothing_known, method="encode",
-    )  # fmt: skip
+        {"params": params}, tokens_BxL, lay_out(segments_BxN), nothing_known, method="encode"
+    )
     return jax.lax.stop_gradient(posterior.features_BxNxM)
