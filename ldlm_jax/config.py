@@ -287,6 +287,18 @@ def _check_shapes(experiment: Experiment) -> None:
             f"data.round_to = {data.round_to} must be a multiple of text_vae.tokens_per_latent = "
             f"{vae.tokens_per_latent}, so that no latent belongs to two documents."
         )
+    if experiment.diffusion.token_posterior:
+        wrong = [
+            f"{key} = {value!r} (must be {need!r})"
+            for key, value, need in (
+                ("text_vae.decoder_layers", vae.decoder_layers, 0),
+                ("text_vae.tokens_per_latent", vae.tokens_per_latent, 1),
+                ("diffusion.prediction", experiment.diffusion.prediction, "x"),
+            )
+            if value != need
+        ]
+        if wrong:
+            raise UserError(f"diffusion.token_posterior does not go with {', '.join(wrong)}.")
     block = experiment.diffusion.block_size
     if block:
         _check_blocks(block, data, vae, dit)

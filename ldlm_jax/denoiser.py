@@ -4,6 +4,7 @@ Shape letters: B rows, L tokens, N latents, D latent channels, M width, V vocabu
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from ldlm_jax.diffusion.objective import Objective
 from ldlm_jax.diffusion.time import LogitNormal
 from ldlm_jax.errors import UserError, check_shares
-from ldlm_jax.models.dit import KNOWN, Denoised, Memory
+from ldlm_jax.models.dit import KNOWN, Memory
+from ldlm_jax.models.layers import matmul
 from ldlm_jax.models.places import Places, lay_out
 from ldlm_jax.train_state import Models
 
@@ -31,6 +33,12 @@ class DiffusionConfig:
       prefix: share of documents trained as continuations of a known prefix.
       infill: share of documents trained as the filling of one hole.
       condition_dropout: share of documents whose known part is hidden, for guidance.
+      token_posterior: estimate the clean latents as the mean of the tokens' own latents under the
+        posterior of the tokens, to which the network contributes what the context says and Bayes'
+        rule, in closed form, what the noisy latent itself says (after the output prior and the
+        categorical reparameterisation of Gulrajani & Hashimoto 2023, "Likelihood-Based Diffusion
+        Language Models"); the DiT's own output is added. The network then learns context from
+        the first step on.
       block_size: latents that are written together, each block after the clean ones before it
         (block-causal diffusion: Arriola et al. 2025, "Block Diffusion"); 0 writes whole texts.
       token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens decoded
@@ -48,6 +56,10 @@ class DiffusionConfig:
     condition_dropout: float = 0.1
     block_size: int = 0
     token_loss: float = 0.0
+    token_posterior: bool = False
+
+    # Variance of a token's latents around the latent of that token alone.
+    TOKEN_VARIANCE: ClassVar[float] = 0.02
 
     def __post_init__(self):
         for name in ("prediction", "loss_space"):
@@ -81,57 +93,106 @@ def places_of(segments_BxL: jax.Array, models: Models, config: DiffusionConfig) 
     return lay_out(segments_BxL[:, :: models.vae.tokens_per_latent], config.block_size)
 
 
-def denoise(
-    models: Models,
-    params,
-    config: DiffusionConfig,
-    z_BxNxD,
-    t_BxN,
-    state_BxN,
-    estimate_BxNxD,
-    places: Places,
-    memory: Memory | None = None,
-) -> Denoised:
-    """One evaluation of the DiT: its output is made an estimate of the clean latents (fp32)."""
-    said = models.dit.apply(
-        {"params": params["dit"]}, z_BxNxD, t_BxN, state_BxN, estimate_BxNxD, places, memory
-    )
-    return said._replace(output_BxNxD=config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN))
+class Estimate(NamedTuple):
+    """What the denoiser says of noisy latents.
 
-
-def remember(
-    models: Models, params, z_BxNxD, state_BxN, places: Places, memory: Memory | None = None
-) -> Memory:
-    """What the denoiser remembers of clean latents, for the blocks after them."""
-    said = models.dit.apply(
-        {"params": params["dit"]}, z_BxNxD, jnp.zeros(state_BxN.shape), state_BxN,
-        jnp.zeros_like(z_BxNxD), places, memory,
-    )  # fmt: skip
-    return said.memory
-
-
-def token_logits(
-    models: Models, params, z_BxNxD, sigma_BxN, places: Places, memory: Memory | None = None
-) -> jax.Array:
-    """Logits (B, L, V), fp32, from latents with additive noise of standard deviation ``sigma``.
-
-    A decoder with a trunk of its own is not told sigma; one that shares the DiT's is, as the time
-    at which the path has that ratio of noise to data (path.py, equation 1): t = sigma/(1 + sigma).
-    Only the latter has a memory of earlier blocks.
+    Attributes:
+      clean_BxNxD: estimate of the clean latents, fp32.
+      logits_BxLxV: of the tokens, fp32; None where reading them takes a decoder of its own.
+      memory: for the blocks that come after.
     """
-    inputs = z_BxNxD
-    if models.vae.decoder_layers == 0:
+
+    clean_BxNxD: jax.Array
+    logits_BxLxV: jax.Array | None
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """DiT and decoder with their parameters. Made inside a jitted function; not a pytree.
+
+    Attributes:
+      models: the networks.
+      params: their parameters.
+      config: how the denoiser is trained.
+      codes_VxD: normalised latent of every token alone, with ``config.token_posterior``.
+    """
+
+    models: Models
+    params: dict
+    config: DiffusionConfig
+    codes_VxD: jax.Array | None = None
+
+    @classmethod
+    def create(cls, models: Models, params, config: DiffusionConfig, latents) -> "Denoiser":
+        """The denoiser of latents with these statistics (``LatentStats``)."""
+        if not config.token_posterior:
+            return cls(models, params, config)
+        codes_VxD = models.vae.apply({"params": params["text_vae"]}, method="codes")
+        return cls(models, params, config, latents.normalise(codes_VxD))
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether tokens are read off the DiT's features."""
+        return self.models.vae.decoder_layers == 0
+
+    def __call__(
+        self, z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places: Places, memory=None
+    ) -> Estimate:
+        """One evaluation of the DiT; arguments as its own."""
+        said = self.models.dit.apply(
+            {"params": self.params["dit"]}, z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory
+        )
+        clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
+        if not self.shares_trunk:
+            return Estimate(clean_BxNxD, None, said.memory)
+        logits_BxLxV = self.read(said.features_BxNxM, places)
+        if self.codes_VxD is not None:
+            logits_BxLxV += self._evidence(z_BxNxD, t_BxN)
+            posterior_BxNxV = jax.nn.softmax(logits_BxLxV)
+            clean_BxNxD += matmul(posterior_BxNxV, self.codes_VxD, jnp.dtype(self.models.dit.dtype))
+        return Estimate(clean_BxNxD, logits_BxLxV, said.memory)
+
+    def _evidence(self, z_BxNxD, t_BxN):
+        """Log-likelihood (B, N, V) of noisy latents under each token, up to a constant.
+
+        A latent of token v is N(c_v, s^2), hence on the path (path.py, equation 1)
+
+            z_t | v ~ N((1 - t) c_v, t^2 + (1 - t)^2 s^2)
+        """
+        t = t_BxN[..., None]
+        variance = t**2 + (1 - t) ** 2 * self.config.TOKEN_VARIANCE
+        square_V = jnp.sum(jnp.square(self.codes_VxD), axis=-1)
+        # In fp32: near the data these numbers are in the thousands, and their differences decide.
+        dots_BxNxV = (1 - t) * z_BxNxD @ self.codes_VxD.T
+        return (dots_BxNxV - 0.5 * (1 - t) ** 2 * square_V) / variance
+
+    def remember(self, z_BxNxD, state_BxN, places: Places, memory=None) -> Memory:
+        """What the DiT remembers of clean latents, for the blocks after them."""
+        said = self.models.dit.apply(
+            {"params": self.params["dit"]}, z_BxNxD, jnp.zeros(state_BxN.shape), state_BxN,
+            jnp.zeros_like(z_BxNxD), places, memory,
+        )  # fmt: skip
+        return said.memory
+
+    def token_logits(self, z_BxNxD, sigma_BxN, places: Places, memory=None) -> jax.Array:
+        """Logits (B, L, V), fp32, of latents with additive noise of standard deviation ``sigma``.
+
+        A decoder with a trunk of its own is not told sigma; one that shares the DiT's is, as the
+        time at which the path has that ratio of noise to data (path.py, equation 1):
+        t = sigma/(1 + sigma). Only the latter has a memory of earlier blocks.
+        """
+        if not self.shares_trunk:
+            return self.read(z_BxNxD, places)
         t_BxN = sigma_BxN / (1 + sigma_BxN)
         scaled_BxNxD = (1 - t_BxN)[..., None] * z_BxNxD
         known_BxN = jnp.full(t_BxN.shape, KNOWN)
-        inputs = models.dit.apply(
-            {"params": params["dit"]}, scaled_BxNxD, t_BxN, known_BxN,
-            jnp.zeros_like(z_BxNxD), places, memory,
-        ).features_BxNxM  # fmt: skip
-    return read_tokens(models, params, inputs, places)
+        blank_BxNxD = jnp.zeros_like(z_BxNxD)
+        return self(scaled_BxNxD, t_BxN, known_BxN, blank_BxNxD, places, memory).logits_BxLxV
 
-
-def read_tokens(models: Models, params, inputs, places: Places) -> jax.Array:
-    """Logits (B, L, V), fp32, of what the decoder reads: latents, or features of the DiT."""
-    logits_BxLxV = models.vae.apply({"params": params["text_vae"]}, inputs, places, method="decode")
-    return logits_BxLxV.astype(jnp.float32)
+    def read(self, inputs, places: Places) -> jax.Array:
+        """Logits (B, L, V), fp32, of what the decoder reads: latents, or features of the DiT."""
+        logits_BxLxV = self.models.vae.apply(
+            {"params": self.params["text_vae"]}, inputs, places, method="decode"
+        )
+        return logits_BxLxV.astype(jnp.float32)

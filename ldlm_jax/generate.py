@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD, Tokenizer
-from ldlm_jax.denoiser import DiffusionConfig, denoise, places_of, remember, token_logits
+from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of
 from ldlm_jax.diffusion import time
 from ldlm_jax.diffusion.guidance import guide
 from ldlm_jax.diffusion.sampler import SOLVERS, Solver, sample
@@ -162,6 +162,7 @@ def write_tokens(
     """
     per_latent = models.vae.tokens_per_latent
     places = places_of(segments_BxL, models, diffusion)
+    denoiser = Denoiser.create(models, params, diffusion, latents)
     B, N = known_BxN.shape
     S = diffusion.block_size or N
     progress_K = time.grid(steps)
@@ -183,7 +184,7 @@ def write_tokens(
         block, added = places.cut(start, S), []
         for mark, memory in zip(marks, memories, strict=True):
             state_BxS = jnp.where(known_BxS, mark, KNOWN)
-            new = remember(models, params, z_BxSxD, state_BxS, block, memory).keys_and_values
+            new = denoiser.remember(z_BxSxD, state_BxS, block, memory).keys_and_values
             grown = jax.tree.map(
                 lambda all_, own: jax.lax.dynamic_update_slice_in_dim(all_, own, start, axis=2),
                 memory.keys_and_values, new,
@@ -202,17 +203,15 @@ def write_tokens(
         given_BxSxD = _cut(z_BxNxD, start, S)
         known_BxSx1 = known_BxS[..., None]
 
-        def denoiser(z_BxSxD, t_BxS, earlier_BxSxD):
+        def guided_estimate(z_BxSxD, t_BxS, earlier_BxSxD):
             z_BxSxD = jnp.where(known_BxSx1, given_BxSxD, z_BxSxD)
             if diffusion.self_condition == 0:
                 earlier_BxSxD = jnp.zeros_like(earlier_BxSxD)
 
             def estimate(which, earlier_BxSxD):
                 state_BxS = jnp.where(known_BxS, marks[which], UNKNOWN)
-                return denoise(
-                    models, params, diffusion, z_BxSxD, t_BxS, state_BxS, earlier_BxSxD, block,
-                    memories[which] if memories else None,
-                ).output_BxNxD  # fmt: skip
+                memory = memories[which] if memories else None
+                return denoiser(z_BxSxD, t_BxS, state_BxS, earlier_BxSxD, block, memory).clean_BxNxD
 
             clean_BxSxD = with_both_BxSxD = estimate(0, earlier_BxSxD)
             if guided:
@@ -227,13 +226,13 @@ def write_tokens(
             z_BxSxD = jnp.where(known_BxSx1, given_BxSxD, z_BxSxD)
             clean_BxS = jnp.zeros(known_BxS.shape)
             memory = memories[0] if memories else None
-            logits = token_logits(models, params, z_BxSxD, clean_BxS, block, memory)
+            logits = denoiser.token_logits(z_BxSxD, clean_BxS, block, memory)
             # A text never holds a masked token.
             return jnp.argmax(logits.at[..., MASK].set(-jnp.inf), axis=-1)
 
         noise_key, solver_key = jax.random.split(jax.random.fold_in(key, index))
         z_BxSxD, estimates = sample(
-            denoiser,
+            guided_estimate,
             temperature * jax.random.normal(noise_key, given_BxSxD.shape),
             jnp.where(known_BxS, 0.0, times_K[:, None, None]),
             solver_key,

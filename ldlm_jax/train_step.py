@@ -13,14 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from ldlm_jax.data.tokenizer import MASK
-from ldlm_jax.denoiser import (
-    DiffusionConfig,
-    denoise,
-    places_of,
-    read_tokens,
-    remember,
-    token_logits,
-)
+from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion.known import draw_known
 from ldlm_jax.diffusion.time import stratified
@@ -76,31 +69,30 @@ def _gaussian(key, posterior):
     return posterior.mean_BxNxD + jnp.exp(0.5 * posterior.logvar_BxNxD) * noise
 
 
-def _reconstruction(recipe: Recipe, params, key, tokens_BxL, valid_BxL, z_BxNxD, places):
+def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_BxNxD, places):
     """Cross-entropy of all tokens given noised latents, and the share of tokens got right."""
-    config = recipe.autoencoding
     level_key, noise_key, drop_key = jax.random.split(key, 3)
     shape = z_BxNxD.shape[:2]
     sigma_BxN = config.decoder_noise * jax.random.uniform(level_key, shape)
     z_BxNxD = z_BxNxD + sigma_BxN[..., None] * jax.random.normal(noise_key, z_BxNxD.shape)
     kept_BxN = jax.random.bernoulli(drop_key, 1 - config.latent_dropout, shape)
     z_BxNxD = jnp.where(kept_BxN[..., None], z_BxNxD, 0.0)
-    logits_BxLxV = token_logits(recipe.models, params, z_BxNxD, sigma_BxN, places)
+    logits_BxLxV = denoiser.token_logits(z_BxNxD, sigma_BxN, places)
     loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
     hit_BxL = jnp.argmax(logits_BxLxV, axis=-1) == tokens_BxL
     return _mean(loss_BxL, valid_BxL), _mean(hit_BxL, valid_BxL)
 
 
-def _diffusion(recipe: Recipe, params, key, z_0_BxNxD, tokens_BxL, known_BxN, places: Places):
+def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places: Places):
     """Denoising error over the positions to be written."""
-    config, models = recipe.diffusion, recipe.models
+    config = denoiser.config
     time_key, noise_key, drop_key, self_key = jax.random.split(key, 4)
     B, N, D = z_0_BxNxD.shape
     dropped_Bx1 = jax.random.bernoulli(drop_key, config.condition_dropout, (B, 1))
     given_BxN = jnp.where(known_BxN & dropped_Bx1, DROPPED, KNOWN)
     memory = None
     if config.block_size:
-        memory = remember(models, params, z_0_BxNxD, given_BxN, places)
+        memory = denoiser.remember(z_0_BxNxD, given_BxN, places)
     # One time a block, and with one block a row.
     block = config.block_size or N
     u_BxN = jnp.repeat(stratified(time_key, B * (N // block)).reshape(B, -1), block, axis=1)
@@ -109,28 +101,25 @@ def _diffusion(recipe: Recipe, params, key, z_0_BxNxD, tokens_BxL, known_BxN, pl
     state_BxN = jnp.where(known_BxN, given_BxN, UNKNOWN)
 
     def estimate(earlier_BxNxD):
-        return denoise(
-            models, params, config, z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory
-        )
+        return denoiser(z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory)
 
     # One draw for the whole batch: half of the steps then cost no second evaluation.
     earlier_BxNxD = jax.lax.cond(
         jax.random.bernoulli(self_key, config.self_condition),
-        lambda: jax.lax.stop_gradient(estimate(jnp.zeros_like(z_0_BxNxD)).output_BxNxD),
+        lambda: jax.lax.stop_gradient(estimate(jnp.zeros_like(z_0_BxNxD)).clean_BxNxD),
         lambda: jnp.zeros_like(z_0_BxNxD),
     )
-    said = estimate(earlier_BxNxD)
-    clean_BxNxD = said.output_BxNxD
+    clean_BxNxD, logits_BxLxV, _ = estimate(earlier_BxNxD)
     to_write_BxN = (places.segments_BxN > 0) & ~known_BxN
     loss = _mean(config.objective.loss(clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)
     if config.token_loss == 0:
         return loss
-    inputs = clean_BxNxD if models.vae.decoder_layers > 0 else said.features_BxNxM
-    logits_BxLxV = read_tokens(models, params, inputs, places)
+    if logits_BxLxV is None:
+        logits_BxLxV = denoiser.read(clean_BxNxD, places)
     token_loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
     # Tokens of known text are read off clean latents: the decoder's daily work.
     to_read_BxN = to_write_BxN | (state_BxN == KNOWN)
-    to_read_BxL = jnp.repeat(to_read_BxN, models.vae.tokens_per_latent, axis=1)
+    to_read_BxL = jnp.repeat(to_read_BxN, denoiser.models.vae.tokens_per_latent, axis=1)
     return loss + config.token_loss * _mean(token_loss_BxL, to_read_BxL)
 
 
@@ -179,6 +168,7 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
             {"params": params["text_vae"]}, tokens, places, known_BxN, method="encode"
         )
 
+    denoiser = Denoiser.create(models, params, recipe.diffusion, stats)
     parts = {}
     shape = tokens_BxL.shape
     share_Bx1 = recipe.autoencoding.token_mask * jax.random.uniform(share_key, (shape[0], 1))
@@ -194,8 +184,8 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
     aux["logvar"] = _mean(jnp.mean(posterior.logvar_BxNxD, -1), valid_BxN)
     if phase.has("reconstruction"):
         parts["reconstruction"], aux["accuracy"] = _reconstruction(
-            recipe,
-            params,
+            recipe.autoencoding,
+            denoiser,
             rec_key,
             tokens_BxL,
             batch["segments"] > 0,
@@ -220,7 +210,7 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
         else:
             z_0_BxNxD = jax.lax.stop_gradient(z_0_BxNxD)
         parts["diffusion"] = _diffusion(
-            recipe, params, diff_key, z_0_BxNxD, tokens_BxL, known_BxN, places
+            denoiser, diff_key, z_0_BxNxD, tokens_BxL, known_BxN, places
         )
     loss = sum(weight_at(getattr(phase, name), step) * part for name, part in parts.items())
     return loss, {**aux, **{f"loss/{name}": part for name, part in parts.items()}}

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.denoiser import DiffusionConfig, denoise, places_of, remember, token_logits
+from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of
 from ldlm_jax.diffusion import path
 from ldlm_jax.evals.base import EvalContext, Results
 from ldlm_jax.models.dit import KNOWN, UNKNOWN
@@ -17,6 +17,7 @@ TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 @partial(jax.jit, static_argnames=("models", "diffusion"))
 def _errors(params, latents, batch, key, t, *, models: Models, diffusion: DiffusionConfig):
     places = places_of(batch["segments"], models, diffusion)
+    denoiser = Denoiser.create(models, params, diffusion, latents)
     segments_BxN = places.segments_BxN
     nothing_BxN = jnp.zeros(segments_BxN.shape, bool)
     posterior = models.vae.apply(
@@ -28,18 +29,18 @@ def _errors(params, latents, batch, key, t, *, models: Models, diffusion: Diffus
     state_BxN = jnp.full(segments_BxN.shape, UNKNOWN)
     memory = None
     if diffusion.block_size:
-        memory = remember(models, params, z_0_BxNxD, jnp.full(segments_BxN.shape, KNOWN), places)
+        memory = denoiser.remember(z_0_BxNxD, jnp.full(segments_BxN.shape, KNOWN), places)
     clean_BxNxD = jnp.zeros_like(z_0_BxNxD)
     for _ in range(2 if diffusion.self_condition > 0 else 1):
-        clean_BxNxD = denoise(
-            models, params, diffusion, z_t_BxNxD, t_BxN, state_BxN, clean_BxNxD, places, memory
-        ).output_BxNxD
+        clean_BxNxD, logits_BxLxV, _ = denoiser(
+            z_t_BxNxD, t_BxN, state_BxN, clean_BxNxD, places, memory
+        )
     valid_BxN = segments_BxN > 0
     error_BxN = jnp.mean(jnp.square(clean_BxNxD - z_0_BxNxD), axis=-1)
-    at_data_BxN = jnp.zeros(segments_BxN.shape)
-    decoded = token_logits(models, params, clean_BxNxD, at_data_BxN, places, memory)
+    if logits_BxLxV is None:
+        logits_BxLxV = denoiser.read(clean_BxNxD, places)
     valid_BxL = batch["segments"] > 0
-    hit_BxL = (jnp.argmax(decoded, axis=-1) == batch["tokens"]) & valid_BxL
+    hit_BxL = (jnp.argmax(logits_BxLxV, axis=-1) == batch["tokens"]) & valid_BxL
     return (
         jnp.sum(error_BxN * valid_BxN), jnp.sum(valid_BxN), jnp.sum(hit_BxL), jnp.sum(valid_BxL)
     )  # fmt: skip

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.denoiser import DiffusionConfig, places_of, token_logits
+from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of
 from ldlm_jax.evals.base import EvalContext, Results
 from ldlm_jax.train_state import Models
 
@@ -23,7 +23,8 @@ def _hits(params, latents, batch, key, sigma, *, models: Models, diffusion: Diff
     z_BxNxD = latents.normalise(posterior.mean_BxNxD)
     z_BxNxD += sigma * jax.random.normal(key, z_BxNxD.shape)
     sigma_BxN = jnp.full(nothing_BxN.shape, sigma)
-    logits = token_logits(models, params, z_BxNxD, sigma_BxN, places)
+    denoiser = Denoiser.create(models, params, diffusion, latents)
+    logits = denoiser.token_logits(z_BxNxD, sigma_BxN, places)
     valid = batch["segments"] > 0
     hit = jnp.argmax(logits, axis=-1) == batch["tokens"]
     return jnp.sum(hit & valid), jnp.sum(valid)

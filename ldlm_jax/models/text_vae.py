@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.layers import Dense, RMSNorm, Transformer
-from ldlm_jax.models.places import Places, visible
+from ldlm_jax.models.places import Places, lay_out, visible
 
 
 class Posterior(NamedTuple):
@@ -147,6 +147,12 @@ class TextVAE(nn.Module):
           The posterior; its mean has root-mean-square 1 over the channels of each latent.
         """
         return self.encoder(tokens_BxL, places, known_BxN)
+
+    def codes(self) -> jax.Array:
+        """Posterior mean (V, D) of every token alone, in a text of one token."""
+        tokens_Vx1 = jnp.arange(self.vocab_size)[:, None]
+        places = lay_out(jnp.ones_like(tokens_Vx1))
+        return self.encode(tokens_Vx1, places, jnp.zeros_like(tokens_Vx1, bool)).mean_BxNxD[:, 0]
 
     def decode(self, inputs, places: Places) -> jax.Array:
         """Logits (B, L, V) of all tokens.
