@@ -155,7 +155,11 @@ def _sampling_flags(parser) -> None:
         "--self-guidance", type=float, help="weight of the model's own earlier estimate; 1 is none"
     )
     parser.add_argument("--grid", help="law or uniform")
-    parser.add_argument("--temperature", type=float, help="of all noise; below 1 is more ordinary")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="of the tokens given their context; below 1 is more ordinary",
+    )
     parser.add_argument("--batch-size", type=int, help="samples written at once")
     parser.add_argument("--seed", type=int, default=0)
 

@@ -15,7 +15,7 @@ from ldlm_jax.errors import UserError, check_shares
 from ldlm_jax.models.dit import KNOWN, Memory
 from ldlm_jax.models.layers import matmul
 from ldlm_jax.models.places import Places, lay_out
-from ldlm_jax.train_state import Models
+from ldlm_jax.train_state import LatentStats, Models
 
 
 @dataclass(frozen=True)
@@ -116,20 +116,25 @@ class Denoiser:
       params: their parameters.
       config: how the denoiser is trained.
       codes_VxD: normalised latent of every token alone, with ``config.token_posterior``.
+      temperature: divides the logits that the network draws from the context.
     """
 
     models: Models
     params: dict
     config: DiffusionConfig
     codes_VxD: jax.Array | None = None
+    temperature: float | jax.Array = 1.0
 
     @classmethod
-    def create(cls, models: Models, params, config: DiffusionConfig, latents) -> "Denoiser":
-        """The denoiser of latents with these statistics (``LatentStats``)."""
-        if not config.token_posterior:
-            return cls(models, params, config)
-        codes_VxD = models.vae.apply({"params": params["text_vae"]}, method="codes")
-        return cls(models, params, config, latents.normalise(codes_VxD))
+    def create(
+        cls, models: Models, params, config: DiffusionConfig, latents: LatentStats, temperature=1.0
+    ) -> "Denoiser":
+        """The denoiser of latents with these statistics."""
+        codes_VxD = None
+        if config.token_posterior:
+            codes_VxD = models.vae.apply({"params": params["text_vae"]}, method="codes")
+            codes_VxD = latents.normalise(codes_VxD)
+        return cls(models, params, config, codes_VxD, temperature)
 
     @property
     def shares_trunk(self) -> bool:
@@ -146,11 +151,13 @@ class Denoiser:
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
         if not self.shares_trunk:
             return Estimate(clean_BxNxD, None, said.memory)
-        logits_BxLxV = self.read(said.features_BxNxM, places)
+        logits_BxLxV = self.read(said.features_BxNxM, places) / self.temperature
         if self.codes_VxD is not None:
             logits_BxLxV += self._evidence(z_BxNxD, t_BxN)
             posterior_BxNxV = jax.nn.softmax(logits_BxLxV)
-            clean_BxNxD += matmul(posterior_BxNxV, self.codes_VxD, jnp.dtype(self.models.dit.dtype))
+            # Codes that learned from the squared error would all become one.
+            codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
+            clean_BxNxD += matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
         return Estimate(clean_BxNxD, logits_BxLxV, said.memory)
 
     def _evidence(self, z_BxNxD, t_BxN):

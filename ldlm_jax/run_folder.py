@@ -153,9 +153,9 @@ class LoadedRun:
     @property
     def writer(self) -> Writer:
         """The averaged model, ready to write."""
-        return Writer(
-            self.models, self.experiment.diffusion, self.state.ema, self.state.latents,
-            self.tokenizer, tuple(self.facts["lengths"]),
+        return Writer.of(
+            self.models, self.experiment.diffusion, self.state,
+            self.tokenizer, self.facts["lengths"],
         )  # fmt: skip
 
 

@@ -195,9 +195,9 @@ def _summary(values: dict) -> str:
 
 
 def _evaluate(experiment, recipe, state, held_out, prepared, step) -> dict:
-    writer = Writer(
-        recipe.models, recipe.diffusion, state.ema, state.latents, prepared.tokenizer,
-        tuple(prepared.stats["lengths"]),
+    writer = Writer.of(
+        recipe.models, recipe.diffusion, state, prepared.tokenizer,
+        prepared.stats["lengths"],
     )  # fmt: skip
     context = EvalContext(
         writer, recipe, held_out, experiment.sample, _LOOP_SAMPLES, _LOOP_STEP_COUNTS,

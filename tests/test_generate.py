@@ -13,12 +13,13 @@ from ldlm_jax.data.tokenizer import EOS, PAD
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
 from ldlm_jax.evals.samples import text_statistics
-from ldlm_jax.generate import SampleConfig, Writer, draw_lengths, generate, write_tokens
+from ldlm_jax.generate import SampleConfig, Writer, draw_lengths, generate
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.phases import phase_at
 from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import train_step
+from ldlm_jax.write import write_tokens
 from tests.conftest import sentences
 
 STEPS = 800
@@ -66,9 +67,7 @@ def train_on_sixteen(overrides):
         state, metrics = step(state, batch, jax.random.key(0), phase=phase)
     lengths = np.bincount([len(i) + 1 for i in ids], minlength=experiment.data.window + 1)
     state = jax.device_get(state)
-    writer = Writer(
-        models, experiment.diffusion, state.ema, state.latents, tokenizer, tuple(lengths)
-    )
+    writer = Writer.of(models, experiment.diffusion, state, tokenizer, lengths)
     return writer, recipe, batch, texts
 
 

@@ -14,7 +14,6 @@ from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import train_batches
 from ldlm_jax.diffusion.sampler import Solver
-from ldlm_jax.generate import write_tokens
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.models.layers import Dense, activation_dtype, matmul
 from ldlm_jax.models.places import lay_out
@@ -23,6 +22,7 @@ from ldlm_jax.phases import GROUPS, Phase
 from ldlm_jax.sharding import AxisRules, batch_sharding, put_batch
 from ldlm_jax.train_state import LatentStats, Models, abstract_state, group_of, init_state
 from ldlm_jax.train_step import fused_loss, train_step
+from ldlm_jax.write import Plan, Strength, write_tokens
 
 WEIGHTS = {"reconstruction": 0.7, "kl": 0.3, "diffusion": 1.3, "alignment": 0.5}
 
@@ -376,8 +376,8 @@ def write(models, experiment, state, window):
     latents = window // models.vae.tokens_per_latent
     return write_tokens(
         state.ema, state.latents, np.zeros_like(segments), segments,
-        np.zeros((2, latents), bool), jax.random.key(0), 1.0, 1.0, 1.0, models=models,
-        diffusion=experiment.diffusion, solver=Solver("heun"), steps=2, grid="law", guided=False,
+        np.zeros((2, latents), bool), jax.random.key(0), Strength(),
+        plan=Plan(models, experiment.diffusion, Solver("heun"), steps=2),
     )[0]  # fmt: skip
 
 

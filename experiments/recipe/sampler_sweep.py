@@ -1,6 +1,6 @@
 """Text statistics of one run over solvers, guidance and steps, with a trigram judge.
 
-Command: python experiments/recipe/sampler_sweep.py runs/web_cpu experiments/recipe/sampler.json
+Command: python experiments/recipe/sampler_sweep.py runs/web_cpu OUT.json [SAMPLES]
 """
 
 import json
@@ -13,28 +13,32 @@ from ldlm_jax.evals.samples import text_statistics
 from ldlm_jax.generate import SampleConfig, generate
 from ldlm_jax.run_folder import load_run
 
-BASE = SampleConfig(steps=50, batch_size=64)
+BASE = SampleConfig(steps=20, batch_size=64)
 TRIALS = {
     "euler": {"solver": "euler"},
     "churn 1": {"churn": 1.0},
     "churn 3": {"churn": 3.0},
-    "self-guidance 1.5": {"self_guidance": 1.5},
-    "self-guidance 2, churn 1": {"self_guidance": 2.0},
-    "self-guidance 2, churn 3": {"self_guidance": 2.0, "churn": 3.0},
     "temperature 0.8": {"temperature": 0.8},
-    "uniform grid": {"grid": "uniform"},
-    "5 steps": {"steps": 5},
-    "20 steps": {"steps": 20},
-    "200 steps": {"steps": 200},
+    "temperature 0.6": {"temperature": 0.6},
+    "temperature 0.4": {"temperature": 0.4},
+    "temperature 0.6, euler": {"temperature": 0.6, "solver": "euler"},
+    "temperature 0.6, churn 3": {"temperature": 0.6, "churn": 3.0},
+    "temperature 0.6, self-guidance 1.5": {"temperature": 0.6, "self_guidance": 1.5},
+    "temperature 0.6, uniform grid": {"temperature": 0.6, "grid": "uniform"},
+    "temperature 0.6, 5 steps": {"temperature": 0.6, "steps": 5},
+    "temperature 0.6, 100 steps": {"temperature": 0.6, "steps": 100},
 }
 
 
-def main(workdir: str, out: str, num_samples: int = 256) -> None:
+def main(workdir: str, out: str, num_samples: str = "64") -> None:
     """Write and judge ``num_samples`` texts for each trial."""
+    num_samples = int(num_samples)
     run = load_run(workdir)
     prepared = prepare(run.experiment.data)
     tokenizer = prepared.tokenizer
-    judge = Trigram(tokenizer.encode(list(read_texts(prepared.text, "train"))), 4096)
+    judge = Trigram(
+        tokenizer.encode(list(read_texts(prepared.text, "train"))), tokenizer.vocab_size
+    )
     held_out = list(read_texts(prepared.text, "validation"))[:num_samples]
     rows = {"held-out text": judged(judge, tokenizer, held_out)}
     for name, changes in TRIALS.items():

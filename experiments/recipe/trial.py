@@ -58,9 +58,9 @@ def main(name: str, *overrides: str) -> None:
     prepared = prepare(experiment.data)
     models = experiment.models(prepared.tokenizer.vocab_size)
     state, seconds = train_all(experiment, prepared, models)
-    writer = Writer(
-        models, experiment.diffusion, state.ema, state.latents, prepared.tokenizer,
-        tuple(prepared.stats["lengths"]),
+    writer = Writer.of(
+        models, experiment.diffusion, state, prepared.tokenizer,
+        prepared.stats["lengths"],
     )  # fmt: skip
     base = replace(experiment.sample, batch_size=64)
     held_out = eval_batches(prepared, "validation", 64, 4)

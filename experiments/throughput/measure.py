@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.generate import SampleConfig, Writer, generate, write_tokens
+from ldlm_jax.generate import SampleConfig, Writer, generate
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.sharding import batch_sharding, put_batch
 from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import train_step
+from ldlm_jax.write import write_tokens
 
 
 def best_seconds(run, repeats: int = 5) -> float:
@@ -115,9 +116,9 @@ def main(config: str, out: str) -> None:
     with jax.set_mesh(mesh):
         measured = training(experiment, prepared, models, mesh)
         state = measured.pop("state")
-        writer = Writer(
-            models, experiment.diffusion, state.ema, state.latents, prepared.tokenizer,
-            tuple(prepared.stats["lengths"]),
+        writer = Writer.of(
+            models, experiment.diffusion, state, prepared.tokenizer,
+            prepared.stats["lengths"],
         )  # fmt: skip
         result = {
             "config": config,

@@ -47,15 +47,15 @@ def _drop_channels(t: jax.Array) -> jax.Array:
     return t[..., 0]
 
 
-def _euler(denoise: Denoiser, at: Step, t, s, key, churn, temperature) -> Step:
-    del key, churn, temperature
+def _euler(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
+    del key, churn
     clean = denoise(at.z, _drop_channels(t), at.clean)
     return Step(path.move(at.z, clean, t, s), clean)
 
 
-def _heun(denoise: Denoiser, at: Step, t, s, key, churn, temperature) -> Step:
+def _heun(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
     """Heun's method (Karras et al. 2022, algorithm 1) in time t."""
-    there = _euler(denoise, at, t, s, key, churn, temperature)
+    there = _euler(denoise, at, t, s, key, churn)
     clean = denoise(there.z, _drop_channels(s), there.clean)
     slope = (at.z - there.clean) / jnp.maximum(t, 1e-6) + (there.z - clean) / jnp.maximum(s, 1e-6)
     # At s = 0 the slope is 0/0; there Euler's step is exact for the estimate at hand.
@@ -63,7 +63,7 @@ def _heun(denoise: Denoiser, at: Step, t, s, key, churn, temperature) -> Step:
     return Step(z, jnp.where(s > 0, clean, there.clean))
 
 
-def _stochastic(denoise: Denoiser, at: Step, t, s, key, churn, temperature) -> Step:
+def _stochastic(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
     """Euler to s' = s - churn (t - s), then the forward process of equation (1) from s' to s:
 
     (5)  z_s = a z_s' + sqrt(s^2 - a^2 s'^2) eps,   a = (1 - s) / (1 - s')
@@ -75,8 +75,7 @@ def _stochastic(denoise: Denoiser, at: Step, t, s, key, churn, temperature) -> S
     z = path.move(at.z, clean, t, beyond)
     a = jnp.where(s == beyond, 1.0, (1 - s) / jnp.maximum(1 - beyond, 1e-6))
     spread = jnp.sqrt(jnp.maximum(s**2 - (a * beyond) ** 2, 0.0))
-    fresh = temperature * jax.random.normal(key, z.shape, z.dtype)
-    return Step(a * z + spread * fresh, clean)
+    return Step(a * z + spread * jax.random.normal(key, z.shape, z.dtype), clean)
 
 
 _STEPS = {"euler": _euler, "heun": _heun, "stochastic": _stochastic}
@@ -89,7 +88,6 @@ def sample(
     key: jax.Array,
     solver: Solver,
     *,
-    temperature: float | jax.Array = 1.0,
     keep_estimates: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Solve from noise to data.
@@ -101,7 +99,6 @@ def sample(
         positions may stand at different times, and all end at 0.
       key: random key for the stochastic solver.
       solver: how to step.
-      temperature: standard deviation of the solver's fresh noise.
       keep_estimates: also return the estimate of the clean latents after every step.
 
     Returns:
@@ -111,7 +108,7 @@ def sample(
 
     def body(at: Step, inputs):
         t, s, index = inputs
-        at = step(denoise, at, t, s, jax.random.fold_in(key, index), solver.churn, temperature)
+        at = step(denoise, at, t, s, jax.random.fold_in(key, index), solver.churn)
         return at, at.clean if keep_estimates else None
 
     times = times[..., None]
