@@ -15,35 +15,32 @@ def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
     return {
         "data": {"source": "web", "vocab_size": 4096, "window": 64, "round_to": 4},
-        # The decoder reads the DiT's trunk: what the first phase teaches it is not lost.
+        # A latent for each token alone, and a decoder that reads the DiT's trunk.
         "text_vae": {
-            "width": 256,
-            "heads": 4,
-            "encoder_layers": 1,
+            "width": 192,
+            "encoder_layers": 0,
             "decoder_layers": 0,
             "latent_channels": 128,
             "dtype": "bfloat16",
         },
-        "dit": {"width": 256, "heads": 4, "layers": 4, "time_tokens": 0, "dtype": "bfloat16"},
-        "autoencoding": {"token_mask": 0.3, "decoder_noise": 4.0, "latent_dropout": 0.1},
-        "diffusion": {"block_size": 4, "token_loss": 0.5, "prefix": 0.1, "infill": 0.0},
-        "optim": {
-            "name": "adamw",
-            "learning_rate": 2e-3,
-            "warmup_steps": 50,
-            "schedule": "linear",
-            "ema_decay": 0.99,
+        "dit": {"width": 192, "layers": 4, "time_tokens": 0, "dtype": "bfloat16"},
+        "autoencoding": {"token_mask": 0.0},
+        "diffusion": {
+            "block_size": 4,
+            "token_posterior": True,
+            "token_loss": 1.0,
+            "self_condition": 0.25,
+            "prefix": 0.1,
+            "infill": 0.0,
         },
+        "optim": {"learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99},
         "train": {
-            "num_steps": 580,
-            "batch_size": 32,
-            "eval_every": 580,
-            "checkpoint_every": 290,
+            "num_steps": 800,
+            "batch_size": 16,
+            "eval_every": 800,
+            "checkpoint_every": 400,
         },
-        "sample": {"steps": 50, "churn": 2.0},
-        # First the autoencoder; then the denoiser, in the latents of a frozen encoder.
-        "phases": [
-            {"until": 180, "diffusion": 0.0},
-            {"reconstruction": 0.0, "kl": 0.0, "train": ["dit", "decoder"]},
-        ],
+        "sample": {"steps": 20, "churn": 2.0, "temperature": 0.7},
+        # Latents and denoiser learn together: the tokens' cross-entropy keeps the latents apart.
+        "phases": [{"reconstruction": 0.0, "encoder_gradient": 1.0}],
     }

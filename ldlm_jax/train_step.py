@@ -69,6 +69,13 @@ def _gaussian(key, posterior):
     return posterior.mean_BxNxD + jnp.exp(0.5 * posterior.logvar_BxNxD) * noise
 
 
+def _hide(key, tokens_BxL, largest_share: float):
+    """Tokens of which each row has a share masked, drawn uniformly from 0 to the largest."""
+    share_key, place_key = jax.random.split(key)
+    share_Bx1 = largest_share * jax.random.uniform(share_key, (tokens_BxL.shape[0], 1))
+    return jnp.where(jax.random.uniform(place_key, tokens_BxL.shape) < share_Bx1, MASK, tokens_BxL)
+
+
 def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_BxNxD, places):
     """Cross-entropy of all tokens given noised latents, and the share of tokens got right."""
     level_key, noise_key, drop_key = jax.random.split(key, 3)
@@ -152,7 +159,7 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
     params = jax.tree.map_with_path(
         lambda p, x: x if group_of(p) in phase.train else jax.lax.stop_gradient(x), params
     )
-    mask_key, share_key, known_key, z_key, rec_key, diff_key = jax.random.split(key, 6)
+    mask_key, known_key, z_key, rec_key, diff_key = jax.random.split(key, 5)
     tokens_BxL = batch["tokens"]
     places = places_of(batch["segments"], models, recipe.diffusion)
     known_BxN = draw_known(
@@ -170,10 +177,9 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
 
     denoiser = Denoiser.create(models, params, recipe.diffusion, stats)
     parts = {}
-    shape = tokens_BxL.shape
-    share_Bx1 = recipe.autoencoding.token_mask * jax.random.uniform(share_key, (shape[0], 1))
-    hidden_BxL = jax.random.uniform(mask_key, shape) < share_Bx1
-    posterior = encode(jnp.where(hidden_BxL, MASK, tokens_BxL))
+    largest = recipe.autoencoding.token_mask
+    masked = largest > 0 and (phase.has("reconstruction") or phase.has("alignment"))
+    posterior = encode(_hide(mask_key, tokens_BxL, largest) if masked else tokens_BxL)
     z_raw_BxNxD = _gaussian(z_key, posterior)
     valid_BxN = places.segments_BxN > 0
     moments = [
@@ -202,7 +208,7 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
         )
     if phase.has("diffusion"):
         # The denoiser learns the latents of whole texts, not of texts with masked tokens.
-        whole = encode(tokens_BxL) if recipe.autoencoding.token_mask > 0 else posterior
+        whole = encode(tokens_BxL) if masked else posterior
         z_0_BxNxD = stats.normalise(_gaussian(z_key, whole))
         if phase.has("encoder_gradient"):
             share = weight_at(phase.encoder_gradient, step)

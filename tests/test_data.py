@@ -168,10 +168,8 @@ def test_osis_markup_is_cleaned_without_joining_words():
 def test_passages_keep_whole_sentences():
     text = "One two three. Four five six. Seven eight. " + "x" * 50 + "."
     pieces = corpora.passages(text, 30)
-    assert pieces == [
-        "One two three. Four five six.",
-        "Seven eight. ".strip() + " " + "x" * 50 + ".",
-    ] or (" ".join(pieces) == text.strip() and all(p.endswith(".") for p in pieces))
+    assert pieces[0] == "One two three. Four five six." and len(pieces) > 1
+    assert " ".join(pieces) == text and all(piece.endswith(".") for piece in pieces)
 
 
 @pytest.mark.slow

@@ -1,0 +1,113 @@
+"""What the denoiser adds to the DiT: Bayes' rule over tokens."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.denoiser import Denoiser, DiffusionConfig
+from ldlm_jax.diffusion import path
+from ldlm_jax.models.dit import UNKNOWN
+from ldlm_jax.models.places import lay_out
+from ldlm_jax.train_state import LatentStats
+
+
+@pytest.fixture(scope="module")
+def network():
+    """An untrained network of 259 + 7 tokens: its outputs and its head are zero or small."""
+    changes = ["text_vae.encoder_layers=0", "text_vae.decoder_layers=0",
+               "diffusion.token_posterior=True"]  # fmt: skip
+    experiment = resolve(load_config("configs/debug.py", changes))
+    models = experiment.models(266)
+    params = jax.tree.map(
+        lambda x: getattr(x, "value", x),
+        models.init(jax.random.key(0), 8),
+        is_leaf=lambda x: hasattr(x, "value"),
+    )
+    return models, experiment.diffusion, params
+
+
+def without_context(network, temperature=1.0):
+    """A denoiser whose head says nothing, so that only the noisy latents speak."""
+    models, config, params = network
+    params = dict(params, text_vae=dict(params["text_vae"]))
+    head = params["text_vae"]["decoder"]
+    params["text_vae"]["decoder"] = jax.tree.map(jnp.zeros_like, head)
+    latents = LatentStats.create(models.vae.latent_channels)
+    return Denoiser.create(models, params, config, latents, temperature)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.4, 0.7, 0.95])
+def test_the_estimate_is_the_posterior_mean(network, t):
+    """Against Bayes' rule by hand: Gaussian densities, normalised, averaged over codes."""
+    denoiser = without_context(network)
+    codes = np.asarray(denoiser.codes_VxD, np.float64)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(8, codes.shape[1]))
+    z = np.asarray(path.interpolate(codes[10:18], noise, np.full(8, t)))[None]
+    said = denoiser(
+        jnp.asarray(z, jnp.float32), jnp.full((1, 8), t), jnp.full((1, 8), UNKNOWN),
+        jnp.zeros(z.shape), lay_out(jnp.ones((1, 8), jnp.int32)),
+    )  # fmt: skip
+    variance = t**2 + (1 - t) ** 2 * DiffusionConfig.TOKEN_VARIANCE
+    log_density = -((z[0][:, None] - (1 - t) * codes) ** 2).sum(-1) / (2 * variance)
+    posterior = np.exp(log_density - log_density.max(-1, keepdims=True))
+    posterior /= posterior.sum(-1, keepdims=True)
+    np.testing.assert_allclose(jax.nn.softmax(said.logits_BxLxV)[0], posterior, atol=2e-3)
+    np.testing.assert_allclose(said.clean_BxNxD[0], posterior @ codes, atol=2e-2)
+
+
+def test_near_the_data_the_latent_decides_and_in_pure_noise_the_context(network):
+    models, config, params = network
+    denoiser = Denoiser.create(models, params, config, LatentStats.create(8))
+    codes = denoiser.codes_VxD[None, 10:18]
+    state, places = jnp.full((1, 8), UNKNOWN), lay_out(jnp.ones((1, 8), jnp.int32))
+
+    def logits(z, t):
+        return denoiser(z, jnp.full((1, 8), t), state, jnp.zeros_like(z), places).logits_BxLxV
+
+    assert jnp.argmax(logits(codes, 0.01), -1).tolist() == [list(range(10, 18))]
+    said = denoiser.models.dit.apply(
+        {"params": params["dit"]}, codes, jnp.ones((1, 8)), state, jnp.zeros_like(codes), places
+    )
+    chex.assert_trees_all_close(
+        logits(codes, 1.0), denoiser.read(said.features_BxNxM, places), atol=1e-4
+    )
+
+
+def test_temperature_sharpens_the_context_alone(network):
+    models, config, params = network
+    latents = LatentStats.create(8)
+    warm = Denoiser.create(models, params, config, latents)
+    cold = dataclasses.replace(warm, temperature=0.5)
+    z = jnp.ones((1, 8, 8))
+    args = (z, jnp.full((1, 8), 0.5), jnp.full((1, 8), UNKNOWN), jnp.zeros_like(z),
+            lay_out(jnp.ones((1, 8), jnp.int32)))  # fmt: skip
+    evidence = without_context(network)(*args).logits_BxLxV
+    context = warm(*args).logits_BxLxV - evidence
+    assert float(jnp.abs(context).max()) > 0.1
+    chex.assert_trees_all_close(cold(*args).logits_BxLxV, 2 * context + evidence, atol=1e-3)
+
+
+def test_latents_learn_from_the_cross_entropy_and_not_from_the_squared_error(network):
+    """Codes that followed the squared error would all become one."""
+    models, config, params = network
+
+    def encoder_gradient(of, t):
+        def value(params):
+            denoiser = Denoiser.create(models, params, config, LatentStats.create(8))
+            z = jnp.ones((1, 8, 8))
+            said = denoiser(z, jnp.full((1, 8), t), jnp.full((1, 8), UNKNOWN), jnp.zeros_like(z),
+                            lay_out(jnp.ones((1, 8), jnp.int32)))  # fmt: skip
+            return jnp.sum(jnp.sin(getattr(said, of)))
+
+        grads = jax.grad(value)(params)["text_vae"]["encoder"]
+        return max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads))
+
+    assert encoder_gradient("logits_BxLxV", 0.7) > 0
+    # In pure noise the posterior does not depend on the codes, and the estimate must not teach them.
+    assert encoder_gradient("clean_BxNxD", 1.0) == 0
