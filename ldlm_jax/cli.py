@@ -57,6 +57,7 @@ def _sample_config(args, run):
             "self_guidance",
             "grid",
             "temperature",
+            "lag",
             "batch_size",
         )
         if getattr(args, name, None) is not None
@@ -160,6 +161,7 @@ def _sampling_flags(parser) -> None:
         type=float,
         help="of the tokens given their context; below 1 is more ordinary",
     )
+    parser.add_argument("--lag", type=float, help="how far a block's beginning runs ahead")
     parser.add_argument("--batch-size", type=int, help="samples written at once")
     parser.add_argument("--seed", type=int, default=0)
 

@@ -39,6 +39,8 @@ class DiffusionConfig:
         categorical reparameterisation of Gulrajani & Hashimoto 2023, "Likelihood-Based Diffusion
         Language Models"); the DiT's own output is added. The network then learns context from
         the first step on.
+      own_times: share of rows in which every position draws a time of its own; in the others the
+        positions of a block stand at one (Chen et al. 2024, "Diffusion Forcing").
       block_size: latents that are written together, each block after the clean ones before it
         (block-causal diffusion: Arriola et al. 2025, "Block Diffusion"); 0 writes whole texts.
       token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens decoded
@@ -54,6 +56,7 @@ class DiffusionConfig:
     prefix: float = 0.2
     infill: float = 0.1
     condition_dropout: float = 0.1
+    own_times: float = 0.0
     block_size: int = 0
     token_loss: float = 0.0
     token_posterior: bool = False
@@ -65,7 +68,7 @@ class DiffusionConfig:
         for name in ("prediction", "loss_space"):
             if getattr(self, name) not in ("x", "v"):
                 raise UserError(f"diffusion.{name} = {getattr(self, name)!r}: choose 'x' or 'v'.")
-        shares = ("self_condition", "prefix", "infill", "condition_dropout")
+        shares = ("self_condition", "prefix", "infill", "condition_dropout", "own_times")
         check_shares("diffusion", self, shares)
         if self.prefix + self.infill > 1:
             raise UserError("diffusion.prefix + diffusion.infill must not exceed 1.")

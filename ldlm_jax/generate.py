@@ -29,6 +29,7 @@ class SampleConfig:
       grid: where the steps stand: ``"law"`` (quantiles of the training times) or ``"uniform"``.
       temperature: of the tokens' distribution given their context; below 1 the text is more
         ordinary and less varied. Needs a model with ``diffusion.token_posterior``.
+      lag: how far the beginning of a block is ahead of its end; 0 writes all of it together.
       batch_size: samples written at once.
     """
 
@@ -39,6 +40,7 @@ class SampleConfig:
     self_guidance: float = 1.0
     grid: str = "law"
     temperature: float = 1.0
+    lag: float = 0.0
     batch_size: int = 32
 
     def __post_init__(self):
@@ -48,8 +50,8 @@ class SampleConfig:
             raise UserError(f"solver = {self.solver!r}: choose one of {', '.join(SOLVERS)}.")
         if self.grid not in ("law", "uniform"):
             raise UserError(f"grid = {self.grid!r}: choose 'law' or 'uniform'.")
-        if min(self.churn, self.guidance, self.self_guidance) < 0:
-            raise UserError("churn, guidance and self_guidance must not be negative.")
+        if min(self.churn, self.guidance, self.self_guidance, self.lag) < 0:
+            raise UserError("churn, guidance, self_guidance and lag must not be negative.")
         if self.temperature <= 0:
             raise UserError(f"temperature = {self.temperature}: must be positive.")
         if self.batch_size < 1:
@@ -174,7 +176,9 @@ def generate(
             (places < lengths[:, None]).astype(np.int32),
             np.broadcast_to(latents < known, (size, len(latents))),
             jax.random.fold_in(key, index),
-            Strength(config.guidance, config.self_guidance, config.temperature),
+            Strength(
+                config.guidance, config.self_guidance, config.temperature, config.lag
+            ),
             plan=plan,
         )  # fmt: skip
         written, drafts = np.array(written), np.array(drafts)

@@ -90,6 +90,19 @@ def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_Bx
     return _mean(loss_BxL, valid_BxL), _mean(hit_BxL, valid_BxL)
 
 
+def _draw_progress(key, rows: int, positions: int, config: DiffusionConfig) -> jax.Array:
+    """Uniform draws (rows, positions), one for each block (or text) or for each position."""
+    block_key, own_key, choice_key = jax.random.split(key, 3)
+    block = config.block_size or positions
+    together = stratified(block_key, rows * positions // block).reshape(rows, -1)
+    together = jnp.repeat(together, block, axis=1)
+    if config.own_times == 0:
+        return together
+    apart = stratified(own_key, rows * positions).reshape(rows, positions)
+    chosen = jax.random.bernoulli(choice_key, config.own_times, (rows, 1))
+    return jnp.where(chosen, apart, together)
+
+
 def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places: Places):
     """Denoising error over the positions to be written."""
     config = denoiser.config
@@ -100,10 +113,9 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     memory = None
     if config.block_size:
         memory = denoiser.remember(z_0_BxNxD, given_BxN, places)
-    # One time a block, and with one block a row.
-    block = config.block_size or N
-    u_BxN = jnp.repeat(stratified(time_key, B * (N // block)).reshape(B, -1), block, axis=1)
-    t_BxN = jnp.where(known_BxN, 0.0, config.law(D).quantile(u_BxN))
+    t_BxN = jnp.where(
+        known_BxN, 0.0, config.law(D).quantile(_draw_progress(time_key, B, N, config))
+    )
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(noise_key, (B, N, D)), t_BxN)
     state_BxN = jnp.where(known_BxN, given_BxN, UNKNOWN)
 

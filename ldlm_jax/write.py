@@ -50,12 +50,12 @@ class Plan:
         """States of known positions: guidance compares two."""
         return (KNOWN, DROPPED) if self.guided else (KNOWN,)
 
-    def times(self) -> jax.Array:
-        """Times (K + 1,) from noise to data."""
-        progress_K = time.grid(self.steps)
+    def times(self, positions: int, lag) -> jax.Array:
+        """Times (K + 1, positions) from noise to data."""
+        progress_KxS = time.stagger(time.grid(self.steps), positions, lag)
         if self.grid == "uniform":
-            return progress_K
-        return self.diffusion.law(self.models.vae.latent_channels).quantile(progress_K)
+            return progress_KxS
+        return self.diffusion.law(self.models.vae.latent_channels).quantile(progress_KxS)
 
 
 class Strength(NamedTuple):
@@ -64,6 +64,7 @@ class Strength(NamedTuple):
     guidance: float = 1.0
     self_guidance: float = 1.0
     temperature: float = 1.0
+    lag: float = 0.0
 
 
 class Block(NamedTuple):
@@ -194,7 +195,9 @@ def _solve(denoiser: Denoiser, plan: Plan, block: Block, key, strength: Strength
     return sample(
         estimate,
         jax.random.normal(noise_key, block.given_BxSxD.shape),
-        jnp.where(block.known_BxS, 0.0, plan.times()[:, None, None]),
+        jnp.where(
+            block.known_BxS, 0.0, plan.times(block.known_BxS.shape[1], strength.lag)[:, None, :]
+        ),
         solver_key,
         plan.solver,
         keep_estimates=bool(plan.draft_steps),

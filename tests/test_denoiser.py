@@ -109,5 +109,5 @@ def test_latents_learn_from_the_cross_entropy_and_not_from_the_squared_error(net
         return max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads))
 
     assert encoder_gradient("logits_BxLxV", 0.7) > 0
-    # In pure noise the posterior does not depend on the codes, and the estimate must not teach them.
+    # In pure noise the posterior does not depend on the codes; nor may the estimate teach them.
     assert encoder_gradient("clean_BxNxD", 1.0) == 0

@@ -69,12 +69,11 @@ def main(name: str, *overrides: str) -> None:
     result |= run_evals(("reconstruction", "denoising"), context)
     train_ids = prepared.tokenizer.encode(list(read_texts(prepared.text, "train")))
     judge = Trigram(train_ids, prepared.tokenizer.vocab_size)
-    for count in (5, 20):
-        config = replace(base, steps=count)
+    for steps, lag in ((5, 0.0), (20, 0.0), (20, 1.0)):
+        config = replace(base, steps=steps, lag=lag)
         texts = [s.text for s in generate(writer, config, 1, num_samples=64)]
-        result[f"samples_{count}"] = judged(judge, prepared.tokenizer, texts) | {
-            "texts": texts[:10]
-        }
+        judgement = judged(judge, prepared.tokenizer, texts)
+        result[f"steps {steps}, lag {lag:g}"] = judgement | {"texts": texts[:10]}
     text = json.dumps(result, indent=1)
     print(text)
     folder = Path("experiments/recipe/trials")

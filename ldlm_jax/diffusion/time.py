@@ -54,3 +54,23 @@ def grid(steps: int) -> jax.Array:
     if steps < 1:
         raise ValueError(f"steps = {steps}: a sampler takes at least 1 step.")
     return jnp.linspace(1.0, 0.0, steps + 1)
+
+
+def stagger(u: jax.Array, positions: int, lag: float | jax.Array) -> jax.Array:
+    """Progress of each of some positions, of which the first runs ahead of the last.
+
+    (6)  u_i = clip((1 + lag) u - lag (1 - i / (positions - 1)), 0, 1)
+
+    With lag 0 all run together; each position takes 1 / (1 + lag) of the steps (a wave of noise
+    that recedes; cf. Ruhe et al. 2024, "Rolling Diffusion Models").
+
+    Args:
+      u: progress (steps,) of the whole, 1 (noise) to 0 (data).
+      positions: how many.
+      lag: at least 0.
+
+    Returns:
+      Progress (steps, positions).
+    """
+    place = jnp.arange(positions) / max(1, positions - 1)
+    return jnp.clip((1 + lag) * u[:, None] - lag * (1 - place), 0.0, 1.0)
