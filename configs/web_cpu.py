@@ -23,7 +23,13 @@ def get_config() -> dict:
             "latent_channels": 128,
             "dtype": "bfloat16",
         },
-        "dit": {"width": 192, "layers": 4, "time_tokens": 0, "dtype": "bfloat16"},
+        "dit": {
+            "width": 192,
+            "layers": 4,
+            "time_tokens": 0,
+            "offset_radius": 4,
+            "dtype": "bfloat16",
+        },
         "autoencoding": {"token_mask": 0.0},
         "diffusion": {
             "block_size": 4,

@@ -269,8 +269,9 @@ def _check_shapes(experiment: Experiment) -> None:
     }
     if vae.encoder_layers < 0:
         raise UserError(f"text_vae.encoder_layers = {vae.encoder_layers}: at least 0.")
-    if dit.time_tokens < 0:
-        raise UserError(f"dit.time_tokens = {dit.time_tokens}: at least 0.")
+    for name in ("time_tokens", "offset_radius"):
+        if getattr(dit, name) < 0:
+            raise UserError(f"dit.{name} = {getattr(dit, name)}: at least 0.")
     for key, value in positive.items():
         if value < 1:
             raise UserError(f"{key} = {value}: must be at least 1.")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.layers import Dense, Transformer
-from ldlm_jax.models.places import Places, same_block, strictly_earlier, visible
+from ldlm_jax.models.places import Places, Sight, see_earlier_blocks, see_own_block, see_up_to_block
 
 # What the DiT is told of each position.
 UNKNOWN, KNOWN, DROPPED = 0, 1, 2
@@ -55,6 +55,8 @@ class DiT(nn.Module):
         need that: each has a time of its own).
       dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
       remat: recompute blocks in the backward pass.
+      offset_radius: reach of a learned attention bias by offset that starts with heads looking at
+        their neighbours; 0 for none.
     """
 
     latent_channels: int
@@ -66,6 +68,7 @@ class DiT(nn.Module):
     time_tokens: int = 4
     dtype: str = "float32"
     remat: bool = False
+    offset_radius: int = 0
 
     @nn.compact
     def __call__(
@@ -106,23 +109,29 @@ class DiT(nn.Module):
         x_BxNxM += Dense(self.width, ("embed", "mlp"), dtype, name="position_time")(time_BxNxM)
 
         if memory is None:
-            mask_BxNxK = visible(places, places)
+            sight = see_up_to_block(places, places)
         else:
-            masks = strictly_earlier(places, memory.places), same_block(places, places)
-            mask_BxNxK = jnp.concatenate(masks, axis=-1)
+            earlier = see_earlier_blocks(places, memory.places)
+            sight = earlier.beside(see_own_block(places, places))
         remembered = None if memory is None else memory.keys_and_values
         trunk = Transformer(
-            self.layers, self.heads, self.mlp_ratio, dtype, self.remat, name="trunk"
+            self.layers,
+            self.heads,
+            self.mlp_ratio,
+            dtype,
+            self.remat,
+            self.offset_radius,
+            name="trunk",
         )
         if self.conditioning == "adaln" or self.time_tokens == 0:
             condition = time_BxNxM if self.conditioning == "adaln" else None
-            y_BxNxM, own = trunk(x_BxNxM, mask_BxNxK, places.positions_BxN, condition, remembered)
+            y_BxNxM, own = trunk(x_BxNxM, sight, places.positions_BxN, condition, remembered)
         else:
             # One running time a row: the mean over what is being written.
             writing_BxN = (state_BxN == UNKNOWN) & (places.segments_BxN > 0)
             running_B = jnp.sum(t_BxN * writing_BxN, 1) / jnp.maximum(jnp.sum(writing_BxN, 1), 1)
             y_BxNxM, own = self._with_time_tokens(
-                trunk, x_BxNxM, running_B, mask_BxNxK, places.positions_BxN
+                trunk, x_BxNxM, running_B, sight, places.positions_BxN
             )
         output = Dense(
             self.latent_channels,
@@ -132,7 +141,7 @@ class DiT(nn.Module):
         )
         return Denoised(output(y_BxNxM), y_BxNxM, Memory(own, places))
 
-    def _with_time_tokens(self, trunk, x_BxNxM, running_B, mask_BxNxN, positions_BxN):
+    def _with_time_tokens(self, trunk, x_BxNxM, running_B, sight: Sight, positions_BxN):
         """Run the trunk with time tokens in front, which every position sees, and drop them."""
         dtype = jnp.dtype(self.dtype)
         features = nn.silu(
@@ -151,9 +160,10 @@ class DiT(nn.Module):
         )
         x = jnp.concatenate([tokens_BxTxM, x_BxNxM], axis=1)
         # Time tokens see one another alone: through anything else, packed documents would meet.
-        mask = jnp.pad(mask_BxNxN, ((0, 0), (0, 0), (T, 0)), constant_values=True)
+        mask = jnp.pad(sight.mask_BxQxK, ((0, 0), (0, 0), (T, 0)), constant_values=True)
         own = jnp.broadcast_to(jnp.arange(x.shape[1]) < T, (x.shape[0], T, x.shape[1]))
         mask = jnp.concatenate([own, mask], axis=1)
         positions = jnp.pad(positions_BxN, ((0, 0), (T, 0)))
-        y, own = trunk(x, mask, positions)
+        sight = Sight(mask, positions[:, None, :] - positions[:, :, None])
+        y, own = trunk(x, sight, positions)
         return y[:, T:], jax.tree.map(lambda kv: kv[:, :, T:], own)

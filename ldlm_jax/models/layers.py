@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from ldlm_jax.models.attention import attend, rotate
+from ldlm_jax.models.attention import attend, look_near, rotate
+from ldlm_jax.models.places import Sight
 
 DEFAULT_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -125,14 +126,19 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with RoPE, QK-norm and a zero-initialised output projection."""
+    """Multi-head self-attention with RoPE, QK-norm and a zero-initialised output projection.
+
+    With ``offset_radius`` R above 0 a learned bias by offset (Raffel et al. 2020) is added; to it
+    offsets of R and more are alike; see ``attention.look_near``.
+    """
 
     heads: int
     dtype: jnp.dtype
+    offset_radius: int = 0
 
     @nn.compact
-    def __call__(self, x_BxNxM, mask_BxNxK, positions_BxN, memory=None):
-        """Attend where ``mask_BxNxK[b, query, key]`` is true.
+    def __call__(self, x_BxNxM, sight: Sight, positions_BxN, memory=None):
+        """Attend to what is in sight.
 
         With a ``memory``, a pair of keys and values (B, R, H, K) that an earlier call returned,
         the keys are first those R remembered ones and then this call's own.
@@ -151,7 +157,14 @@ class Attention(nn.Module):
             all_keys, all_values = (
                 jnp.concatenate(pair, axis=1) for pair in zip(memory, own, strict=True)
             )
-        out_BxNxHxK = attend(q_BxNxHxK, all_keys, all_values, mask_BxNxK)
+        bias = None
+        if self.offset_radius:
+            R = self.offset_radius
+            init = nn.with_logical_partitioning(look_near, ("heads", None))
+            table = self.param("offset_bias", init, (self.heads, 2 * R + 1), jnp.float32)
+            bias = jnp.take(table, jnp.clip(sight.offset_BxQxK, -R, R) + R, axis=1)
+            bias = jnp.swapaxes(bias, 0, 1).astype(q_BxNxHxK.dtype)
+        out_BxNxHxK = attend(q_BxNxHxK, all_keys, all_values, sight.mask_BxQxK, bias)
         out = Dense(width, ("heads", "embed"), self.dtype, nn.initializers.zeros, name="out")
         return out(out_BxNxHxK.reshape(x_BxNxM.shape)), own
 
@@ -182,15 +195,16 @@ class Block(nn.Module):
     heads: int
     hidden: int
     dtype: jnp.dtype
+    offset_radius: int = 0
 
     @nn.compact
-    def __call__(self, x_BxNxM, memory, mask_BxNxK, positions_BxN, condition_BxNxC=None):
+    def __call__(self, x_BxNxM, memory, sight: Sight, positions_BxN, condition_BxNxC=None):
         """Returns ``(x, (keys, values))``, the carry and output of a scan over layers."""
-        attention = Attention(self.heads, self.dtype, name="attention")
+        attention = Attention(self.heads, self.dtype, self.offset_radius, name="attention")
         mlp = SwiGLU(self.hidden, self.dtype, name="mlp")
         y_BxNxM = RMSNorm(name="attention_norm")(x_BxNxM)
         if condition_BxNxC is None:
-            attended_BxNxM, own = attention(y_BxNxM, mask_BxNxK, positions_BxN, memory)
+            attended_BxNxM, own = attention(y_BxNxM, sight, positions_BxN, memory)
             x_BxNxM += attended_BxNxM
             return x_BxNxM + mlp(RMSNorm(name="mlp_norm")(x_BxNxM)), own
 
@@ -207,7 +221,7 @@ class Block(nn.Module):
         # The output projections start at zero already; a gate that starts at zero as well would
         # leave neither with a gradient, so gates start at one.
         y_BxNxM = y_BxNxM * (1 + scale_a) + shift_a
-        attended_BxNxM, own = attention(y_BxNxM, mask_BxNxK, positions_BxN, memory)
+        attended_BxNxM, own = attention(y_BxNxM, sight, positions_BxN, memory)
         x_BxNxM += (1 + gate_a) * attended_BxNxM
         y_BxNxM = RMSNorm(name="mlp_norm")(x_BxNxM) * (1 + scale_m) + shift_m
         return x_BxNxM + (1 + gate_m) * mlp(y_BxNxM), own
@@ -222,6 +236,7 @@ class Transformer(nn.Module):
       mlp_ratio: feed-forward width as a multiple of the width, rounded up to a multiple of 16.
       dtype: compute dtype; parameters are fp32.
       remat: recompute each block in the backward pass instead of storing it.
+      offset_radius: see ``Attention``.
     """
 
     layers: int
@@ -229,14 +244,15 @@ class Transformer(nn.Module):
     mlp_ratio: float
     dtype: jnp.dtype
     remat: bool = False
+    offset_radius: int = 0
 
     @nn.compact
-    def __call__(self, x_BxNxM, mask_BxNxK, positions_BxN, condition_BxNxC=None, memory=None):
+    def __call__(self, x_BxNxM, sight: Sight, positions_BxN, condition_BxNxC=None, memory=None):
         """Run the stack.
 
         Args:
           x_BxNxM: inputs.
-          mask_BxNxK: who sees whom; remembered keys first, see ``Attention``.
+          sight: who sees whom; remembered keys first, see ``Attention``.
           positions_BxN: for the rotary embedding.
           condition_BxNxC: condition of adaLN-zero, or None.
           memory: keys and values (layers, B, R, H, K) of an earlier call, or None.
@@ -254,8 +270,9 @@ class Transformer(nn.Module):
             length=self.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x_BxNxM, own = stack(self.heads, hidden, self.dtype, name="blocks")(
-            x_BxNxM.astype(activation_dtype(self.dtype)), memory, mask_BxNxK, positions_BxN,
+        blocks = stack(self.heads, hidden, self.dtype, self.offset_radius, name="blocks")
+        x_BxNxM, own = blocks(
+            x_BxNxM.astype(activation_dtype(self.dtype)), memory, sight, positions_BxN,
             condition_BxNxC,
         )  # fmt: skip
         return RMSNorm(name="norm")(x_BxNxM), own

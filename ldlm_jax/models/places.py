@@ -48,17 +48,38 @@ def lay_out(segments_BxN: jax.Array, block_size: int = 0) -> Places:
     return Places(segments_BxN, positions_BxN, blocks_BxN)
 
 
-def visible(query: Places, key: Places) -> jax.Array:
-    """Positions of the same document, in the same block or an earlier one: bool (B, Q, K)."""
+class Sight(NamedTuple):
+    """Who sees whom, and how far away it is.
+
+    Attributes:
+      mask_BxQxK: true where the query sees the key.
+      offset_BxQxK: position of the key minus that of the query, int32.
+    """
+
+    mask_BxQxK: jax.Array
+    offset_BxQxK: jax.Array
+
+    def beside(self, other: "Sight") -> "Sight":
+        """The keys of both, these first."""
+        return Sight(*(jnp.concatenate(pair, axis=-1) for pair in zip(self, other, strict=True)))
+
+
+def see_up_to_block(query: Places, key: Places) -> Sight:
+    """Positions of the same document, in the same block or an earlier one."""
+    return _see(query, key, lambda of_key, of_query: of_key <= of_query)
+
+
+def see_earlier_blocks(query: Places, key: Places) -> Sight:
+    """Positions of the same document in an earlier block."""
+    return _see(query, key, lambda of_key, of_query: of_key < of_query)
+
+
+def see_own_block(query: Places, key: Places) -> Sight:
+    """Positions of the same document in the same block."""
+    return _see(query, key, lambda of_key, of_query: of_key == of_query)
+
+
+def _see(query: Places, key: Places, rule) -> Sight:
     same = query.segments_BxN[:, :, None] == key.segments_BxN[:, None, :]
-    return same & (key.blocks_BxN[:, None, :] <= query.blocks_BxN[:, :, None])
-
-
-def strictly_earlier(query: Places, key: Places) -> jax.Array:
-    """Positions of the same document in an earlier block: bool (B, Q, K)."""
-    return visible(query, key) & (key.blocks_BxN[:, None, :] < query.blocks_BxN[:, :, None])
-
-
-def same_block(query: Places, key: Places) -> jax.Array:
-    """Positions of the same document in the same block: bool (B, Q, K)."""
-    return visible(query, key) & (key.blocks_BxN[:, None, :] == query.blocks_BxN[:, :, None])
+    blocks = rule(key.blocks_BxN[:, None, :], query.blocks_BxN[:, :, None])
+    return Sight(same & blocks, key.positions_BxN[:, None, :] - query.positions_BxN[:, :, None])

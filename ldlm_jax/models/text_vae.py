@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.layers import Dense, RMSNorm, Transformer
-from ldlm_jax.models.places import Places, lay_out, visible
+from ldlm_jax.models.places import Places, lay_out, see_up_to_block
 
 
 class Posterior(NamedTuple):
@@ -47,12 +47,14 @@ class Encoder(nn.Module):
             x_BxNxM = Dense(self.width, ("embed", "mlp"), self.dtype, name="fold")(x_BxNxM)
         # Known and unknown do not see each other, so that the latent of a known text holds nothing
         # of the text to be written.
-        mask_BxNxN = visible(places, places) & (known_BxN[:, :, None] == known_BxN[:, None, :])
+        sight = see_up_to_block(places, places)
+        same_side = known_BxN[:, :, None] == known_BxN[:, None, :]
+        sight = sight._replace(mask_BxQxK=sight.mask_BxQxK & same_side)
         features_BxNxM = x_BxNxM
         if self.layers > 0:
             features_BxNxM, _ = Transformer(
                 self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
-            )(x_BxNxM, mask_BxNxN, places.positions_BxN)
+            )(x_BxNxM, sight, places.positions_BxN)
         heads_BxNx2D = Dense(2 * self.latent_channels, ("embed", "latent"), name="posterior")(
             features_BxNxM
         )
@@ -82,7 +84,7 @@ class Decoder(nn.Module):
             x_BxNxM = Dense(self.width, ("latent", "embed"), self.dtype, name="input")(inputs)
             x_BxNxM, _ = Transformer(
                 self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
-            )(x_BxNxM, visible(places, places), places.positions_BxN)
+            )(x_BxNxM, see_up_to_block(places, places), places.positions_BxN)
         if self.tokens_per_latent > 1:
             x_BxNxM = Dense(
                 self.tokens_per_latent * self.width, ("embed", "mlp"), self.dtype, name="unfold"
