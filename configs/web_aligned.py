@@ -13,6 +13,7 @@ from pathlib import Path
 def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
     config = runpy.run_path(str(Path(__file__).with_name("web_cpu.py")))["get_config"]()
+    config["text_vae"] |= {"encoder_layers": 1}
     config["teacher"] = {"run": "runs/web_masked_lm"}
     config["phases"][0]["alignment"] = 1.0
     return config

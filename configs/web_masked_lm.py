@@ -2,7 +2,7 @@
 
 Command:  ldlm train --config configs/web_masked_lm.py --workdir runs/web_masked_lm
 Hardware: 2 CPU cores with bf16 matrix units, about 4 minutes.
-Result:   see experiments/recipe/.
+Result:   not measured yet.
 
 Up to 60 % of the tokens are hidden from the encoder and all are to be recovered, so the encoder
 must say what it expects and not only what it sees.

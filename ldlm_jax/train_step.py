@@ -90,7 +90,7 @@ def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_Bx
     return _mean(loss_BxL, valid_BxL), _mean(hit_BxL, valid_BxL)
 
 
-def _draw_progress(key, rows: int, positions: int, config: DiffusionConfig) -> jax.Array:
+def draw_progress(key, rows: int, positions: int, config: DiffusionConfig) -> jax.Array:
     """Uniform draws (rows, positions), one for each block (or text) or for each position."""
     block_key, own_key, choice_key = jax.random.split(key, 3)
     block = config.block_size or positions
@@ -113,9 +113,7 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     memory = None
     if config.block_size:
         memory = denoiser.remember(z_0_BxNxD, given_BxN, places)
-    t_BxN = jnp.where(
-        known_BxN, 0.0, config.law(D).quantile(_draw_progress(time_key, B, N, config))
-    )
+    t_BxN = jnp.where(known_BxN, 0.0, config.law(D).quantile(draw_progress(time_key, B, N, config)))
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(noise_key, (B, N, D)), t_BxN)
     state_BxN = jnp.where(known_BxN, given_BxN, UNKNOWN)
 

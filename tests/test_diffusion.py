@@ -45,8 +45,10 @@ def test_positions_may_run_at_times_of_their_own():
         return gain[..., None] * z
 
     noise = jax.random.normal(jax.random.key(0), (20_000, 2, 1))
-    # The first is done before the other begins.
-    u = jnp.clip(2 * time.grid(800)[:, None, None] - jnp.array([1.0, 0.0]), 0.0, 1.0)
+    u = time.stagger(time.grid(800), 2, 1.0)[:, None]
+    assert u[0].tolist() == [[1.0, 1.0]] and u[-1].tolist() == [[0.0, 0.0]]
+    assert u[400].tolist() == [[0.0, 1.0]]  # one is done when the other begins
+    np.testing.assert_array_equal(time.stagger(time.grid(5), 3, 0.0)[:, 2], time.grid(5))
     for solver in SOLVERS:
         z, _ = sample(denoise, noise, u, jax.random.key(1), Solver(solver))
         np.testing.assert_allclose(np.cov(z[..., 0].T), np.eye(2), atol=0.05)

@@ -13,15 +13,17 @@ from flax.core import meta
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import train_batches
+from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.mesh import MeshConfig, make_mesh
-from ldlm_jax.models.layers import Dense, activation_dtype, matmul
-from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.attention import look_near
+from ldlm_jax.models.layers import Attention, Dense, activation_dtype, matmul
+from ldlm_jax.models.places import lay_out, see_up_to_block
 from ldlm_jax.optim import OptimConfig, make_optimizer
 from ldlm_jax.phases import GROUPS, Phase
 from ldlm_jax.sharding import AxisRules, batch_sharding, put_batch
 from ldlm_jax.train_state import LatentStats, Models, abstract_state, group_of, init_state
-from ldlm_jax.train_step import fused_loss, train_step
+from ldlm_jax.train_step import draw_progress, fused_loss, train_step
 from ldlm_jax.write import Plan, Strength, write_tokens
 
 WEIGHTS = {"reconstruction": 0.7, "kl": 0.3, "diffusion": 1.3, "alignment": 0.5}
@@ -232,6 +234,34 @@ def test_block_by_block_with_memory_equals_all_blocks_at_once(setup, conditionin
     assert float(jnp.abs(noisy[:, 8:] - other[:, 8:]).max()) > 1e-4
 
 
+def test_heads_look_at_their_neighbours_from_the_start():
+    """Each head of the first few favours one offset: before, after, two before; the last none."""
+    bias = np.asarray(look_near(None, (4, 9)))
+    assert (np.argmax(bias, axis=1)[:3] - 4).tolist() == [-1, 1, -2] and not bias[3].any()
+
+
+def test_the_offset_bias_reaches_the_right_keys(setup):
+    """With one layer and one head a strong bias for offset -1 makes a position's left neighbour
+    all that it sees; offsets of R and more share one bias."""
+    attention = Attention(1, jnp.float32, offset_radius=3)
+    x = jax.random.normal(jax.random.key(0), (1, 8, 16))
+    places = lay_out(jnp.ones((1, 8), jnp.int32))
+    args = (see_up_to_block(places, places), places.positions_BxN)
+    params = random_parameters(attention, x, *args)
+
+    def run(offset, x):
+        bias = jnp.zeros((1, 7)).at[0, 3 + offset].set(50.0)
+        return attention.apply({"params": {**params["params"], "offset_bias": bias}}, x, *args)[0]
+
+    for offset in (-1, 2):
+        base, moved = run(offset, x), run(offset, x.at[0, 4].add(1.0))
+        changed = np.abs(moved - base).max(axis=(0, 2)) > 1e-3
+        expected = {4 - offset} | {i for i in range(8) if not 0 <= i + offset < 8}
+        assert set(np.flatnonzero(changed)) <= expected and changed[4 - offset]
+    far = [run(3, x.at[0, key].add(1.0)) - run(3, x) for key in (3, 7)]
+    assert all(float(jnp.abs(change[0, 0]).max()) > 1e-4 for change in far)
+
+
 def test_the_encoder_sees_no_later_block(setup):
     recipe, _, state, batch = setup
     tokens = jnp.asarray(batch["tokens"])
@@ -242,6 +272,23 @@ def test_the_encoder_sees_no_later_block(setup):
     after = encode(tokens.at[:, 9].set(7), places, nothing).mean_BxNxD
     chex.assert_trees_all_close(before[:, :8], after[:, :8], atol=1e-6)
     assert float(jnp.abs(before[:, 8] - after[:, 8]).max()) > 1e-4
+
+
+def test_times_are_drawn_by_block_or_by_position():
+    def draw(**config):
+        config = DiffusionConfig(**config)
+        return np.asarray(draw_progress(jax.random.key(0), 64, 12, config))
+
+    whole, blocks = draw(), draw(block_size=4).reshape(64, 3, 4)
+    assert (whole == whole[:, :1]).all() and len(np.unique(whole[:, 0])) == 64
+    assert (blocks == blocks[..., :1]).all() and len(np.unique(blocks[..., 0])) == 64 * 3
+    own = draw(block_size=4, own_times=0.5).reshape(64, 3, 4)
+    alone = (own != own[..., :1]).any(axis=(1, 2)).mean()
+    assert 0.3 < alone < 0.7
+    for times in (whole, blocks, own):
+        np.testing.assert_allclose(
+            np.quantile(times, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.1
+        )
 
 
 def test_non_finite_steps_are_skipped_and_counted(setup):
