@@ -10,23 +10,16 @@ from dataclasses import replace
 from experiments.recipe.ngram import Trigram
 from ldlm_jax.data.build import prepare, read_texts
 from ldlm_jax.evals.samples import text_statistics
-from ldlm_jax.generate import SampleConfig, generate
+from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import load_run
 
-BASE = SampleConfig(steps=20, batch_size=64)
+# Changes to the run's own sampler.
 TRIALS = {
-    "euler": {"solver": "euler"},
-    "churn 1": {"churn": 1.0},
-    "churn 3": {"churn": 3.0},
-    "temperature 0.8": {"temperature": 0.8},
-    "temperature 0.6": {"temperature": 0.6},
-    "temperature 0.4": {"temperature": 0.4},
-    "temperature 0.6, euler": {"temperature": 0.6, "solver": "euler"},
-    "temperature 0.6, churn 3": {"temperature": 0.6, "churn": 3.0},
-    "temperature 0.6, self-guidance 1.5": {"temperature": 0.6, "self_guidance": 1.5},
-    "temperature 0.6, uniform grid": {"temperature": 0.6, "grid": "uniform"},
-    "temperature 0.6, 5 steps": {"temperature": 0.6, "steps": 5},
-    "temperature 0.6, 100 steps": {"temperature": 0.6, "steps": 100},
+    "5 steps": {"steps": 5, "lag": 1.0},
+    "20 steps": {"steps": 20, "lag": 1.0},
+    "20 steps, no lag": {"steps": 20, "lag": 0.0},
+    "20 steps, temperature 1": {"steps": 20, "lag": 1.0, "temperature": 1.0},
+    "100 steps": {"steps": 100, "lag": 1.0},
 }
 
 
@@ -42,7 +35,7 @@ def main(workdir: str, out: str, num_samples: str = "64") -> None:
     held_out = list(read_texts(prepared.text, "validation"))[:num_samples]
     rows = {"held-out text": judged(judge, tokenizer, held_out)}
     for name, changes in TRIALS.items():
-        config = replace(BASE, **changes)
+        config = replace(run.experiment.sample, batch_size=64, **changes)
         texts = [s.text for s in generate(run.writer, config, 1, num_samples=num_samples)]
         rows[name] = judged(judge, tokenizer, texts) | {"texts": texts[:6]}
         print(name, {k: v for k, v in rows[name].items() if k != "texts"}, *texts[:4], sep="\n  ")
