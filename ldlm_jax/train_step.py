@@ -188,7 +188,7 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
     denoiser = Denoiser.create(models, params, recipe.diffusion, stats)
     parts = {}
     largest = recipe.autoencoding.token_mask
-    masked = largest > 0 and (phase.has("reconstruction") or phase.has("alignment"))
+    masked = largest > 0 and any(map(phase.has, ("reconstruction", "kl", "alignment")))
     posterior = encode(_hide(mask_key, tokens_BxL, largest) if masked else tokens_BxL)
     z_raw_BxNxD = _gaussian(z_key, posterior)
     valid_BxN = places.segments_BxN > 0
