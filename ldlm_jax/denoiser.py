@@ -118,6 +118,7 @@ class Denoiser:
       models: the networks.
       params: their parameters.
       config: how the denoiser is trained.
+      latents: statistics of the latent channels.
       codes_VxD: normalised latent of every token alone, with ``config.token_posterior``.
       temperature: divides the logits that the network draws from the context.
     """
@@ -125,6 +126,7 @@ class Denoiser:
     models: Models
     params: dict
     config: DiffusionConfig
+    latents: LatentStats
     codes_VxD: jax.Array | None = None
     temperature: float | jax.Array = 1.0
 
@@ -137,7 +139,7 @@ class Denoiser:
         if config.token_posterior:
             codes_VxD = models.vae.apply({"params": params["text_vae"]}, method="codes")
             codes_VxD = latents.normalise(codes_VxD)
-        return cls(models, params, config, codes_VxD, temperature)
+        return cls(models, params, config, latents, codes_VxD, temperature)
 
     @property
     def shares_trunk(self) -> bool:
@@ -176,6 +178,13 @@ class Denoiser:
         # In fp32: near the data these numbers are in the thousands, and their differences decide.
         dots_BxNxV = (1 - t) * z_BxNxD @ self.codes_VxD.T
         return (dots_BxNxV - 0.5 * (1 - t) ** 2 * square_V) / variance
+
+    def encode(self, tokens_BxL, places: Places, known_BxN) -> jax.Array:
+        """Normalised posterior means (B, N, D) of a text."""
+        posterior = self.models.vae.apply(
+            {"params": self.params["text_vae"]}, tokens_BxL, places, known_BxN, method="encode"
+        )
+        return self.latents.normalise(posterior.mean_BxNxD)
 
     def remember(self, z_BxNxD, state_BxN, places: Places, memory=None) -> Memory:
         """What the DiT remembers of clean latents, for the blocks after them."""

@@ -128,10 +128,7 @@ def write_tokens(
     def write_block(carry, index):
         tokens_BxL, memories = carry
         start = index * size
-        posterior = models.vae.apply(
-            {"params": params["text_vae"]}, tokens_BxL, places, known_BxN, method="encode"
-        )
-        z_BxNxD = latents.normalise(posterior.mean_BxNxD)
+        z_BxNxD = denoiser.encode(tokens_BxL, places, known_BxN)
 
         def cut(start, memories):
             return Block(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import meta
 
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.denoiser import Denoiser, DiffusionConfig
@@ -23,11 +24,7 @@ def network():
                "diffusion.token_posterior=True"]  # fmt: skip
     experiment = resolve(load_config("configs/debug.py", changes))
     models = experiment.models(266)
-    params = jax.tree.map(
-        lambda x: getattr(x, "value", x),
-        models.init(jax.random.key(0), 8),
-        is_leaf=lambda x: hasattr(x, "value"),
-    )
+    params = meta.unbox(models.init(jax.random.key(0), 8))
     return models, experiment.diffusion, params
 
 

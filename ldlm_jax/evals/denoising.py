@@ -20,10 +20,7 @@ def _errors(params, latents, batch, key, t, *, models: Models, diffusion: Diffus
     denoiser = Denoiser.create(models, params, diffusion, latents)
     segments_BxN = places.segments_BxN
     nothing_BxN = jnp.zeros(segments_BxN.shape, bool)
-    posterior = models.vae.apply(
-        {"params": params["text_vae"]}, batch["tokens"], places, nothing_BxN, method="encode"
-    )
-    z_0_BxNxD = latents.normalise(posterior.mean_BxNxD)
+    z_0_BxNxD = denoiser.encode(batch["tokens"], places, nothing_BxN)
     t_BxN = jnp.full(segments_BxN.shape, t)
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(key, z_0_BxNxD.shape), t_BxN)
     state_BxN = jnp.full(segments_BxN.shape, UNKNOWN)

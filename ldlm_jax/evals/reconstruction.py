@@ -17,13 +17,10 @@ NOISE_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 def _hits(params, latents, batch, key, sigma, *, models: Models, diffusion: DiffusionConfig):
     places = places_of(batch["segments"], models, diffusion)
     nothing_BxN = jnp.zeros(places.segments_BxN.shape, bool)
-    posterior = models.vae.apply(
-        {"params": params["text_vae"]}, batch["tokens"], places, nothing_BxN, method="encode"
-    )
-    z_BxNxD = latents.normalise(posterior.mean_BxNxD)
+    denoiser = Denoiser.create(models, params, diffusion, latents)
+    z_BxNxD = denoiser.encode(batch["tokens"], places, nothing_BxN)
     z_BxNxD += sigma * jax.random.normal(key, z_BxNxD.shape)
     sigma_BxN = jnp.full(nothing_BxN.shape, sigma)
-    denoiser = Denoiser.create(models, params, diffusion, latents)
     logits = denoiser.token_logits(z_BxNxD, sigma_BxN, places)
     valid = batch["segments"] > 0
     hit = jnp.argmax(logits, axis=-1) == batch["tokens"]
