@@ -8,6 +8,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.data.build import prepare, read_texts
+from ldlm_jax.evals.samples import text_statistics
+
 
 class Trigram:
     """Interpolated trigram model over token ids, fitted on training text."""
@@ -48,3 +52,20 @@ class Trigram:
                 nll -= math.log(self._probability(tuple(padded[i - 2 : i + 1])))
                 count += 1
         return math.exp(nll / max(1, count))
+
+
+class Judge:
+    """The trigram model of the demo's training text, in the demo's tokens whatever it judges."""
+
+    def __init__(self):
+        prepared = prepare(resolve(load_config("configs/web_cpu.py")).data)
+        self._tokenizer = prepared.tokenizer
+        self.held_out = list(read_texts(prepared.text, "validation"))
+        train_ids = self._tokenizer.encode(list(read_texts(prepared.text, "train")))
+        self._trigram = Trigram(train_ids, self._tokenizer.vocab_size)
+
+    def __call__(self, texts: list[str]) -> dict:
+        """Trigram perplexity beside the statistics that keep it honest."""
+        perplexity = self._trigram.perplexity(self._tokenizer.encode(texts))
+        statistics = {k: round(v, 3) for k, v in text_statistics(texts).items()}
+        return {"trigram_perplexity": round(perplexity, 1), **statistics}

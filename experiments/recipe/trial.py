@@ -13,10 +13,9 @@ from pathlib import Path
 
 import jax
 
-from experiments.recipe.ngram import Trigram
-from experiments.recipe.sampler_sweep import judged
+from experiments.recipe.ngram import Judge
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import prepare, read_texts
+from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.evals import EvalContext, run_evals
 from ldlm_jax.generate import Writer, generate
@@ -67,13 +66,10 @@ def main(name: str, *overrides: str) -> None:
     context = EvalContext(writer, experiment.recipe(models), held_out, base, 8, (5,), 0)
     result = {"name": name, "overrides": overrides, "seconds": round(seconds)}
     result |= run_evals(("reconstruction", "denoising"), context)
-    train_ids = prepared.tokenizer.encode(list(read_texts(prepared.text, "train")))
-    judge = Trigram(train_ids, prepared.tokenizer.vocab_size)
-    for steps, lag in ((5, 0.0), (20, 0.0), (20, 1.0)):
-        config = replace(base, steps=steps, lag=lag)
-        texts = [s.text for s in generate(writer, config, 1, num_samples=64)]
-        judgement = judged(judge, prepared.tokenizer, texts)
-        result[f"steps {steps}, lag {lag:g}"] = judgement | {"texts": texts[:10]}
+    judge = Judge()
+    for steps in (5, 20):
+        texts = [s.text for s in generate(writer, replace(base, steps=steps), 1, num_samples=256)]
+        result[f"steps {steps}"] = judge(texts) | {"texts": texts[:10]}
     text = json.dumps(result, indent=1)
     print(text)
     folder = Path("experiments/recipe/trials")
