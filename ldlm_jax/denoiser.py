@@ -4,7 +4,7 @@ Shape letters: B rows, L tokens, N latents, D latent channels, M width, V vocabu
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ldlm_jax.diffusion.objective import Objective
 from ldlm_jax.diffusion.time import LogitNormal
 from ldlm_jax.errors import UserError, check_shares
-from ldlm_jax.models.dit import KNOWN, Memory
+from ldlm_jax.models.dit import KNOWN, Denoised, Memory
 from ldlm_jax.models.layers import matmul
 from ldlm_jax.models.places import Places, lay_out
 from ldlm_jax.train_state import LatentStats, Models
@@ -39,6 +39,8 @@ class DiffusionConfig:
         categorical reparameterisation of Gulrajani & Hashimoto 2023, "Likelihood-Based Diffusion
         Language Models"); the DiT's own output is added. The network then learns context from
         the first step on.
+      token_variance: what the posterior takes for the variance of a token's latents around the
+        latent of that token alone; the more the encoder adds of the context, the larger.
       own_times: share of rows in which every position draws a time of its own; in the others the
         positions of a block stand at one (Chen et al. 2024, "Diffusion Forcing").
       block_size: latents that are written together, each block after the clean ones before it
@@ -60,9 +62,7 @@ class DiffusionConfig:
     block_size: int = 0
     token_loss: float = 0.0
     token_posterior: bool = False
-
-    # Variance of a token's latents around the latent of that token alone.
-    TOKEN_VARIANCE: ClassVar[float] = 0.02
+    token_variance: float = 0.02
 
     def __post_init__(self):
         for name in ("prediction", "loss_space"):
@@ -76,8 +76,9 @@ class DiffusionConfig:
             raise UserError(f"diffusion.block_size = {self.block_size}: at least 0 (whole texts).")
         if self.token_loss < 0:
             raise UserError(f"diffusion.token_loss = {self.token_loss}: at least 0.")
-        if self.time_scale <= 0:
-            raise UserError(f"diffusion.time_scale = {self.time_scale}: must be positive.")
+        for name in ("time_scale", "token_variance"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"diffusion.{name} = {getattr(self, name)}: must be positive.")
 
     @property
     def objective(self) -> Objective:
@@ -150,9 +151,7 @@ class Denoiser:
         self, z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places: Places, memory=None
     ) -> Estimate:
         """One evaluation of the DiT; arguments as its own."""
-        said = self.models.dit.apply(
-            {"params": self.params["dit"]}, z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory
-        )
+        said = self._dit(z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory)
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
         if not self.shares_trunk:
             return Estimate(clean_BxNxD, None, said.memory)
@@ -165,6 +164,9 @@ class Denoiser:
             clean_BxNxD += matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
         return Estimate(clean_BxNxD, logits_BxLxV, said.memory)
 
+    def _dit(self, *args) -> Denoised:
+        return self.models.dit.apply({"params": self.params["dit"]}, *args)
+
     def _evidence(self, z_BxNxD, t_BxN):
         """Log-likelihood (B, N, V) of noisy latents under each token, up to a constant.
 
@@ -173,7 +175,7 @@ class Denoiser:
             z_t | v ~ N((1 - t) c_v, t^2 + (1 - t)^2 s^2)
         """
         t = t_BxN[..., None]
-        variance = t**2 + (1 - t) ** 2 * self.config.TOKEN_VARIANCE
+        variance = t**2 + (1 - t) ** 2 * self.config.token_variance
         square_V = jnp.sum(jnp.square(self.codes_VxD), axis=-1)
         # In fp32: near the data these numbers are in the thousands, and their differences decide.
         dots_BxNxV = (1 - t) * z_BxNxD @ self.codes_VxD.T
@@ -188,11 +190,8 @@ class Denoiser:
 
     def remember(self, z_BxNxD, state_BxN, places: Places, memory=None) -> Memory:
         """What the DiT remembers of clean latents, for the blocks after them."""
-        said = self.models.dit.apply(
-            {"params": self.params["dit"]}, z_BxNxD, jnp.zeros(state_BxN.shape), state_BxN,
-            jnp.zeros_like(z_BxNxD), places, memory,
-        )  # fmt: skip
-        return said.memory
+        t_BxN, blank_BxNxD = jnp.zeros(state_BxN.shape), jnp.zeros_like(z_BxNxD)
+        return self._dit(z_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory).memory
 
     def token_logits(self, z_BxNxD, sigma_BxN, places: Places, memory=None) -> jax.Array:
         """Logits (B, L, V), fp32, of latents with additive noise of standard deviation ``sigma``.

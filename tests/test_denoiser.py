@@ -50,7 +50,7 @@ def test_the_estimate_is_the_posterior_mean(network, t):
         jnp.asarray(z, jnp.float32), jnp.full((1, 8), t), jnp.full((1, 8), UNKNOWN),
         jnp.zeros(z.shape), lay_out(jnp.ones((1, 8), jnp.int32)),
     )  # fmt: skip
-    variance = t**2 + (1 - t) ** 2 * DiffusionConfig.TOKEN_VARIANCE
+    variance = t**2 + (1 - t) ** 2 * DiffusionConfig().token_variance
     log_density = -((z[0][:, None] - (1 - t) * codes) ** 2).sum(-1) / (2 * variance)
     posterior = np.exp(log_density - log_density.max(-1, keepdims=True))
     posterior /= posterior.sum(-1, keepdims=True)

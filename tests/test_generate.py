@@ -22,7 +22,7 @@ from ldlm_jax.train_step import train_step
 from ldlm_jax.write import write_tokens
 from tests.conftest import sentences
 
-STEPS = 800
+STEPS = 1100
 
 
 TWO_PHASES = ["diffusion.prefix=0.3", "autoencoding.decoder_noise=1.0",
@@ -38,13 +38,13 @@ BLOCKS = ["diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0", "dit
 @pytest.fixture(scope="module")
 def overfitted(overrides):
     """A model trained on 16 sentences, first the autoencoder, then the denoiser."""
-    return train_on_sixteen([*overrides, *TWO_PHASES], STEPS, copies=4)
+    return train_on_sixteen([*overrides, *TWO_PHASES], STEPS, copies=2)
 
 
 @pytest.fixture(scope="module")
 def overfitted_in_blocks(overrides):
     """The same, writing four tokens at a time after those before them."""
-    return train_on_sixteen([*overrides, *BLOCKS], STEPS, copies=2)
+    return train_on_sixteen([*overrides, *BLOCKS], 800, copies=1)
 
 
 def train_on_sixteen(overrides, steps, copies):

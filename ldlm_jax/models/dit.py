@@ -108,12 +108,11 @@ class DiT(nn.Module):
         x_BxNxM += jnp.take(states, state_BxN, axis=0).astype(x_BxNxM.dtype)
         x_BxNxM += Dense(self.width, ("embed", "mlp"), dtype, name="position_time")(time_BxNxM)
 
-        if memory is None:
-            sight = see_up_to_block(places, places)
-        else:
+        sight, remembered = see_up_to_block(places, places), None
+        if memory is not None:
             earlier = see_earlier_blocks(places, memory.places)
             sight = earlier.beside(see_own_block(places, places))
-        remembered = None if memory is None else memory.keys_and_values
+            remembered = memory.keys_and_values
         trunk = Transformer(
             self.layers,
             self.heads,
