@@ -37,6 +37,7 @@ def get_config() -> dict:
             "token_posterior": True,
             "token_loss": 1.0,
             "self_condition": 0.25,
+            "own_times": 0.5,
             "prefix": 0.1,
             "infill": 0.0,
         },
@@ -47,7 +48,7 @@ def get_config() -> dict:
             "eval_every": 780,
             "checkpoint_every": 390,
         },
-        "sample": {"steps": 20, "churn": 2.0, "temperature": 0.7, "lag": 1.0},
+        "sample": {"steps": 20, "churn": 2.0, "temperature": 0.7, "lag": 2.0},
         # Latents and denoiser learn together: the tokens' cross-entropy keeps the latents apart.
         "phases": [{"reconstruction": 0.0, "encoder_gradient": 1.0}],
     }

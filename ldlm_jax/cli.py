@@ -66,31 +66,35 @@ def _sample_config(args, run):
 
 
 def _sample(args, overrides) -> None:
-    from ldlm_jax.generate import generate
+    from ldlm_jax.generate import answer
+    from ldlm_jax.request import Request, read_requests
     from ldlm_jax.run_folder import load_run
 
     _no_overrides(overrides)
     run = load_run(args.workdir, args.step)
     config = _sample_config(args, run)
-    drafts = _draft_steps(args.show_denoising, config.steps)
-    samples = generate(
-        run.writer, config, args.seed, num_samples=args.num_samples, prompt=args.prompt,
-        draft_steps=drafts,
-    )  # fmt: skip
+    if args.requests:
+        requests = list(read_requests(args.requests, config, args.seed))
+    else:
+        requests = Request.several(args.num_samples, args.prompt, args.seed, config)
+    drafts = _draft_steps(args.show_denoising, min(r.config.steps for r in requests))
+    samples = answer(run.writer, requests, drafts)
     try:
         out = open(args.jsonl, "w", encoding="utf-8") if args.jsonl else None  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write {args.jsonl}: {error.strerror}.") from error
-    for number, sample in enumerate(samples, 1):
+    for place, (request, sample) in enumerate(zip(requests, samples, strict=True), 1):
+        steps = request.config.steps
         if out:
-            out.write(json.dumps(vars(sample) | {"steps": config.steps, "seed": args.seed}) + "\n")
+            asked = {"steps": steps, "seed": request.seed, "number": request.number}
+            out.write(json.dumps(vars(sample) | asked) + "\n")
             continue
         for step, draft in sample.drafts.items():
-            print(f"[{number} after step {step}/{config.steps}] {draft}")
-        print(f"[{number}] {sample.text}", flush=True)
+            print(f"[{place} after step {step}/{steps}] {draft}")
+        print(f"[{place}] {sample.text}", flush=True)
     if out:
         out.close()
-        print(f"wrote {args.num_samples} samples to {args.jsonl}")
+        print(f"wrote {len(requests)} samples to {args.jsonl}")
 
 
 def _draft_steps(spec: str | None, steps: int) -> tuple[int, ...]:
@@ -190,6 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, help="denoising steps")
     sample.add_argument("--num-samples", type=int, default=8)
     sample.add_argument("--prompt", default="", help="beginning to continue")
+    sample.add_argument(
+        "--requests", metavar="JSONL",
+        help="write what this file asks for instead: prompt, seed, steps, guidance... by line",
+    )  # fmt: skip
     sample.add_argument("--jsonl", help="write samples to this file instead of the terminal")
     sample.add_argument(
         "--show-denoising", nargs="?", const="auto", metavar="STEPS",

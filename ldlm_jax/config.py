@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 from ldlm_jax.data.build import DataConfig
 from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.errors import UserError, did_you_mean
-from ldlm_jax.generate import SampleConfig
 from ldlm_jax.mesh import MeshConfig
 from ldlm_jax.models.dit import DiT
 from ldlm_jax.models.layers import Dense
 from ldlm_jax.models.text_vae import TextVAE
 from ldlm_jax.optim import OptimConfig
 from ldlm_jax.phases import Phase, check_phases
+from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.teachers.trunk import TeacherConfig
 from ldlm_jax.train_step import AutoencodingConfig, Models, Recipe

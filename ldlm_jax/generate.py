@@ -8,54 +8,11 @@ import numpy as np
 
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD, Tokenizer
 from ldlm_jax.denoiser import DiffusionConfig
-from ldlm_jax.diffusion.sampler import SOLVERS, Solver
+from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
+from ldlm_jax.request import Request, SampleConfig
 from ldlm_jax.train_state import LatentStats, Models, TrainState
-from ldlm_jax.write import Plan, Strength, write_tokens
-
-
-@dataclass(frozen=True)
-class SampleConfig:
-    """How text is written.
-
-    Attributes:
-      steps: denoising steps of each block; more cost more and write better.
-      solver: ``"euler"``, ``"heun"`` or ``"stochastic"``, see ``diffusion.sampler``.
-      churn: noise of the stochastic solver; 0 is Euler.
-      guidance: weight of the prompt; 1 is none, above 1 follows it more closely.
-      self_guidance: weight of the model's own earlier estimate; 1 is none, above 1 makes text more
-        coherent and less varied, at the price of a second evaluation a step (ELF, arXiv
-        2605.10938, guides on the same condition).
-      grid: where the steps stand: ``"law"`` (quantiles of the training times) or ``"uniform"``.
-      temperature: of the tokens' distribution given their context; below 1 the text is more
-        ordinary and less varied. Needs a model with ``diffusion.token_posterior``.
-      lag: how far the beginning of a block is ahead of its end; 0 writes all of it together.
-      batch_size: samples written at once.
-    """
-
-    steps: int = 50
-    solver: str = "stochastic"
-    churn: float = 1.0
-    guidance: float = 1.0
-    self_guidance: float = 1.0
-    grid: str = "law"
-    temperature: float = 1.0
-    lag: float = 0.0
-    batch_size: int = 32
-
-    def __post_init__(self):
-        if self.steps < 1:
-            raise UserError(f"steps = {self.steps}: at least 1 denoising step is needed.")
-        if self.solver not in SOLVERS:
-            raise UserError(f"solver = {self.solver!r}: choose one of {', '.join(SOLVERS)}.")
-        if self.grid not in ("law", "uniform"):
-            raise UserError(f"grid = {self.grid!r}: choose 'law' or 'uniform'.")
-        if min(self.churn, self.guidance, self.self_guidance, self.lag) < 0:
-            raise UserError("churn, guidance, self_guidance and lag must not be negative.")
-        if self.temperature <= 0:
-            raise UserError(f"temperature = {self.temperature}: must be positive.")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size = {self.batch_size}: at least 1.")
+from ldlm_jax.write import Dials, Plan, write_tokens
 
 
 @dataclass(frozen=True)
@@ -115,7 +72,7 @@ def generate(
     prompt: str = "",
     draft_steps: tuple[int, ...] = (),
 ) -> Iterator[Sample]:
-    """Write texts, batch by batch.
+    """Write several texts of one seed; see ``answer``.
 
     Args:
       writer: the model.
@@ -124,73 +81,136 @@ def generate(
       num_samples: how many.
       prompt: given beginning of every text, or empty.
       draft_steps: steps after which to keep a decoded draft.
+    """
+    return answer(writer, Request.several(num_samples, prompt, seed, config), draft_steps)
+
+
+def answer(
+    writer: Writer, requests: Sequence[Request], draft_steps: tuple[int, ...] = ()
+) -> Iterator[Sample]:
+    """Write the texts that were asked for, in order, batch by batch.
+
+    A batch is one compiled call whatever its requests have of their own; it takes as many steps as
+    the one that asked for most.
+
+    Args:
+      writer: the model.
+      requests: what to write.
+      draft_steps: steps after which to keep a decoded draft.
 
     Raises:
-      UserError: the prompt does not fit the window, guidance was asked of a model that never
-        trained without its condition, or a draft step is beyond the steps.
+      UserError: a prompt does not fit the window, guidance was asked of a model that never trained
+        without its condition, a draft step is beyond the steps, or the requests differ in what
+        must be alike.
     """
-    if num_samples < 1:
-        raise UserError(f"num_samples = {num_samples}: at least 1.")
+    if not requests:
+        return
+    prompts = [writer.tokenizer.encode([request.prompt])[0] for request in requests]
+    for request, given in zip(requests, prompts, strict=True):
+        _check(writer, request, given, draft_steps)
+    plan = _plan(writer, requests, prompts, draft_steps)
+    size = min(requests[0].config.batch_size, len(requests))
+    for start in range(0, len(requests), size):
+        part = slice(start, start + size)
+        yield from _answer_batch(writer, plan, size, requests[part], prompts[part])
+
+
+def _check(writer: Writer, request: Request, given: list[int], draft_steps) -> None:
+    config, diffusion = request.config, writer.diffusion
     for step in draft_steps:
         if not 1 <= step <= config.steps:
             raise UserError(f"draft step {step} is not between 1 and steps = {config.steps}.")
-    given = writer.tokenizer.encode([prompt])[0]
-    per_latent = writer.models.vae.tokens_per_latent
-    known = len(given) // per_latent
     if len(given) >= writer.window:
         raise UserError(
             f"the prompt has {len(given)} tokens; the model's window holds {writer.window}, of "
             "which at least one must be free. Shorten the prompt."
         )
-    guided = config.guidance != 1.0 and known > 0
-    if guided and (writer.diffusion.condition_dropout == 0 or writer.diffusion.prefix == 0):
+    trained = diffusion.condition_dropout > 0 and diffusion.prefix > 0
+    if config.guidance != 1.0 and given and not trained:
         raise UserError(
             "guidance needs a model trained with diffusion.prefix and diffusion.condition_dropout "
             "above 0; use guidance 1."
         )
-    if config.temperature != 1.0 and not writer.diffusion.token_posterior:
+    if config.temperature != 1.0 and not diffusion.token_posterior:
         raise UserError(
             "temperature needs a model trained with diffusion.token_posterior; use temperature 1."
         )
-    self_guided = config.self_guidance != 1.0 and writer.diffusion.self_condition > 0
-    plan = Plan(
-        writer.models, writer.diffusion, Solver(config.solver, config.churn), config.steps,
-        config.grid, guided, self_guided, tuple(draft_steps),
-    )  # fmt: skip
-    rng = np.random.default_rng(seed)
-    size = min(config.batch_size, num_samples)
-    key = jax.random.key(seed)
-    for index, start in enumerate(range(0, num_samples, size)):
-        # A text written block by block ends where its end token falls.
-        lengths = (
-            np.full(size, writer.window)
-            if writer.diffusion.block_size
-            else draw_lengths(writer.lengths, len(given), size, rng)
-        )
-        tokens = np.full((size, writer.window), MASK, np.int32)
-        tokens[:, : len(given)] = given
-        places = np.arange(writer.window)
-        latents = places[: writer.window // per_latent]
-        written, drafts = write_tokens(
-            writer.params, writer.latents, tokens,
-            (places < lengths[:, None]).astype(np.int32),
-            np.broadcast_to(latents < known, (size, len(latents))),
-            jax.random.fold_in(key, index),
-            Strength(
-                config.guidance, config.self_guidance, config.temperature, config.lag
-            ),
-            plan=plan,
-        )  # fmt: skip
-        written, drafts = np.array(written), np.array(drafts)
-        for row in range(min(size, num_samples - start)):
-            ids = _finish(written[row], given, lengths[row])
-            texts = {
-                step: _text(writer.tokenizer, prompt, _finish(draft[row], given, lengths[row]),
-                            len(given))
-                for step, draft in zip(draft_steps, drafts, strict=True)
-            }  # fmt: skip
-            text = _text(writer.tokenizer, prompt, ids, len(given))
-            yield Sample(prompt, text, ids, texts)
+
+
+def _plan(writer: Writer, requests, prompts, draft_steps) -> Plan:
+    """What all requests have in common."""
+    configs = [request.config for request in requests]
+    for name in ("solver", "churn", "grid", "batch_size"):
+        values = {getattr(config, name) for config in configs}
+        if len(values) > 1:
+            raise UserError(f"requests written together must agree on {name}, not {values}.")
+    asked = zip(configs, prompts, strict=True)
+    return Plan(
+        writer.models,
+        writer.diffusion,
+        Solver(configs[0].solver, configs[0].churn),
+        max(config.steps for config in configs),
+        configs[0].grid,
+        guided=any(config.guidance != 1.0 and given for config, given in asked),
+        self_guided=writer.diffusion.self_condition > 0
+        and any(config.self_guidance != 1.0 for config in configs),
+        draft_steps=tuple(draft_steps),
+    )
+
+
+def _answer_batch(writer: Writer, plan: Plan, size: int, requests, prompts) -> Iterator[Sample]:
+    """Texts of one batch, filled up to ``size`` rows with copies of its last request."""
+    count = len(requests)
+    requests = [*requests, *[requests[-1]] * (size - count)]
+    prompts = [*prompts, *[prompts[-1]] * (size - count)]
+    places = np.arange(writer.window)
+    per_latent = writer.models.vae.tokens_per_latent
+    lengths = np.array([_length(writer, r, len(p)) for r, p in zip(requests, prompts, strict=True)])
+    tokens = np.full((size, writer.window), MASK, np.int32)
+    for row, given in zip(tokens, prompts, strict=True):
+        row[: len(given)] = given
+    known = np.array([[len(given) // per_latent] for given in prompts])
+    written, drafts = write_tokens(
+        writer.params,
+        writer.latents,
+        tokens,
+        (places < lengths[:, None]).astype(np.int32),
+        places[: writer.window // per_latent] < known,
+        _dials(requests),
+        plan=plan,
+    )
+    written, drafts = np.array(written), np.array(drafts)
+    for row in range(count):
+        request, given = requests[row], prompts[row]
+
+        def read(ids, row=row, request=request, given=given):
+            ids = _finish(ids, given, lengths[row])
+            return ids, request.prompt + writer.tokenizer.decode(ids[len(given) :])
+
+        ids, text = read(written[row])
+        texts = {
+            step: read(draft[row])[1] for step, draft in zip(plan.draft_steps, drafts, strict=True)
+        }
+        yield Sample(request.prompt, text, ids, texts)
+
+
+def _dials(requests: Sequence[Request]) -> Dials:
+    keys = [
+        jax.random.fold_in(jax.random.key(request.seed), request.number) for request in requests
+    ]
+    columns = (
+        np.array([getattr(request.config, name) for request in requests], np.float32)
+        for name in ("steps", "guidance", "self_guidance", "temperature", "lag")
+    )
+    return Dials(jax.numpy.stack(keys), *columns)
+
+
+def _length(writer: Writer, request: Request, given: int) -> int:
+    """Tokens to write: a text written block by block ends where its end token falls."""
+    if writer.diffusion.block_size:
+        return writer.window
+    rng = np.random.default_rng((request.seed, request.number))
+    return int(draw_lengths(writer.lengths, given, 1, rng)[0])
 
 
 def draw_lengths(
@@ -217,7 +237,3 @@ def _finish(ids: np.ndarray, given: list[int], length: int) -> list[int]:
     rest = ids[len(given) :]
     stop = next((i for i, token in enumerate(rest) if token in (EOS, PAD)), len(rest) - 1)
     return ids[: len(given) + stop + 1]
-
-
-def _text(tokenizer: Tokenizer, prompt: str, ids: list[int], given: int) -> str:
-    return prompt + tokenizer.decode(ids[given:])

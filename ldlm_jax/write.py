@@ -14,7 +14,7 @@ from ldlm_jax.data.tokenizer import MASK
 from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of
 from ldlm_jax.diffusion import time
 from ldlm_jax.diffusion.guidance import guide
-from ldlm_jax.diffusion.sampler import Solver, sample
+from ldlm_jax.diffusion.sampler import Solver, row_keys, row_noise, sample
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN, Memory
 from ldlm_jax.models.layers import activation_dtype
 from ldlm_jax.models.places import Places
@@ -29,7 +29,7 @@ class Plan:
       models: the networks.
       diffusion: how the denoiser was trained.
       solver: how to step.
-      steps: number of steps K of each block.
+      steps: number of steps K of each block, the largest of all rows.
       grid: see ``SampleConfig``.
       guided: evaluate the denoiser also without the known part.
       self_guided: evaluate the denoiser also without its earlier estimate.
@@ -50,21 +50,24 @@ class Plan:
         """States of known positions: guidance compares two."""
         return (KNOWN, DROPPED) if self.guided else (KNOWN,)
 
-    def times(self, positions: int, lag) -> jax.Array:
-        """Times (K + 1, positions) from noise to data."""
-        progress_KxS = time.stagger(time.grid(self.steps), positions, lag)
+    def times(self, positions: int, dials: "Dials") -> jax.Array:
+        """Times (K + 1, B, positions) from noise to data."""
+        progress_KxB = time.grid(dials.steps_B, self.steps)
+        progress_KxBxS = time.stagger(progress_KxB, positions, dials.lag_B)
         if self.grid == "uniform":
-            return progress_KxS
-        return self.diffusion.law(self.models.vae.latent_channels).quantile(progress_KxS)
+            return progress_KxBxS
+        return self.diffusion.law(self.models.vae.latent_channels).quantile(progress_KxBxS)
 
 
-class Strength(NamedTuple):
-    """Numbers of the sampler that need no recompilation; see ``SampleConfig``."""
+class Dials(NamedTuple):
+    """What each row has of its own and needs no recompilation; see ``SampleConfig``."""
 
-    guidance: float = 1.0
-    self_guidance: float = 1.0
-    temperature: float = 1.0
-    lag: float = 0.0
+    keys_B: jax.Array
+    steps_B: jax.Array
+    guidance_B: jax.Array
+    self_guidance_B: jax.Array
+    temperature_B: jax.Array
+    lag_B: jax.Array
 
 
 class Block(NamedTuple):
@@ -94,12 +97,11 @@ def write_tokens(
     tokens_BxL,
     segments_BxL,
     known_BxN,
-    key,
-    strength: Strength,
+    dials: Dials,
     *,
     plan: Plan,
 ):
-    """Denoise and decode one batch.
+    """Denoise and decode one batch, of which no row depends on another.
 
     An outer scan runs over the blocks (a single one where whole texts are written), an inner scan
     over the steps. A finished block is decoded and read back by the encoder: what later blocks
@@ -111,8 +113,7 @@ def write_tokens(
       tokens_BxL: known tokens; what stands elsewhere is not looked at.
       segments_BxL: 1 within the text to be written, 0 beyond its length.
       known_BxN: true where latents are known.
-      key: random key.
-      strength: of guidance and noise.
+      dials: random key and settings of each row.
       plan: everything static.
 
     Returns:
@@ -121,7 +122,8 @@ def write_tokens(
     models, N = plan.models, known_BxN.shape[1]
     size = plan.diffusion.block_size or N
     places = places_of(segments_BxL, models, plan.diffusion)
-    denoiser = Denoiser.create(models, params, plan.diffusion, latents, strength.temperature)
+    temperature_Bx1x1 = dials.temperature_B[:, None, None]
+    denoiser = Denoiser.create(models, params, plan.diffusion, latents, temperature_Bx1x1)
     tokens_per_block = size * models.vae.tokens_per_latent
     given_BxL = jnp.repeat(known_BxN, models.vae.tokens_per_latent, axis=1)
 
@@ -141,8 +143,8 @@ def write_tokens(
             before = jnp.maximum(start - size, 0)
             memories = _remember(denoiser, plan.marks, cut(before, memories), before)
         block = cut(start, memories)
-        block_key = jax.random.fold_in(key, index)
-        z_BxSxD, estimates = _solve(denoiser, plan, block, block_key, strength)
+        of_block = dials._replace(keys_B=row_keys(dials.keys_B, index))
+        z_BxSxD, estimates = _solve(denoiser, plan, block, of_block)
         written = _decode(denoiser, block, z_BxSxD)
         first = index * tokens_per_block
         written = jnp.where(
@@ -162,7 +164,7 @@ def write_tokens(
     return tokens_BxL, jnp.moveaxis(drafts, 0, 2).reshape(-1, *tokens_BxL.shape)
 
 
-def _solve(denoiser: Denoiser, plan: Plan, block: Block, key, strength: Strength):
+def _solve(denoiser: Denoiser, plan: Plan, block: Block, dials: Dials):
     """Latents of the block, and the estimates after each step if drafts are asked for."""
 
     def estimate(z_BxSxD, t_BxS, earlier_BxSxD):
@@ -181,21 +183,20 @@ def _solve(denoiser: Denoiser, plan: Plan, block: Block, key, strength: Strength
         clean_BxSxD = with_both_BxSxD = ask(0, earlier_BxSxD)
         if plan.guided:
             less_BxSxD = ask(1, earlier_BxSxD)
-            clean_BxSxD += guide(with_both_BxSxD, less_BxSxD, strength.guidance) - with_both_BxSxD
+            weight_Bx1x1 = dials.guidance_B[:, None, None]
+            clean_BxSxD += guide(with_both_BxSxD, less_BxSxD, weight_Bx1x1) - with_both_BxSxD
         if plan.self_guided:
             less_BxSxD = ask(0, blank_BxSxD)
-            weight = strength.self_guidance
-            clean_BxSxD += guide(with_both_BxSxD, less_BxSxD, weight) - with_both_BxSxD
+            weight_Bx1x1 = dials.self_guidance_B[:, None, None]
+            clean_BxSxD += guide(with_both_BxSxD, less_BxSxD, weight_Bx1x1) - with_both_BxSxD
         return block.keep_given(clean_BxSxD)
 
-    noise_key, solver_key = jax.random.split(key)
+    times_KxBxS = plan.times(block.known_BxS.shape[1], dials)
     return sample(
         estimate,
-        jax.random.normal(noise_key, block.given_BxSxD.shape),
-        jnp.where(
-            block.known_BxS, 0.0, plan.times(block.known_BxS.shape[1], strength.lag)[:, None, :]
-        ),
-        solver_key,
+        row_noise(row_keys(dials.keys_B, 0), block.given_BxSxD.shape[1:]),
+        jnp.where(block.known_BxS, 0.0, times_KxBxS),
+        row_keys(dials.keys_B, 1),
         plan.solver,
         keep_estimates=bool(plan.draft_steps),
     )

@@ -49,6 +49,11 @@ def test_sample_prints_and_writes(trained, tmp_path, capsys):
     assert main([*command, "--jsonl", str(tmp_path / "s.jsonl"), "--seed", "5"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and all({"text", "tokens", "steps", "seed"} <= set(r) for r in rows)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "My son"}\n{"steps": 2, "seed": 5, "number": 1}\n')
+    assert main([*command, "--requests", str(asked), "--jsonl", str(tmp_path / "r.jsonl")]) == 0
+    mixed = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [r["steps"] for r in mixed] == [4, 2] and mixed[0]["text"].startswith("My son")
 
 
 def test_eval_writes_json(trained, tmp_path, capsys):

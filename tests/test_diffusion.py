@@ -32,7 +32,7 @@ def test_exact_velocity_recovers_the_distribution(solver, law):
     # 20,000 samples: standard error of a mean is below 0.009, of a covariance below 0.016.
     noise = jax.random.normal(jax.random.key(0), (20_000, 2))
     steps = 50 if solver == "heun" else 300
-    z, _ = sample(gaussian_denoiser, noise, times(steps, law), jax.random.key(1), Solver(solver))
+    z, _ = sample(gaussian_denoiser, noise, times(steps, law), keys(noise), Solver(solver))
     np.testing.assert_allclose(np.mean(z, axis=0), MEAN, atol=0.04)
     np.testing.assert_allclose(np.cov(z.T), COVARIANCE, atol=0.06)
 
@@ -50,8 +50,12 @@ def test_positions_may_run_at_times_of_their_own():
     assert u[400].tolist() == [[0.0, 1.0]]  # one is done when the other begins
     np.testing.assert_array_equal(time.stagger(time.grid(5), 3, 0.0)[:, 2], time.grid(5))
     for solver in SOLVERS:
-        z, _ = sample(denoise, noise, u, jax.random.key(1), Solver(solver))
+        z, _ = sample(denoise, noise, u, keys(noise), Solver(solver))
         np.testing.assert_allclose(np.cov(z[..., 0].T), np.eye(2), atol=0.05)
+
+
+def keys(noise):
+    return jax.random.split(jax.random.key(1), len(noise))
 
 
 def times(steps, law=None):
@@ -65,7 +69,7 @@ def test_heun_is_second_order_and_euler_first():
     def error(solver, steps):
         def solve(steps):
             grid = jnp.linspace(0.95, 0.05, steps + 1)[:, None]
-            return sample(gaussian_denoiser, noise, grid, jax.random.key(0), Solver(solver))[0]
+            return sample(gaussian_denoiser, noise, grid, keys(noise), Solver(solver))[0]
 
         return float(jnp.abs(solve(steps) - solve(1024)).mean())
 
@@ -75,16 +79,36 @@ def test_heun_is_second_order_and_euler_first():
 
 def test_stochastic_solver_without_churn_is_euler_and_with_it_is_not():
     noise = jax.random.normal(jax.random.key(0), (64, 2))
-    args = (gaussian_denoiser, noise, times(10), jax.random.key(1))
+    args = (gaussian_denoiser, noise, times(10), keys(noise))
     euler = sample(*args, Solver("euler"))[0]
     chex.assert_trees_all_close(sample(*args, Solver("stochastic", 0.0))[0], euler, atol=2e-3)
     assert float(jnp.abs(sample(*args, Solver("stochastic", 1.0))[0] - euler).max()) > 0.1
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_row_is_solved_alike_whatever_stands_beside_it(solver):
+    """Rows with fewer steps are done earlier and then stay."""
+
+    def denoise(z, t, earlier):
+        return jnp.sin(z) + 0.3 * earlier + t[..., None]
+
+    noise, rows = jax.random.normal(jax.random.key(0), (3, 5, 2)), keys(jnp.zeros(3))
+    steps = jnp.array([3, 7, 1])
+    grid = jnp.broadcast_to(time.grid(steps, 7)[..., None], (8, 3, 5))
+    together, _ = sample(denoise, noise, grid, rows, Solver(solver))
+    for i, count in enumerate(steps.tolist()):
+        part, grid = (
+            slice(i, i + 1),
+            jnp.broadcast_to(time.grid(count)[:, None, None], (count + 1, 1, 5)),
+        )
+        alone, _ = sample(denoise, noise[part], grid, rows[part], Solver(solver))
+        chex.assert_trees_all_close(together[part], alone, atol=1e-5)
+
+
 def test_estimates_are_kept_for_every_step():
     noise = jax.random.normal(jax.random.key(0), (4, 2))
     z, estimates = sample(
-        gaussian_denoiser, noise, times(7), jax.random.key(1), Solver("euler"),
+        gaussian_denoiser, noise, times(7), keys(noise), Solver("euler"),
         keep_estimates=True,
     )  # fmt: skip
     chex.assert_shape(estimates, (7, 4, 2))
@@ -116,6 +140,8 @@ def test_grid_runs_from_noise_to_data():
         grid = times(20, law)
         assert grid[0] == 1.0 and grid[-1] == 0.0
         assert bool(jnp.all(jnp.diff(grid, axis=0) < 0))
+    rows = time.grid(jnp.array([2, 4]), 4)
+    assert rows.T.tolist() == [[1.0, 0.5, 0.0, 0.0, 0.0], [1.0, 0.75, 0.5, 0.25, 0.0]]
     with pytest.raises(ValueError, match="at least 1 step"):
         time.grid(0)
 

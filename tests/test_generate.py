@@ -1,6 +1,7 @@
 """Writing: overfitted text comes back, prompts stay, lengths and stops are right."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -13,10 +14,11 @@ from ldlm_jax.data.tokenizer import EOS, PAD
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
 from ldlm_jax.evals.samples import text_statistics
-from ldlm_jax.generate import SampleConfig, Writer, draw_lengths, generate
+from ldlm_jax.generate import Writer, answer, draw_lengths, generate
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.phases import phase_at
+from ldlm_jax.request import Request, SampleConfig, read_requests
 from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import train_step
 from ldlm_jax.write import write_tokens
@@ -157,6 +159,54 @@ def test_same_seed_same_text_and_other_seed_other_text(overfitted):
         return [s.text for s in generate(writer, config, seed, num_samples=8)]
 
     assert write(3) == write(3) != write(4)
+
+
+@pytest.mark.parametrize("model", ["overfitted", "overfitted_in_blocks"])
+def test_unlike_requests_are_written_as_if_alone(model, request):
+    """Prompts, seeds, steps, guidance and the rest may differ within one compiled call."""
+    writer = request.getfixturevalue(model)[0]
+    cold = 0.6 if writer.diffusion.token_posterior else 1.0
+    asked = [
+        Request("", 1, 0, SampleConfig(steps=3)),
+        Request("The king", 2, 0, SampleConfig(steps=8, guidance=3.0)),
+        Request("My son went", 2, 5, SampleConfig(steps=8, temperature=cold)),
+        Request("An", 3, 0, SampleConfig(steps=5, self_guidance=2.0, lag=1.0)),
+    ]
+    together = [s.tokens for s in answer(writer, asked)]
+    assert together == [s.tokens for one in asked for s in answer(writer, [one])]
+    by_two = [
+        dataclasses.replace(r, config=dataclasses.replace(r.config, batch_size=3)) for r in asked
+    ]
+    assert together == [s.tokens for s in answer(writer, by_two)]
+    plain = [dataclasses.replace(r, config=SampleConfig(steps=5)) for r in asked]
+    assert all(a != b.tokens for a, b in zip(together[:3], answer(writer, plain), strict=False))
+
+
+def test_requests_written_together_agree_on_the_solver(overfitted):
+    asked = [Request(config=SampleConfig(solver=name)) for name in ("euler", "heun")]
+    with pytest.raises(UserError, match="agree on solver"):
+        list(answer(overfitted[0], asked))
+
+
+def test_requests_are_read_line_by_line(tmp_path):
+    file = tmp_path / "asked.jsonl"
+    file.write_text('{"prompt": "My son", "steps": 3, "guidance": 2}\n\n{"seed": 9, "lag": 0.5}\n')
+    one, two = read_requests(str(file), SampleConfig(steps=7, churn=0.5), seed=4)
+    assert one == Request("My son", 4, 0, SampleConfig(steps=3, churn=0.5, guidance=2))
+    assert two == Request("", 9, 2, SampleConfig(steps=7, churn=0.5, lag=0.5))
+    for line, words in (
+        ('{"promt": ""}', "did you mean 'prompt'"),
+        ('{"steps": "5"}', "steps = '5' is not of type int"),
+        ('{"steps": 0}', "at least 1 denoising step"),
+        ("[3]", "not a JSON object"),
+        ("{nonsense", "asked.jsonl:2"),
+        ("", "holds no request"),
+    ):
+        file.write_text("\n" + line)
+        with pytest.raises(UserError, match=re.escape(words)):
+            read_requests(str(file), SampleConfig(), 0)
+    with pytest.raises(UserError, match="cannot read requests"):
+        read_requests(str(tmp_path / "none"), SampleConfig(), 0)
 
 
 def test_samples_stop_at_their_end(overfitted):

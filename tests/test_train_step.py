@@ -24,7 +24,7 @@ from ldlm_jax.phases import GROUPS, Phase
 from ldlm_jax.sharding import AxisRules, batch_sharding, put_batch
 from ldlm_jax.train_state import LatentStats, Models, abstract_state, group_of, init_state
 from ldlm_jax.train_step import draw_progress, fused_loss, train_step
-from ldlm_jax.write import Plan, Strength, write_tokens
+from ldlm_jax.write import Dials, Plan, write_tokens
 
 WEIGHTS = {"reconstruction": 0.7, "kl": 0.3, "diffusion": 1.3, "alignment": 0.5}
 
@@ -421,9 +421,11 @@ def test_variants_learn(overrides, changes):
 def write(models, experiment, state, window):
     segments = np.ones((2, window), np.int32)
     latents = window // models.vae.tokens_per_latent
+    ones = np.ones(2, np.float32)
+    dials = Dials(jax.random.split(jax.random.key(0), 2), 2 * ones, ones, ones, ones, 0 * ones)
     return write_tokens(
         state.ema, state.latents, np.zeros_like(segments), segments,
-        np.zeros((2, latents), bool), jax.random.key(0), Strength(),
+        np.zeros((2, latents), bool), dials,
         plan=Plan(models, experiment.diffusion, Solver("heun"), steps=2),
     )[0]  # fmt: skip
 

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.generate import SampleConfig, Writer, generate
+from ldlm_jax.generate import Writer, generate
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.optim import make_optimizer
+from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import batch_sharding, put_batch
 from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import train_step

@@ -47,15 +47,25 @@ def _drop_channels(t: jax.Array) -> jax.Array:
     return t[..., 0]
 
 
-def _euler(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
-    del key, churn
+def row_keys(keys: jax.Array, index) -> jax.Array:
+    """Fresh keys (B,) from those of B rows."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+
+
+def row_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal (B, *shape), each row by its own key: whatever stands beside it."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def _euler(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
+    del keys, churn
     clean = denoise(at.z, _drop_channels(t), at.clean)
     return Step(path.move(at.z, clean, t, s), clean)
 
 
-def _heun(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
+def _heun(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     """Heun's method (Karras et al. 2022, algorithm 1) in time t."""
-    there = _euler(denoise, at, t, s, key, churn)
+    there = _euler(denoise, at, t, s, keys, churn)
     clean = denoise(there.z, _drop_channels(s), there.clean)
     slope = (at.z - there.clean) / jnp.maximum(t, 1e-6) + (there.z - clean) / jnp.maximum(s, 1e-6)
     # At s = 0 the slope is 0/0; there Euler's step is exact for the estimate at hand.
@@ -63,7 +73,7 @@ def _heun(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
     return Step(z, jnp.where(s > 0, clean, there.clean))
 
 
-def _stochastic(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
+def _stochastic(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     """Euler to s' = s - churn (t - s), then the forward process of equation (1) from s' to s:
 
     (5)  z_s = a z_s' + sqrt(s^2 - a^2 s'^2) eps,   a = (1 - s) / (1 - s')
@@ -75,7 +85,7 @@ def _stochastic(denoise: Denoiser, at: Step, t, s, key, churn) -> Step:
     z = path.move(at.z, clean, t, beyond)
     a = jnp.where(s == beyond, 1.0, (1 - s) / jnp.maximum(1 - beyond, 1e-6))
     spread = jnp.sqrt(jnp.maximum(s**2 - (a * beyond) ** 2, 0.0))
-    return Step(a * z + spread * jax.random.normal(key, z.shape, z.dtype), clean)
+    return Step(a * z + spread * row_noise(keys, z.shape[1:]), clean)
 
 
 _STEPS = {"euler": _euler, "heun": _heun, "stochastic": _stochastic}
@@ -85,7 +95,7 @@ def sample(
     denoise: Denoiser,
     noise: jax.Array,
     times: jax.Array,
-    key: jax.Array,
+    keys: jax.Array,
     solver: Solver,
     *,
     keep_estimates: bool = False,
@@ -94,10 +104,11 @@ def sample(
 
     Args:
       denoise: the model; guidance, known positions and the like are its own business.
-      noise: latents at the first time, any shape.
+      noise: latents at the first time, (B, ..., D).
       times: (steps + 1, ...) with the dimensions of ``noise`` but its last (or 1), descending;
-        positions may stand at different times, and all end at 0.
-      key: random key for the stochastic solver.
+        rows and positions may stand at different times, and all end at 0; one that is there
+        early stays as it is.
+      keys: random keys (B,) of the stochastic solver, one for each row.
       solver: how to step.
       keep_estimates: also return the estimate of the clean latents after every step.
 
@@ -108,7 +119,7 @@ def sample(
 
     def body(at: Step, inputs):
         t, s, index = inputs
-        at = step(denoise, at, t, s, jax.random.fold_in(key, index), solver.churn)
+        at = step(denoise, at, t, s, row_keys(keys, index), solver.churn)
         return at, at.clean if keep_estimates else None
 
     times = times[..., None]

@@ -45,15 +45,26 @@ def stratified(key: jax.Array, count: int) -> jax.Array:
     return jax.random.permutation(order_key, u)
 
 
-def grid(steps: int) -> jax.Array:
-    """Progress (steps + 1,) from 1 (noise) to 0 (data) at which a sampler stands.
+def grid(steps: int | jax.Array, most: int | None = None) -> jax.Array:
+    """Progress from 1 (noise) to 0 (data) at which a sampler stands.
+
+    Args:
+      steps: number of equal steps of each row, any shape; at least 1.
+      most: the largest of them, to be named where there are several; rows with fewer steps then
+        stay at 0.
+
+    Returns:
+      (most + 1, *steps.shape).
 
     Raises:
-      ValueError: steps < 1.
+      ValueError: most < 1.
     """
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: a sampler takes at least 1 step.")
-    return jnp.linspace(1.0, 0.0, steps + 1)
+    most = steps if most is None else most
+    if most < 1:
+        raise ValueError(f"steps = {most}: a sampler takes at least 1 step.")
+    steps = jnp.asarray(steps, jnp.float32)
+    done = jnp.arange(most + 1).reshape(-1, *[1] * steps.ndim)
+    return jnp.maximum(1.0 - done / steps, 0.0)
 
 
 def stagger(u: jax.Array, positions: int, lag: float | jax.Array) -> jax.Array:
@@ -65,12 +76,13 @@ def stagger(u: jax.Array, positions: int, lag: float | jax.Array) -> jax.Array:
     that recedes; cf. Ruhe et al. 2024, "Rolling Diffusion Models").
 
     Args:
-      u: progress (steps,) of the whole, 1 (noise) to 0 (data).
+      u: progress (steps, ...) of the whole, 1 (noise) to 0 (data).
       positions: how many.
-      lag: at least 0.
+      lag: at least 0; one number or as the further dimensions of ``u``.
 
     Returns:
-      Progress (steps, positions).
+      Progress (steps, ..., positions).
     """
     place = jnp.arange(positions) / max(1, positions - 1)
-    return jnp.clip((1 + lag) * u[:, None] - lag * (1 - place), 0.0, 1.0)
+    lag = jnp.asarray(lag)[..., None]
+    return jnp.clip((1 + lag) * u[..., None] - lag * (1 - place), 0.0, 1.0)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import jax
 
-from ldlm_jax.generate import SampleConfig, Writer
+from ldlm_jax.generate import Writer
+from ldlm_jax.request import SampleConfig
 from ldlm_jax.train_step import Recipe
 
 
