@@ -26,7 +26,7 @@ def get_config() -> dict:
         },
         "dit": {
             "width": 192,
-            "layers": 4,
+            "layers": 3,
             "time_tokens": 0,
             "offset_radius": 4,
             "dtype": "bfloat16",
@@ -43,10 +43,10 @@ def get_config() -> dict:
         },
         "optim": {"learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99},
         "train": {
-            "num_steps": 780,
+            "num_steps": 1000,
             "batch_size": 16,
-            "eval_every": 780,
-            "checkpoint_every": 390,
+            "eval_every": 1000,
+            "checkpoint_every": 500,
         },
         "sample": {"steps": 20, "churn": 2.0, "temperature": 0.7, "lag": 2.0},
         # Latents and denoiser learn together: the tokens' cross-entropy keeps the latents apart.
