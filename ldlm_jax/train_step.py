@@ -69,6 +69,30 @@ def _gaussian(key, posterior):
     return posterior.mean_BxNxD + jnp.exp(0.5 * posterior.logvar_BxNxD) * noise
 
 
+def _moments(z_BxNxD, valid_BxN):
+    """First and second moment (D,) of the latents in use, without gradient."""
+    count = jnp.maximum(valid_BxN.sum(), 1)
+    return [
+        jax.lax.stop_gradient(jnp.sum(jnp.where(valid_BxN[..., None], m, 0.0), (0, 1)) / count)
+        for m in (z_BxNxD, jnp.square(z_BxNxD))
+    ]
+
+
+def _share_gradient(z_0_BxNxD, phase: Phase, step):
+    """The same latents, through which the encoder receives its share of the gradient."""
+    still_BxNxD = jax.lax.stop_gradient(z_0_BxNxD)
+    if not phase.has("encoder_gradient"):
+        return still_BxNxD
+    share = weight_at(phase.encoder_gradient, step)
+    return share * z_0_BxNxD + (1 - share) * still_BxNxD
+
+
+def _kl(posterior, valid_BxN):
+    """Divergence from the standard normal, mean over channels and valid places."""
+    mean, logvar = posterior.mean_BxNxD, posterior.logvar_BxNxD
+    return _mean(0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar, axis=-1), valid_BxN)
+
+
 def _hide(key, tokens_BxL, largest_share: float):
     """Tokens of which each row has a share masked, drawn uniformly from 0 to the largest."""
     share_key, place_key = jax.random.split(key)
@@ -192,11 +216,7 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
     posterior = encode(_hide(mask_key, tokens_BxL, largest) if masked else tokens_BxL)
     z_raw_BxNxD = _gaussian(z_key, posterior)
     valid_BxN = places.segments_BxN > 0
-    moments = [
-        jnp.sum(jnp.where(valid_BxN[..., None], m, 0.0), (0, 1)) / jnp.maximum(valid_BxN.sum(), 1)
-        for m in (z_raw_BxNxD, jnp.square(z_raw_BxNxD))
-    ]
-    aux = {"moments": jax.lax.stop_gradient(moments)}
+    aux = {"moments": _moments(z_raw_BxNxD, valid_BxN)}
     aux["logvar"] = _mean(jnp.mean(posterior.logvar_BxNxD, -1), valid_BxN)
     if phase.has("reconstruction"):
         parts["reconstruction"], aux["accuracy"] = _reconstruction(
@@ -209,9 +229,7 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
             places,
         )
     if phase.has("kl"):
-        mean, logvar = posterior.mean_BxNxD, posterior.logvar_BxNxD
-        kl_BxN = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar, axis=-1)
-        parts["kl"] = _mean(kl_BxN, valid_BxN)
+        parts["kl"] = _kl(posterior, valid_BxN)
     if phase.has("alignment"):
         parts["alignment"] = _alignment(
             recipe, params, posterior.features_BxNxM, batch["teacher"], places.segments_BxN
@@ -219,12 +237,7 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
     if phase.has("diffusion"):
         # The denoiser learns the latents of whole texts, not of texts with masked tokens.
         whole = encode(tokens_BxL) if masked else posterior
-        z_0_BxNxD = stats.normalise(_gaussian(z_key, whole))
-        if phase.has("encoder_gradient"):
-            share = weight_at(phase.encoder_gradient, step)
-            z_0_BxNxD = share * z_0_BxNxD + (1 - share) * jax.lax.stop_gradient(z_0_BxNxD)
-        else:
-            z_0_BxNxD = jax.lax.stop_gradient(z_0_BxNxD)
+        z_0_BxNxD = _share_gradient(stats.normalise(_gaussian(z_key, whole)), phase, step)
         parts["diffusion"] = _diffusion(
             denoiser, diff_key, z_0_BxNxD, tokens_BxL, known_BxN, places
         )
