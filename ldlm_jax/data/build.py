@@ -5,7 +5,9 @@ Everything lands in ``<root>/<name>/`` and is built once: ``text/`` (a TFDS data
 TFDS dataset of token windows). All datasets are array_record files, so TensorFlow is not needed.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -17,6 +19,8 @@ from pathlib import Path
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from rich.console import Console
+from rich.progress import track
 
 from ldlm_jax.data.corpora import REGISTRY, SPLITS
 from ldlm_jax.data.sources import load_documents
@@ -125,13 +129,22 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError
 
 
+def _watched(rows: Iterable, name: str) -> Iterable:
+    """The same rows, counted on a terminal while they go by."""
+    console = Console(stderr=True)
+    return track(rows, name, console=console, transient=True, disable=not console.is_terminal)
+
+
 def _write(folder: Path, features: dict, examples: dict[str, Iterable]) -> None:
     """Write a dataset whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    print(f"writing {folder}", flush=True)
+    watched = {split: _watched(rows, f"{folder.name} {split}") for split, rows in examples.items()}
     tfds.disable_progress_bar()
-    builder = _Builder("dataset", features, examples, partial)
-    builder.download_and_prepare()
+    builder = _Builder("dataset", features, watched, partial)
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of downloads
+        builder.download_and_prepare()
     shutil.rmtree(folder, ignore_errors=True)
     Path(builder.data_dir).rename(folder)
     shutil.rmtree(partial)
