@@ -1,8 +1,10 @@
-"""The demo's recipe for half an hour: one block more, and twice the steps and more.
+"""The demo's recipe for half an hour: one block more, and more than twice the steps.
 
 Command:  ldlm train --config configs/web_cpu_30min.py --workdir runs/web_cpu_30min
-Hardware: 2 CPU cores.
-Result:   not measured yet.
+Hardware: 2 virtual CPU cores without bf16 matrix units (Ice Lake class, 2.8 GHz).
+Result:   2,340 steps, 31 minutes with both evaluations (24 November 2026, seed 0; the machine did
+          other work for a few minutes of it). denoising/error_mean 0.148, accuracy_mean 0.869.
+          Judged in experiments/recipe/.
 """
 
 import runpy
