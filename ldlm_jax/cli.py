@@ -74,7 +74,7 @@ def _sample(args, overrides) -> None:
     run = load_run(args.workdir, args.step)
     config = _sample_config(args, run)
     if args.requests:
-        requests = list(read_requests(args.requests, config, args.seed))
+        requests = read_requests(args.requests, config, args.seed)
     else:
         requests = Request.several(args.num_samples, args.prompt, args.seed, config)
     drafts = _draft_steps(args.show_denoising, min(r.config.steps for r in requests))

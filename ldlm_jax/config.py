@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from ldlm_jax.data.build import DataConfig
 from ldlm_jax.denoiser import DiffusionConfig
-from ldlm_jax.errors import UserError, did_you_mean
+from ldlm_jax.errors import UserError, did_you_mean, fits_type
 from ldlm_jax.mesh import MeshConfig
 from ldlm_jax.models.dit import DiT
 from ldlm_jax.models.layers import Dense
@@ -217,8 +217,7 @@ def _check_types(section: str, cls, values: dict) -> None:
         want, value = field.type, values.get(field.name)
         if field.name not in values or want not in _TYPES:
             continue
-        fits = isinstance(value, (int, float) if want is float else want)
-        if not fits or (isinstance(value, bool) and want is not bool):
+        if not fits_type(value, want):
             raise UserError(f"{section}.{field.name} = {value!r}: must be {_TYPES[want]}.")
 
 

@@ -21,3 +21,9 @@ def check_shares(section: str, config, names: tuple[str, ...]) -> None:
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"{section}.{name} = {getattr(config, name)}: must be in [0, 1].")
+
+
+def fits_type(value, want: type) -> bool:
+    """Whether a user's value is of a type; whole numbers are numbers, True and False are not."""
+    fits = isinstance(value, (int, float) if want is float else want)
+    return fits and (want is bool or not isinstance(value, bool))

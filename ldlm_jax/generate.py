@@ -10,7 +10,7 @@ from ldlm_jax.data.tokenizer import EOS, MASK, PAD, Tokenizer
 from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
-from ldlm_jax.request import Request, SampleConfig
+from ldlm_jax.request import DIALS, SHARED, Request, SampleConfig
 from ldlm_jax.train_state import LatentStats, Models, TrainState
 from ldlm_jax.write import Dials, Plan, write_tokens
 
@@ -140,7 +140,7 @@ def _check(writer: Writer, request: Request, given: list[int], draft_steps) -> N
 def _plan(writer: Writer, requests, prompts, draft_steps) -> Plan:
     """What all requests have in common."""
     configs = [request.config for request in requests]
-    for name in ("solver", "churn", "grid", "batch_size"):
+    for name in SHARED:
         values = {getattr(config, name) for config in configs}
         if len(values) > 1:
             raise UserError(f"requests written together must agree on {name}, not {values}.")
@@ -200,9 +200,9 @@ def _dials(requests: Sequence[Request]) -> Dials:
     ]
     columns = (
         np.array([getattr(request.config, name) for request in requests], np.float32)
-        for name in ("steps", "guidance", "self_guidance", "temperature", "lag")
+        for name in DIALS
     )
-    return Dials(jax.numpy.stack(keys), *columns)
+    return Dials(jax.numpy.stack(keys), *columns)  # whose fields stand in the order of DIALS
 
 
 def _length(writer: Writer, request: Request, given: int) -> int:

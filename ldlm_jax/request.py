@@ -1,11 +1,11 @@
 """What is asked of a writer: how to sample, and what to write."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ldlm_jax.diffusion.sampler import SOLVERS
-from ldlm_jax.errors import UserError, did_you_mean
+from ldlm_jax.errors import UserError, did_you_mean, fits_type
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class SampleConfig:
             raise UserError(f"batch_size = {self.batch_size}: at least 1.")
 
 
+# Settings in which the texts of one compiled call may differ, and those in which they may not.
+DIALS = ("steps", "guidance", "self_guidance", "temperature", "lag")
+SHARED = tuple(field.name for field in fields(SampleConfig) if field.name not in DIALS)
+
+
 @dataclass(frozen=True)
 class Request:
     """One text to write.
@@ -60,8 +65,7 @@ class Request:
       prompt: given beginning, or empty.
       seed: of all randomness: a request gives the same text whatever is written beside it.
       number: tells apart the texts of one seed.
-      config: how to write it. The requests of one call may differ in all but ``solver``, ``churn``,
-        ``grid`` and ``batch_size``.
+      config: how to write it. The requests of one call may differ in ``DIALS``.
     """
 
     prompt: str = ""
@@ -77,9 +81,7 @@ class Request:
         return [cls(prompt, seed, number, config) for number in range(count)]
 
 
-# What a line of a requests file may say, beside "prompt", "seed" and "number".
 _EXAMPLE = '{"prompt": "The king", "steps": 20}'
-_DIALS = ("steps", "guidance", "self_guidance", "temperature", "lag")
 
 
 def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
@@ -111,17 +113,18 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
     return requests
 
 
-def _parse(fields: dict, default: Request) -> Request:
-    if not isinstance(fields, dict):
+def _parse(said: dict, default: Request) -> Request:
+    if not isinstance(said, dict):
         raise UserError(f"not a JSON object such as {_EXAMPLE}.")
-    types = {"prompt": str, "seed": int, "number": int, "steps": int} | dict.fromkeys(
-        _DIALS[1:], float
-    )
-    for name, value in fields.items():
+    of_request = {field.name: field.type for field in fields(Request) if field.name != "config"}
+    types = of_request | {
+        field.name: field.type for field in fields(SampleConfig) if field.name in DIALS
+    }
+    for name, value in said.items():
         if name not in types:
             raise UserError(f"unknown field {name!r}; {did_you_mean(name, types)}")
-        wanted = (int, float) if types[name] is float else types[name]
-        if not isinstance(value, wanted) or isinstance(value, bool):
+        if not fits_type(value, types[name]):
             raise UserError(f"{name} = {value!r} is not of type {types[name].__name__}.")
-    dials = {name: fields.pop(name) for name in _DIALS if name in fields}
-    return replace(default, **fields, config=replace(default.config, **dials))
+    dials = {name: value for name, value in said.items() if name in DIALS}
+    own = {name: value for name, value in said.items() if name not in DIALS}
+    return replace(default, **own, config=replace(default.config, **dials))
