@@ -173,13 +173,16 @@ class Denoiser:
         A latent of token v is N(c_v, s^2), hence on the path (path.py, equation 1)
 
             z_t | v ~ N((1 - t) c_v, t^2 + (1 - t)^2 s^2)
+
+        The factors that are alike for all tokens stand before the product, where the array is
+        small.
         """
         t = t_BxN[..., None]
-        variance = t**2 + (1 - t) ** 2 * self.config.token_variance
+        precision = 1 / (t**2 + (1 - t) ** 2 * self.config.token_variance)
         square_V = jnp.sum(jnp.square(self.codes_VxD), axis=-1)
         # In fp32: near the data these numbers are in the thousands, and their differences decide.
-        dots_BxNxV = (1 - t) * z_BxNxD @ self.codes_VxD.T
-        return (dots_BxNxV - 0.5 * (1 - t) ** 2 * square_V) / variance
+        dots_BxNxV = ((1 - t) * precision * z_BxNxD) @ self.codes_VxD.T
+        return dots_BxNxV - 0.5 * (1 - t) ** 2 * precision * square_V
 
     def encode(self, tokens_BxL, places: Places, known_BxN) -> jax.Array:
         """Normalised posterior means (B, N, D) of a text."""

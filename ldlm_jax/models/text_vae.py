@@ -55,10 +55,11 @@ class Encoder(nn.Module):
             features_BxNxM, _ = Transformer(
                 self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
             )(x_BxNxM, sight, places.positions_BxN)
-        heads_BxNx2D = Dense(2 * self.latent_channels, ("embed", "latent"), name="posterior")(
-            features_BxNxM
+        # Two maps, not one twice as wide: ``codes`` needs the mean alone, of the whole vocabulary.
+        mean_BxNxD, logvar_BxNxD = (
+            Dense(self.latent_channels, ("embed", "latent"), name=name)(features_BxNxM)
+            for name in ("mean", "logvar")
         )
-        mean_BxNxD, logvar_BxNxD = jnp.split(heads_BxNx2D, 2, axis=-1)
         # A mean of fixed length cannot outgrow the noise that the decoder is trained on.
         mean_BxNxD = RMSNorm(use_scale=False, name="mean_norm")(mean_BxNxD)
         return Posterior(mean_BxNxD, jnp.clip(logvar_BxNxD - 4.0, -10.0, 2.0), features_BxNxM)
