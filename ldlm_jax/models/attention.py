@@ -4,17 +4,21 @@ import jax
 import jax.numpy as jnp
 
 
-def rotate(x_BxNxHxK: jax.Array, positions_BxN: jax.Array, base: float = 10_000.0) -> jax.Array:
+def rotary_frequencies(head_dim: int, base: float = 10_000.0) -> jax.Array:
+    """Radians a position (head_dim / 2,) of Su et al. 2021 for a wavelength base; fp32."""
+    half = head_dim // 2
+    return base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+
+
+def rotate(x_BxNxHxK: jax.Array, positions_BxN: jax.Array, frequencies: jax.Array) -> jax.Array:
     """Rotary position embedding, halves rotated against each other (Su et al. 2021).
 
     Args:
       x_BxNxHxK: queries or keys; K must be even.
       positions_BxN: integer positions.
-      base: wavelength base.
+      frequencies: (K / 2,), see ``rotary_frequencies``.
     """
-    half = x_BxNxHxK.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions_BxN[:, :, None, None].astype(jnp.float32) * frequency
+    angle = positions_BxN[:, :, None, None].astype(jnp.float32) * frequencies
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     a, b = jnp.split(x_BxNxHxK.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

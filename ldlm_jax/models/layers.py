@@ -9,8 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from ldlm_jax.models.attention import attend, look_near, rotate
+from ldlm_jax.models.attention import attend, look_near, rotary_frequencies, rotate
 from ldlm_jax.models.places import Sight
+
+# Stacks of up to so many blocks compile block by block: a loop would copy every activation into and
+# out of stacked arrays (a tenth of the demo's step), and compute what of the last block nobody
+# reads. Deeper ones keep the loop, which compiles in constant time.
+UNROLLED_LAYERS = 4
 
 DEFAULT_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -150,8 +155,11 @@ class Attention(nn.Module):
         shape = (*x_BxNxM.shape[:2], self.heads, width // self.heads)
         project = ParallelDense(3, width, ("embed", "heads"), self.dtype, name="qkv")
         q_BxNxHxK, k_BxNxHxK, v_BxNxHxK = (y.reshape(shape) for y in project(x_BxNxM))
-        q_BxNxHxK = rotate(RMSNorm(axis="head_dim", name="query_norm")(q_BxNxHxK), positions_BxN)
-        k_BxNxHxK = rotate(RMSNorm(axis="head_dim", name="key_norm")(k_BxNxHxK), positions_BxN)
+        frequencies = rotary_frequencies(width // self.heads)
+        q_BxNxHxK, k_BxNxHxK = (
+            rotate(RMSNorm(axis="head_dim", name=name)(x), positions_BxN, frequencies)
+            for name, x in (("query_norm", q_BxNxHxK), ("key_norm", k_BxNxHxK))
+        )
         own = all_keys, all_values = k_BxNxHxK, v_BxNxHxK
         if memory is not None:
             all_keys, all_values = (
@@ -262,12 +270,14 @@ class Transformer(nn.Module):
         """
         hidden = -(-int(self.mlp_ratio * x_BxNxM.shape[-1]) // 16) * 16
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        shallow = self.layers <= UNROLLED_LAYERS and not self.remat
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.layers,
+            unroll=self.layers if shallow else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         blocks = stack(self.heads, hidden, self.dtype, self.offset_radius, name="blocks")

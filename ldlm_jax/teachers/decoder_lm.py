@@ -1,0 +1,227 @@
+"""The Llama family of causal language models, frozen: pure functions of a tree of parameters.
+
+Llama 2 and 3, SmolLM, Mistral (sliding windows), Qwen2 and Qwen2.5 (biases), Qwen3 (QK-norm) and
+Gemma 3 (norms on both sides, local and global layers) differ in a few switches of one
+``DecoderConfig``. They teach (hidden states) and judge (logits).
+
+Shape letters: B rows, N tokens, M width, H heads, G key-value heads, K head width, F feed-forward
+width, V vocabulary, Y layers.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldlm_jax.errors import UserError
+from ldlm_jax.models.attention import attend, rotate
+from ldlm_jax.models.layers import matmul
+from ldlm_jax.models.places import lay_out
+from ldlm_jax.teachers.rope import Rope
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shape and switches of a model. Hashable: a static argument.
+
+    Attributes:
+      vocab_size: tokens V.
+      width: model width M.
+      hidden: feed-forward width F.
+      layers: number of blocks.
+      heads: query heads.
+      kv_heads: key and value heads; divides ``heads``.
+      head_dim: width of a head.
+      ropes: rotary embedding of layers that see everything, and of those with a window.
+      windows: for each layer how many tokens it sees, its own included; 0 for all before.
+      norm_eps: added to the mean square in norms.
+      tied: whether the head is the embedding table.
+      qkv_bias: queries, keys and values have biases.
+      out_bias: so has the attention's output.
+      qk_norm: queries and keys are normalised head by head.
+      sandwich: attention and feed-forward are normalised also after they ran.
+      activation: of the gate: ``"silu"`` or ``"gelu"`` (its tanh form).
+      embed_scale: what embeddings are multiplied by.
+      query_scale: what scores are multiplied by on top of 1 / sqrt(head_dim).
+      last_norm: whether the last layer is normalised; not so in a model cut short.
+      head: whether logits can be had.
+    """
+
+    vocab_size: int
+    width: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ropes: tuple[Rope, Rope]
+    windows: tuple[int, ...]
+    norm_eps: float = 1e-6
+    tied: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    sandwich: bool = False
+    activation: str = "silu"
+    embed_scale: float = 1.0
+    query_scale: float = 1.0
+    last_norm: bool = True
+    head: bool = True
+
+
+class Spec(NamedTuple):
+    """Shape of a parameter and the logical axis (see ``AxisRules``) of each dimension."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+
+
+def param_specs(config: DecoderConfig) -> dict:
+    """The tree of parameters; those of blocks are stacked along a first axis ``layers``."""
+    M, F, Y = config.width, config.hidden, config.layers
+    of_heads, of_kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+
+    def block(shape, *axes):
+        return Spec((Y, *shape), ("layers", *axes))
+
+    blocks = {
+        "attention_norm": block((M,), "embed"),
+        "query": block((M, of_heads), "embed", "heads"),
+        "key": block((M, of_kv), "embed", "heads"),
+        "value": block((M, of_kv), "embed", "heads"),
+        "out": block((of_heads, M), "heads", "embed"),
+        "mlp_norm": block((M,), "embed"),
+        "gate": block((M, F), "embed", "mlp"),
+        "up": block((M, F), "embed", "mlp"),
+        "down": block((F, M), "mlp", "embed"),
+    }
+    if config.qkv_bias:
+        blocks["query_bias"] = block((of_heads,), "heads")
+        blocks["key_bias"] = blocks["value_bias"] = block((of_kv,), "heads")
+    if config.out_bias:
+        blocks["out_bias"] = block((M,), "embed")
+    if config.qk_norm:
+        blocks["query_norm"] = blocks["key_norm"] = block((config.head_dim,), "head_dim")
+    if config.sandwich:
+        blocks["attention_post_norm"] = blocks["mlp_post_norm"] = block((M,), "embed")
+    specs = {
+        "embed": Spec((config.vocab_size, M), ("vocab", "embed")),
+        "blocks": blocks,
+    }
+    if config.last_norm:
+        specs["norm"] = Spec((M,), ("embed",))
+    if config.head and not config.tied:
+        specs["head"] = Spec((M, config.vocab_size), ("embed", "vocab"))
+    return specs
+
+
+def resolve_layers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Layers as numbers from 0 (embeddings) to ``count`` (the last, normalised); -1 is the last.
+
+    Raises:
+      UserError: there is no such layer.
+    """
+    for layer in layers:
+        if not -count - 1 <= layer <= count:
+            raise UserError(f"teacher layer {layer}: the model has layers 0 to {count}.")
+    return tuple(layer % (count + 1) for layer in layers)
+
+
+def hidden_states(
+    params: dict,
+    tokens_BxN: jax.Array,
+    segments_BxN: jax.Array,
+    *,
+    config: DecoderConfig,
+    layers: tuple[int, ...],
+    dtype: jnp.dtype = jnp.float32,
+) -> list[jax.Array]:
+    """Hidden states (B, N, M) of chosen layers; blocks above the highest are not run.
+
+    Args:
+      params: see ``param_specs``.
+      tokens_BxN: token ids.
+      segments_BxN: document number of each token, 0 for padding; documents do not see each other,
+        and each counts its positions from 0.
+      config: the model.
+      layers: which, see ``resolve_layers``; the last is normalised, the others are not.
+      dtype: of the products.
+    """
+    wanted = resolve_layers(layers, config.layers)
+    x_BxNxM = jnp.take(params["embed"], tokens_BxN, axis=0).astype(jnp.float32)
+    x_BxNxM *= config.embed_scale
+    places = lay_out(segments_BxN)
+    offset_BxNxN = places.positions_BxN[:, :, None] - places.positions_BxN[:, None, :]
+    same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
+    causal_BxNxN = same_BxNxN & (offset_BxNxN >= 0)
+
+    def block(x_BxNxM, inputs):
+        p, window, frequency_K, scale = inputs
+        mask_BxNxN = causal_BxNxN & ((window == 0) | (offset_BxNxN < window))
+        x_BxNxM += _attention(p, x_BxNxM, mask_BxNxN, places.positions_BxN, frequency_K, scale,
+                              config, dtype)  # fmt: skip
+        return x_BxNxM + _feed_forward(p, x_BxNxM, config, dtype), None
+
+    windows = np.array(config.windows, np.int32)
+    kinds = (windows > 0).astype(int)
+    frequencies = np.stack([rope.frequencies(config.head_dim) for rope in config.ropes])[kinds]
+    scales = np.array([rope.scale for rope in config.ropes], np.float32)[kinds]
+    states, done = {0: x_BxNxM}, 0
+    for layer in sorted(set(wanted)):
+        part = slice(done, layer)
+        inputs = (params["blocks"], windows, frequencies, scales)
+        x_BxNxM, _ = jax.lax.scan(block, x_BxNxM, jax.tree.map(lambda a, s=part: a[s], inputs))
+        states[layer], done = x_BxNxM, layer
+    if config.layers in states and config.last_norm:
+        states[config.layers] = _norm(x_BxNxM, params["norm"], config)
+    return [states[layer] for layer in wanted]
+
+
+def logits(
+    params: dict, tokens_BxN, segments_BxN, *, config: DecoderConfig, dtype=jnp.float32
+) -> jax.Array:
+    """Logits (B, N, V) of each next token, fp32; arguments as of ``hidden_states``."""
+    (x_BxNxM,) = hidden_states(
+        params, tokens_BxN, segments_BxN, config=config, layers=(config.layers,), dtype=dtype
+    )
+    head_MxV = params["embed"].T if config.tied else params["head"]
+    return matmul(x_BxNxM, head_MxV, dtype).astype(jnp.float32)
+
+
+def _norm(x, scale, config: DecoderConfig) -> jax.Array:
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(mean_square + config.norm_eps) * scale.astype(jnp.float32)
+
+
+def _attention(p, x_BxNxM, mask_BxNxN, positions_BxN, frequency_K, scale, config, dtype):
+    y_BxNxM = _norm(x_BxNxM, p["attention_norm"], config)
+
+    def project(name, heads):
+        y = matmul(y_BxNxM, p[name], dtype).astype(jnp.float32)
+        if config.qkv_bias:
+            y += p[f"{name}_bias"].astype(jnp.float32)
+        return y.reshape(*y.shape[:2], heads, config.head_dim)
+
+    q_BxNxHxK, k_BxNxGxK = project("query", config.heads), project("key", config.kv_heads)
+    v_BxNxGxK = project("value", config.kv_heads)
+    if config.qk_norm:
+        q_BxNxHxK = _norm(q_BxNxHxK, p["query_norm"], config)
+        k_BxNxGxK = _norm(k_BxNxGxK, p["key_norm"], config)
+    q_BxNxHxK = rotate(q_BxNxHxK, positions_BxN, frequency_K) * (scale * config.query_scale)
+    k_BxNxGxK = rotate(k_BxNxGxK, positions_BxN, frequency_K) * scale
+    out_BxNxHxK = attend(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, mask_BxNxN)
+    out = matmul(out_BxNxHxK.reshape(*x_BxNxM.shape[:2], -1), p["out"], dtype).astype(jnp.float32)
+    if config.out_bias:
+        out += p["out_bias"].astype(jnp.float32)
+    return _norm(out, p["attention_post_norm"], config) if config.sandwich else out
+
+
+def _feed_forward(p, x_BxNxM, config: DecoderConfig, dtype):
+    y_BxNxM = _norm(x_BxNxM, p["mlp_norm"], config)
+    gate_BxNxF = matmul(y_BxNxM, p["gate"], dtype).astype(jnp.float32)
+    activate = jax.nn.silu if config.activation == "silu" else jax.nn.gelu
+    hidden_BxNxF = activate(gate_BxNxF) * matmul(y_BxNxM, p["up"], dtype)
+    out_BxNxM = matmul(hidden_BxNxF, p["down"], dtype).astype(jnp.float32)
+    return _norm(out_BxNxM, p["mlp_post_norm"], config) if config.sandwich else out_BxNxM

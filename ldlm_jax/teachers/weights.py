@@ -1,0 +1,121 @@
+"""Pretrained weights on disk, read tensor by tensor: safetensors shards, or one GGUF file."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ldlm_jax.errors import UserError
+
+_EXTRA = "pip install 'ldlm_jax[teachers]'"
+
+
+class Weights(Protocol):
+    """Named tensors that are read when they are asked for."""
+
+    where: str
+
+    def names(self) -> set[str]:
+        """All names."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+
+    def read(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
+        """Part of a tensor."""
+
+
+class Safetensors:
+    """The ``*.safetensors`` of a folder, one file or several with an index."""
+
+    def __init__(self, folder: Path):
+        """Open a folder's files.
+
+        Raises:
+          UserError: a file is missing, truncated or not in this format.
+        """
+        try:
+            import safetensors
+        except ImportError as error:
+            raise UserError(f"reading {folder} needs safetensors: {_EXTRA}.") from error
+        self.where = str(folder)
+        self._files = {}
+        for file in _shards(folder):
+            try:
+                opened = safetensors.safe_open(file, framework="np")
+                self._files |= dict.fromkeys(opened.keys(), opened)
+            except (safetensors.SafetensorError, OSError) as error:
+                raise UserError(f"{file} cannot be read ({error}); fetch it again.") from error
+
+    def names(self) -> set[str]:
+        """All names."""
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def read(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
+        """Part of a tensor; no more than that is read."""
+        return self._files[name].get_slice(name)[part]
+
+
+def _shards(folder: Path) -> Iterable[Path]:
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if not index.exists():
+        if not single.is_file():
+            raise UserError(f"{folder} holds neither {single.name} nor {index.name}.")
+        return [single]
+    try:
+        files = set(json.loads(index.read_text())["weight_map"].values())
+    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} cannot be read ({error!r}); fetch it again.") from error
+    missing = sorted(name for name in files if not (folder / name).is_file())
+    if missing:
+        raise UserError(f"{folder} lacks {', '.join(missing)}, which {index.name} names.")
+    return [folder / name for name in sorted(files)]
+
+
+class Gguf:
+    """A GGUF file; quantised tensors are dequantised to fp32 when they are read."""
+
+    def __init__(self, file: Path):
+        """Open a file.
+
+        Raises:
+          UserError: it is truncated or not in this format.
+        """
+        try:
+            import gguf
+        except ImportError as error:
+            raise UserError(f"reading {file} needs gguf: {_EXTRA}.") from error
+        self.where = str(file)
+        self._dequantize = gguf.quants.dequantize
+        try:
+            self._reader = gguf.GGUFReader(str(file))
+            # A truncated file is found here: tensors are views of the mapped file.
+            self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        except (ValueError, OSError, IndexError) as error:
+            raise UserError(f"{file} cannot be read ({error}); fetch it again.") from error
+
+    def field(self, key: str, default=None):
+        """A value of the file's metadata."""
+        found = self._reader.get_field(key)
+        return default if found is None else found.contents()
+
+    def names(self) -> set[str]:
+        """All names."""
+        return set(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; the file lists dimensions from the last to the first."""
+        return tuple(int(n) for n in reversed(self._tensors[name].shape))
+
+    def read(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
+        """Part of a tensor; quantised ones by whole rows."""
+        tensor = self._tensors[name]
+        rows = tensor.data if tensor.data.ndim == 1 else tensor.data[part[0]]
+        whole = self._dequantize(rows, tensor.tensor_type)
+        return whole[part] if tensor.data.ndim == 1 else whole[(slice(None), *part[1:])]

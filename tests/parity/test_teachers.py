@@ -1,0 +1,171 @@
+"""Frozen models against transformers, their loading onto meshes, and refusals."""
+
+import importlib.util
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ldlm_jax.errors import UserError
+from ldlm_jax.mesh import MeshConfig, make_mesh
+from ldlm_jax.sharding import AxisRules
+from ldlm_jax.teachers import decoder_lm, encoder_lm
+from ldlm_jax.teachers.decoder_lm import DecoderConfig
+from ldlm_jax.teachers.load import load_pretrained
+from tests.parity.families import CASES, REFERENCES, make_inputs, run_transformers, write_model
+
+
+def installed(*packages):
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """Load a case on one device, or on a mesh."""
+    root = tmp_path_factory.mktemp("models")
+
+    def load(case, mesh=None, **options):
+        if not (root / case).exists():
+            write_model(case, root / case)
+        mesh = mesh or make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        return load_pretrained(root / case, mesh=mesh, rules=AxisRules(), **options)
+
+    return load
+
+
+def run(model, tokens, segments, **options):
+    """All hidden states and, of decoders, logits."""
+    module = decoder_lm if isinstance(model.config, DecoderConfig) else encoder_lm
+    layers = tuple(range(model.config.layers + 1))
+    states = jax.jit(partial(module.hidden_states, config=model.config, layers=layers, **options))
+    results = {"hidden": np.stack(states(model.params, tokens, segments))}
+    if module is decoder_lm:
+        results["logits"] = decoder_lm.logits(
+            model.params, tokens, segments, config=model.config, **options
+        )
+    return results
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hidden_states_and_logits_are_those_of_transformers(load, case):
+    tokens, mask = make_inputs()
+    stored = dict(np.load(REFERENCES / f"{case}.npz"))
+    if installed("torch", "transformers"):
+        for name, value in run_transformers(case)[1].items():
+            np.testing.assert_allclose(value, stored[name], atol=1e-5)
+    ours = run(load(case), tokens, mask)
+    assert set(ours) == set(stored)
+    valid = mask > 0
+    for name, value in stored.items():
+        np.testing.assert_allclose(
+            np.asarray(ours[name])[..., valid, :], value[..., valid, :], atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("case", ["mistral_window", "roberta"])
+def test_packed_documents_are_read_as_if_alone(load, case):
+    model, (tokens, _) = load(case), make_inputs()
+    together = run(model, tokens[:1], np.array([[1] * 8 + [2] * 12]))["hidden"]
+    for part in (slice(0, 8), slice(8, 20)):
+        alone = run(model, tokens[:1, part], np.ones_like(tokens[:1, part]))["hidden"]
+        np.testing.assert_allclose(together[:, :, part], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["qwen3", "bert"])
+def test_a_model_cut_at_the_highest_layer_needed_says_the_same(load, case):
+    tokens, mask = make_inputs()
+    whole, cut = load(case), load(case, top=2)
+    assert cut.config.layers == 2 and "head" not in cut.params
+    np.testing.assert_allclose(
+        run_states(cut, tokens, mask, (1, 2)), run_states(whole, tokens, mask, (1, 2)), atol=1e-6
+    )
+
+
+def run_states(model, tokens, mask, layers):
+    module = decoder_lm if isinstance(model.config, DecoderConfig) else encoder_lm
+    return module.hidden_states(model.params, tokens, mask, config=model.config, layers=layers)
+
+
+@pytest.mark.parametrize("case", ["llama_biases_wide_heads", "gemma3", "bert"])
+def test_every_shard_holds_its_part(load, case):
+    """FSDP and tensor parallel loading: the same numbers, and no device holds all of a matrix."""
+    tokens, mask = make_inputs()
+    spread = load(case, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    for key, value in spread.params["blocks"].items():
+        if value.ndim == 3:
+            assert value.addressable_shards[0].data.size == value.size // 4, key
+    one = load(case)
+    jax.tree.map(np.testing.assert_array_equal, one.params, spread.params)
+    np.testing.assert_allclose(
+        run(spread, tokens, mask)["hidden"], run(one, tokens, mask)["hidden"], atol=1e-4
+    )
+
+
+def test_bf16_keeps_close_to_fp32(load):
+    tokens, mask = make_inputs()
+    exact = run(load("llama"), tokens, mask)["logits"]
+    rough = run(load("llama", dtype=jnp.bfloat16), tokens, mask, dtype=jnp.bfloat16)["logits"]
+    assert rough.dtype == jnp.float32
+    error = np.abs(np.asarray(rough - exact))[mask > 0].mean()
+    assert 1e-4 < error < 0.1 * float(np.abs(exact).mean())
+
+
+def test_layers_that_are_not_there_are_refused(load):
+    with pytest.raises(UserError, match="layer 4: the model has layers 0 to 3"):
+        load("llama", top=4)
+
+
+def test_damaged_files_are_refused_by_name(tmp_path):
+    def refused(*words):
+        with pytest.raises(UserError) as error:
+            load_pretrained(tmp_path, mesh=make_mesh(MeshConfig(data=8)), rules=AxisRules())
+        for word in words:
+            assert word in str(error.value)
+
+    refused("config.json")
+    write_model("qwen2", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors, whole = load_file(file), file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    refused("model.safetensors", "cannot be read")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({k: v for k, v in tensors.items() if k != name}, file)
+    refused(f"{name} is missing")
+    save_file(tensors | {name: tensors[name][:5]}, file)
+    refused(f"{name} is (5, 16) where (24, 16) is expected")
+    save_file(tensors | {"model.layers.1.extra": tensors[name]}, file)
+    refused("model.layers.1.extra is not known")
+    file.unlink()
+    refused("neither model.safetensors nor model.safetensors.index.json")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused("lacks model-1.safetensors, model-2.safetensors")
+    for change, words in (
+        ({"model_type": "mamba"}, ("'mamba' is not supported", "llama")),
+        ({"rope_scaling": {"rope_type": "longrope"}}, ("'longrope'", "yarn")),
+        ({"mlp_bias": True}, ("mlp_bias",)),
+        ({"hidden_act": "relu"}, ("hidden_act = 'relu'",)),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(CASES["llama"] | change))
+        refused(*words)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"')
+    refused("not JSON")
+
+
+def test_shards_are_read_where_they_lie(tmp_path, load):
+    write_model("qwen2", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {name: f"model-{i % 3}.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({n: tensors[n] for n in names if files[n] == file}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    mesh = make_mesh(MeshConfig(data=8))
+    sharded = load_pretrained(tmp_path, mesh=mesh, rules=AxisRules())
+    jax.tree.map(np.testing.assert_array_equal, sharded.params, load("qwen2").params)
