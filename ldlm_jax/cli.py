@@ -130,7 +130,7 @@ def _eval(args, overrides) -> None:
     )
     context = EvalContext(
         run.writer, experiment.recipe(run.models), batches, _sample_config(args, run),
-        args.num_samples, tuple(args.step_counts), args.seed,
+        args.num_samples, tuple(args.step_counts), args.seed, prepared, args.split, args.judge,
     )  # fmt: skip
     results = run_evals(names, context)
     for name, value in results.items():
@@ -138,6 +138,7 @@ def _eval(args, overrides) -> None:
     if args.json:
         record = {"workdir": args.workdir, "step": int(run.state.step), **vars(context.sample),
                   "split": args.split, "num_samples": args.num_samples, "seed": args.seed,
+                  "judge": args.judge, "sampling_dtype": run.models.dit.dtype,
                   "results": results}  # fmt: skip
         Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
 
@@ -211,6 +212,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="validation", choices=("validation", "test"))
     evaluate.add_argument("--num-samples", type=int, default=256)
     evaluate.add_argument("--step-counts", type=int, nargs="+", default=[5, 20, 100])
+    evaluate.add_argument(
+        "--judge", default="smollm2-135m", help="model that the evaluation quality reads with"
+    )
     evaluate.add_argument("--json", help="also write the results to this file")
     evaluate.set_defaults(run=_eval)
     return parser

@@ -201,7 +201,7 @@ def _evaluate(experiment, recipe, state, held_out, prepared, step) -> dict:
     )  # fmt: skip
     context = EvalContext(
         writer, recipe, held_out, experiment.sample, _LOOP_SAMPLES, _LOOP_STEP_COUNTS,
-        experiment.train.seed,
+        experiment.train.seed, prepared,
     )  # fmt: skip
     # A phase that has not trained the denoiser yet has nothing to say about it.
     trained = phase_at(experiment.phases, step - 1)

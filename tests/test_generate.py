@@ -14,7 +14,7 @@ from ldlm_jax.data.build import prepare, windows
 from ldlm_jax.data.tokenizer import EOS, PAD
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
-from ldlm_jax.evals.samples import text_statistics
+from ldlm_jax.evals.measures import text_statistics
 from ldlm_jax.generate import Writer, answer, draw_lengths, generate
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.optim import make_optimizer
@@ -84,7 +84,7 @@ def train_on_sixteen(overrides, steps, copies):
 
 def test_reconstruction_of_an_overfitted_batch_is_above_99_percent(overfitted):
     writer, recipe, batch, _ = overfitted
-    context = EvalContext(writer, recipe, [batch], SampleConfig(), 4, (4,), 0)
+    context = EvalContext(writer, recipe, [batch], SampleConfig(), 4, (4,), 0, None)
     results = run_evals(("reconstruction",), context)
     assert results["reconstruction/accuracy_noise_0"] > 0.99
     assert results["reconstruction/accuracy_noise_3"] < results["reconstruction/accuracy_noise_0"]

