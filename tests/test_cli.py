@@ -58,7 +58,7 @@ def test_sample_prints_and_writes(trained, tmp_path, capsys):
 
 def test_eval_writes_json(trained, tmp_path, capsys):
     out = tmp_path / "eval.json"
-    command = ["eval", "--workdir", str(trained), "--num-samples", "8", "--step-counts", "2", "4"]
+    command = ["eval", "--workdir", str(trained), "--num-samples", "64", "--step-counts", "2", "4"]
     assert main([*command, "--json", str(out)]) == 0
     results = json.loads(out.read_text())["results"]
     assert {"denoising/error_mean", "samples/distinct_2_steps_4"} <= set(results)
