@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from ldlm_jax.data.build import read_texts
+from ldlm_jax.data.build import Prepared, read_texts
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import measures
 from ldlm_jax.evals.base import EvalContext, Results
@@ -92,28 +92,48 @@ class Examiner:
       trained_on: of the training split, as a perfect model of it would write.
     """
 
-    def __init__(self, context: EvalContext):
-        if context.num_samples < 2:
-            raise UserError("the evaluation quality compares texts: ask for at least 2 samples.")
-        self._judge = _judge(context.judge)
-        self._memory = _memory(context.prepared.text)
-        other = "test" if context.split == "validation" else "validation"
-        self.held_out = self._read(context, context.split)
-        self.other = self._read(context, other)
-        self.trained_on = self._read(context, "train")
-        self._reference = self._judge.read(self.held_out)
-        self._features = np.stack([reading.features for reading in self._reference])
+    def __init__(self, prepared: Prepared, judge: str, split: str, window: int, count: int):
+        """Read the real texts.
 
-    @staticmethod
-    def _read(context: EvalContext, split: str) -> list[str]:
-        """Documents of a split, drawn evenly from all of it and short enough for the window."""
-        texts = list(read_texts(context.prepared.text, split))
-        ids = context.writer.tokenizer.encode(texts)
-        texts = [t for t, i in zip(texts, ids, strict=True) if len(i) < context.writer.window]
+        Args:
+          prepared: the corpus.
+          judge: name or path of the model that reads.
+          split: held-out split to compare with.
+          window: longest text in the corpus's tokens.
+          count: texts of each kind, fewer where a split is smaller.
+
+        Raises:
+          UserError: fewer than two texts, or the judge is not installed.
+        """
+        if count < 2:
+            raise UserError("the evaluation quality compares texts: ask for at least 2 samples.")
+        self._prepared, self._window, self._count = prepared, window, count
+        self._judge = _judge(judge)
+        self._memory = _memory(prepared.text)
+        self.held_out = self._choose(split)
+        self.other = self._choose("test" if split == "validation" else "validation")
+        self.trained_on = self._choose("train")
+        reference = self._judge.read(self.held_out)
+        self._features = np.stack([reading.features for reading in reference])
+
+    def _choose(self, split: str) -> list[str]:
+        """Documents of a split, drawn evenly from all of it, which fit the window."""
+        texts = list(read_texts(self._prepared.text, split))
+        ids = self._prepared.tokenizer.encode(texts)
+        texts = [t for t, i in zip(texts, ids, strict=True) if len(i) < self._window]
         if len(texts) < 2:
             raise UserError(f"the {split} split has no two texts that fit the model's window.")
-        count = min(context.num_samples, len(texts))
+        count = min(self._count, len(texts))
         return [texts[i] for i in np.linspace(0, len(texts) - 1, count).astype(int)]
+
+    def real_text(self) -> dict[str, dict[str, float]]:
+        """Measures of real texts: what is compared with, two ceilings and a floor."""
+        return {
+            "held_out": self.measure(self.held_out, reference=False),
+            "other_held_out": self.measure(self.other),
+            "trained_on": self.measure(self.trained_on),
+            "shuffled": self.measure(shuffled(self.trained_on)),
+        }
 
     def measure(self, texts: Sequence[str], reference: bool = True) -> dict[str, float]:
         """All measures of a set of texts; without the comparison with held-out text if asked."""
@@ -138,24 +158,26 @@ def evaluate(context: EvalContext) -> Results:
     Beside them stand the held-out texts themselves, two ceilings (real texts of the training split
     and of the other held-out split) and a floor (the former with their words shuffled).
     """
-    examiner = Examiner(context)
-    rows = {
-        "held_out": examiner.measure(examiner.held_out, reference=False),
-        "other_held_out": examiner.measure(examiner.other),
-        "trained_on": examiner.measure(examiner.trained_on),
-        "shuffled": examiner.measure(shuffled(examiner.trained_on)),
-    }
+    examiner = Examiner(
+        context.prepared, context.judge, context.split, context.writer.window, context.num_samples
+    )
+    rows = examiner.real_text()
     for steps in context.step_counts:
         config = replace(context.sample, steps=steps)
         samples = generate(context.writer, config, context.seed, num_samples=context.num_samples)
         rows[f"unconditional_steps_{steps}"] = examiner.measure([s.text for s in samples])
         for share in PROMPTS:
             requests = [
-                Request(_beginning(text, share), context.seed, number, config)
-                for number, text in enumerate(examiner.held_out)
+                Request(prompt, context.seed, number, config)
+                for number, prompt in enumerate(beginnings(examiner.held_out, share))
             ]
             written = [s.text for s in answer(context.writer, requests)]
             rows[f"continuation_{share:g}_steps_{steps}"] = examiner.measure(written)
+    return named(rows)
+
+
+def named(rows: dict[str, dict[str, float]]) -> Results:
+    """Rows as flat results, ``quality/<row>/<measure>``."""
     return {
         f"quality/{row}/{name}": value
         for row, values in rows.items()
@@ -163,6 +185,7 @@ def evaluate(context: EvalContext) -> Results:
     }
 
 
-def _beginning(text: str, share: float) -> str:
-    words = text.split()
-    return " ".join(words[: max(1, round(share * len(words)))])
+def beginnings(texts: Sequence[str], share: float) -> list[str]:
+    """The first words of each text, at least one."""
+    words = [text.split() for text in texts]
+    return [" ".join(w[: max(1, round(share * len(w)))]) for w in words]

@@ -1,0 +1,250 @@
+"""Train and sample a baseline: an autoregressive or a masked diffusion model of the demo's tokens.
+
+Command: export PYTHONPATH=.
+         python experiments/half_hour/baseline.py train ar|mdlm WORKDIR STEPS [key=value ...]
+         python experiments/half_hour/baseline.py judge ar|mdlm WORKDIR OUT.json [key=value ...]
+"""
+
+import json
+import pickle
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.core import meta
+
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.data.build import prepare
+from ldlm_jax.data.pipeline import eval_batches, train_batches
+from ldlm_jax.data.tokenizer import EOS, MASK, PAD
+from ldlm_jax.evals.quality import PROMPTS, Examiner, beginnings, named
+from ldlm_jax.generate import draw_lengths
+from ldlm_jax.models.autoregressive import Cache, TokenTransformer
+from ldlm_jax.models.places import lay_out
+from ldlm_jax.optim import OptimConfig, ema_step_size, make_optimizer
+
+# As many parameters as the demo's encoder, decoder and DiT; the same window, tokens and batch.
+SIZES = {"width": 192, "layers": 3, "offset_radius": 4, "dtype": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to learn and to write with a ``TokenTransformer``."""
+
+    causal: bool
+
+    def places(self, segments_BxN):
+        """Who sees whom."""
+        return lay_out(segments_BxN, 1 if self.causal else 0)
+
+    def loss(self, model, params, batch, key):
+        """Mean loss a token: cross-entropy, or MDLM's bound (Sahoo et al. 2024, equation 10)."""
+        tokens, segments = batch["tokens"], batch["segments"]
+        places = self.places(segments)
+        if self.causal:
+            # A document's first token is asked of the end token before it.
+            first = places.positions_BxN == 0
+            inputs = jnp.where(first, EOS, jnp.roll(tokens, 1, axis=1))
+            logits, _ = model.apply({"params": params}, inputs, places)
+            weight = (segments > 0).astype(jnp.float32)
+        else:
+            t = (jax.random.uniform(key, ()) + jnp.arange(len(tokens)) / len(tokens))[:, None] % 1.0
+            t = jnp.maximum(t, 1e-3)
+            hidden = jax.random.uniform(jax.random.fold_in(key, 1), tokens.shape) < t
+            logits, _ = model.apply({"params": params}, jnp.where(hidden, MASK, tokens), places)
+            weight = jnp.where(hidden & (segments > 0), 1 / t, 0.0)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+        return jnp.sum(weight * nll) / jnp.maximum(jnp.sum(segments > 0), 1)
+
+
+KINDS = {"ar": Kind(causal=True), "mdlm": Kind(causal=False)}
+
+
+def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
+    """Train for some steps; keep the averaged parameters of the best validation loss."""
+    data = resolve(load_config("configs/web_cpu.py", ["data.round_to=1", "diffusion.block_size=0"]))
+    prepared = prepare(data.data)
+    given = dict(item.split("=") for item in overrides)
+    config = OptimConfig(**{
+        "learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99,
+        **{k: float(v) for k, v in given.items() if k not in ("batch_size", "layers", "width")},
+    })  # fmt: skip
+    batch_size = int(given.get("batch_size", data.train.batch_size))
+    sizes = SIZES | {k: int(v) for k, v in given.items() if k in ("layers", "width")}
+    model = TokenTransformer(prepared.tokenizer.vocab_size, **sizes)
+    tokens = jnp.zeros((1, data.data.window), jnp.int32)
+    params = meta.unbox(model.init(jax.random.key(0), tokens, kind.places(tokens))["params"])
+    optimizer = make_optimizer(config, steps)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step_fn(state, batch, step):
+        params, ema, opt_state = state
+        key = jax.random.fold_in(jax.random.key(1), step)
+        loss, grads = jax.value_and_grad(lambda p: kind.loss(model, p, batch, key))(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        ema = optax.incremental_update(params, ema, ema_step_size(config, step))
+        return (params, ema, opt_state), loss
+
+    held_out = eval_batches(prepared, "validation", 64, 13)
+    validate = jax.jit(lambda p, b: kind.loss(model, p, b, jax.random.key(7)))
+    batches = train_batches(prepared, data.data, batch_size)
+    state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    best, log, seconds = (float("inf"), None, 0), [], 0.0
+    for step in range(steps):
+        start = time.perf_counter()
+        state, loss = step_fn(state, next(batches), step)
+        jax.block_until_ready(loss)
+        seconds += time.perf_counter() - start if step else 0.0  # the first step compiles
+        if (step + 1) % max(1, steps // 20) == 0 or step + 1 == steps:
+            validation = float(np.mean([validate(state[1], b) for b in held_out]))
+            log.append({"step": step + 1, "loss": float(loss), "validation": validation,
+                        "seconds": round(seconds, 1)})  # fmt: skip
+            print(json.dumps(log[-1]), flush=True)
+            if validation < best[0]:
+                best = (validation, jax.device_get(state[1]), step + 1)
+    workdir.mkdir(parents=True, exist_ok=True)
+    count = sum(x.size for x in jax.tree.leaves(params))
+    facts = {"parameters": count, "best_step": best[2], "sizes": sizes, "log": log}
+    (workdir / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (workdir / "params.pickle").write_bytes(pickle.dumps(best[1]))
+
+
+@partial(jax.jit, static_argnames=("model", "top_p", "temperature"))
+def write_left_to_right(model, params, prompt_BxN, given_B, key, *, top_p: float, temperature):
+    """Tokens (B, N) one after another, with a cache; the first ``given`` of a row are known."""
+    B, N = prompt_BxN.shape
+    places = lay_out(jnp.ones((B, N), jnp.int32), 1)
+    head_dim = model.width // model.heads
+    blank = jnp.zeros((model.layers, B, N, model.heads, head_dim), jnp.float32)
+
+    def body(carry, i):
+        tokens, token, cache = carry
+        here = places.cut(i, 1)
+        logits, own = model.apply({"params": params}, token[:, None], here, Cache(cache, places))
+        cache = jax.tree.map(
+            lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, i, axis=2),
+            cache, own,
+        )  # fmt: skip
+        logits = logits[:, 0].at[:, jnp.array([MASK, PAD])].set(-jnp.inf) / temperature
+        order = jnp.argsort(-logits, axis=-1)
+        ranked = jax.nn.softmax(jnp.take_along_axis(logits, order, -1))
+        kept = jnp.cumsum(ranked, -1) - ranked < top_p
+        choice = jax.random.categorical(
+            jax.random.fold_in(key, i), jnp.where(kept, jnp.log(ranked), -jnp.inf)
+        )
+        drawn = jnp.take_along_axis(order, choice[:, None], -1)[:, 0]
+        token = jnp.where(i < given_B, prompt_BxN[:, i], drawn)
+        return (tokens.at[:, i].set(token), token, cache), None
+
+    start = (jnp.zeros_like(prompt_BxN), jnp.full(B, EOS), (blank, blank))
+    (tokens, *_), _ = jax.lax.scan(body, start, jnp.arange(N))
+    return tokens
+
+
+@partial(jax.jit, static_argnames=("model", "steps", "temperature"))
+def unmask(model, params, prompt_BxN, known_BxN, segments_BxN, key, *, steps: int, temperature):
+    """Tokens (B, N) of MDLM's ancestral sampler: hidden ones are shown at random, never changed."""
+    places = lay_out(segments_BxN)
+
+    def body(tokens, i):
+        t, s = 1 - i / steps, 1 - (i + 1) / steps
+        which, what = jax.random.split(jax.random.fold_in(key, i))
+        logits, _ = model.apply({"params": params}, tokens, places)
+        logits = logits.at[..., jnp.array([MASK, PAD])].set(-jnp.inf) / temperature
+        drawn = jax.random.categorical(what, logits)
+        show = jax.random.uniform(which, tokens.shape) < (t - s) / t
+        return jnp.where((tokens == MASK) & show, drawn, tokens), None
+
+    start = jnp.where(known_BxN, prompt_BxN, MASK)
+    return jax.lax.scan(body, start, jnp.arange(steps))[0]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A trained baseline, ready to write."""
+
+    kind: str
+    model: TokenTransformer
+    params: dict
+    prepared: object
+    window: int
+
+    @classmethod
+    def load(cls, kind: str, workdir: str):
+        """Read what ``train`` wrote."""
+        data = resolve(
+            load_config("configs/web_cpu.py", ["data.round_to=1", "diffusion.block_size=0"])
+        ).data
+        prepared = prepare(data)
+        facts = json.loads((Path(workdir) / "facts.json").read_text())
+        params = pickle.loads((Path(workdir) / "params.pickle").read_bytes())
+        model = TokenTransformer(prepared.tokenizer.vocab_size, **facts["sizes"])
+        return cls(kind, model, params, prepared, data.window)
+
+    def write(self, prompts: list[str], seed: int, *, batch=64, steps=64, top_p=1.0,
+              temperature=1.0) -> list[str]:  # fmt: skip
+        """A text for every prompt (which may be empty)."""
+        tokenizer, texts = self.prepared.tokenizer, []
+        rng = np.random.default_rng(seed)
+        for first in range(0, len(prompts), batch):
+            part = prompts[first : first + batch]
+            ids = tokenizer.encode([*part, *[""] * (batch - len(part))])
+            rows = np.full((batch, self.window), MASK, np.int32)
+            for row, i in zip(rows, ids, strict=True):
+                row[: len(i)] = i
+            given = np.array([len(i) for i in ids])
+            key = jax.random.fold_in(jax.random.key(seed), first)
+            if self.kind == "ar":
+                out = write_left_to_right(
+                    self.model, self.params, rows, given, key, top_p=top_p, temperature=temperature
+                )
+            else:
+                histogram = self.prepared.stats["lengths"]
+                lengths = np.array([draw_lengths(histogram, g, 1, rng)[0] for g in given])
+                place = np.arange(self.window)
+                out = unmask(
+                    self.model, self.params, rows, place < given[:, None],
+                    (place < lengths[:, None]).astype(np.int32), key,
+                    steps=steps, temperature=temperature,
+                )  # fmt: skip
+                out = np.where(place < lengths[:, None], np.asarray(out), EOS)
+            for prompt, i, row in zip(part, ids, np.asarray(out), strict=False):
+                texts.append(prompt + tokenizer.decode(row[len(i) :]))
+        return texts
+
+
+def judge(kind: str, workdir: Path, out: str, count: str = "1000", split: str = "validation",
+          **how) -> None:  # fmt: skip
+    """Write texts and continuations as ``ldlm eval --evals quality`` does, and measure them."""
+    baseline = Baseline.load(kind, workdir)
+    examiner = Examiner(baseline.prepared, "smollm2-135m", split, baseline.window, int(count))
+    how = {k: int(v) if k in ("steps", "batch") else float(v) for k, v in how.items()}
+    rows = {"unconditional": examiner.measure(baseline.write([""] * int(count), 0, **how))}
+    for share in PROMPTS:
+        prompts = beginnings(examiner.held_out, share)
+        rows[f"continuation_{share:g}"] = examiner.measure(baseline.write(prompts, 0, **how))
+    result = {"kind": kind, "how": how, "split": split, "num_samples": int(count), "seed": 0,
+              "judge": "smollm2-135m", "sampling_dtype": baseline.model.dtype,
+              "texts": baseline.write([""] * 8, 1, **how), "results": named(rows)}  # fmt: skip
+    Path(out).write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def main(command: str, kind: str, workdir: str, *rest: str) -> None:
+    """Train or judge."""
+    if command == "train":
+        train(KINDS[kind], Path(workdir), int(rest[0]), list(rest[1:]))
+    else:
+        plain = [word for word in rest if "=" not in word]
+        judge(kind, Path(workdir), *plain, **dict(w.split("=") for w in rest if "=" in w))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

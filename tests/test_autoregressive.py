@@ -1,0 +1,45 @@
+"""The baselines' network: causal where it must be, and its cache changes nothing."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from flax.core import meta
+
+from ldlm_jax.models.autoregressive import Cache, TokenTransformer
+from ldlm_jax.models.places import lay_out
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = TokenTransformer(vocab_size=50, width=32, heads=2, layers=2, offset_radius=3)
+    tokens = jax.random.randint(jax.random.key(0), (2, 10), 0, 50)
+    places = lay_out(jnp.ones((2, 10), jnp.int32), 1)
+    params = meta.unbox(model.init(jax.random.key(1), tokens, places))
+    keys = iter(jax.random.split(jax.random.key(2), 100))
+    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), params)
+    return model, params, tokens, places
+
+
+def test_no_token_sees_a_later_one_unless_it_may(network):
+    model, params, tokens, places = network
+    changed = tokens.at[:, 6].add(1) % 50
+    before, after = (model.apply(params, t, places)[0] for t in (tokens, changed))
+    chex.assert_trees_all_close(before[:, :6], after[:, :6], atol=1e-5)
+    assert float(jnp.abs(before[:, 7] - after[:, 7]).max()) > 1e-3
+    both_sides = lay_out(places.segments_BxN)
+    before, after = (model.apply(params, t, both_sides)[0] for t in (tokens, changed))
+    assert float(jnp.abs(before[:, 0] - after[:, 0]).max()) > 1e-3
+
+
+def test_token_by_token_with_a_cache_equals_all_at_once(network):
+    model, params, tokens, places = network
+    whole, _ = model.apply(params, tokens, places)
+    blank = jnp.zeros((2, 2, 10, 2, 16))  # layers, rows, tokens, heads, head width
+    cache = (blank, blank)
+    for i in range(10):
+        logits, own = model.apply(
+            params, tokens[:, i : i + 1], places.cut(i, 1), Cache(cache, places)
+        )
+        chex.assert_trees_all_close(logits[:, 0], whole[:, i], atol=1e-4)
+        cache = jax.tree.map(lambda all_, new, i=i: all_.at[:, :, i : i + 1].set(new), cache, own)
