@@ -14,18 +14,18 @@ from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
+from ldlm_jax.alignment import AlignmentConfig, Projection
 from ldlm_jax.data.build import DataConfig
 from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.errors import UserError, did_you_mean, fits_type
 from ldlm_jax.mesh import MeshConfig
 from ldlm_jax.models.dit import DiT
-from ldlm_jax.models.layers import Dense
 from ldlm_jax.models.text_vae import TextVAE
 from ldlm_jax.optim import OptimConfig
 from ldlm_jax.phases import Phase, check_phases
 from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules
-from ldlm_jax.teachers.trunk import TeacherConfig
+from ldlm_jax.teachers.teacher import Teacher, TeacherConfig
 from ldlm_jax.train_step import AutoencodingConfig, Models, Recipe
 
 
@@ -87,9 +87,10 @@ SECTIONS = {
     "mesh": MeshConfig,
     "sharding": AxisRules,
     "teacher": TeacherConfig,
+    "alignment": AlignmentConfig,
 }
 # Set from elsewhere, so not keys of their section.
-_DERIVED = {"text_vae": {"vocab_size"}, "dit": {"latent_channels"}}
+_DERIVED = {"text_vae": {"vocab_size"}, "dit": {"latent_channels", "tap"}}
 _FLAX_FIELDS = {"name", "parent"}
 
 
@@ -188,6 +189,7 @@ class Experiment:
     mesh: MeshConfig
     sharding: AxisRules
     teacher: TeacherConfig
+    alignment: AlignmentConfig
     phases: tuple[Phase, ...]
 
     @property
@@ -198,15 +200,20 @@ class Experiment:
     def models(self, vocab_size: int, teacher_width: int = 0) -> Models:
         """The networks."""
         vae = TextVAE(vocab_size=vocab_size, **self.text_vae)
-        dit = DiT(latent_channels=vae.latent_channels, **self.dit)
-        align = Dense(teacher_width, ("embed", "feature")) if self.aligned else None
-        return Models(vae, dit, align)
+        site = self.alignment.site if self.aligned else ""
+        tap = self.alignment.block if site == "dit" else 0
+        dit = DiT(latent_channels=vae.latent_channels, tap=tap, **self.dit)
+        if not self.aligned or self.alignment.loss == "relational":
+            return Models(vae, dit)
+        widths = {"encoder": vae.width, "latents": vae.latent_channels, "dit": dit.width}
+        return Models(vae, dit, Projection(teacher_width, self.alignment.projection), widths[site])
 
-    def recipe(self, models: Models) -> Recipe:
+    def recipe(self, models: Models, teacher: Teacher | None = None) -> Recipe:
         """What the train step depends on."""
         return Recipe(
-            models, self.autoencoding, self.diffusion, self.optim, self.train.microbatches
-        )
+            models, self.autoencoding, self.diffusion, self.optim, self.alignment, teacher,
+            self.train.microbatches,
+        )  # fmt: skip
 
 
 _TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}
@@ -302,10 +309,29 @@ def _check_shapes(experiment: Experiment) -> None:
     block = experiment.diffusion.block_size
     if block:
         _check_blocks(block, data, vae, dit)
-    if experiment.aligned and not experiment.teacher.run:
+    if experiment.aligned:
+        _check_alignment(experiment, dit)
+
+
+def _check_alignment(experiment: Experiment, dit) -> None:
+    if not (experiment.teacher.run or experiment.teacher.model):
         raise UserError(
-            "phases: alignment has a weight but teacher.run names no run folder to align with."
+            "phases: alignment has a weight but neither teacher.model nor teacher.run names a "
+            "teacher to align with."
         )
+    alignment = experiment.alignment
+    if alignment.site != "dit":
+        return
+    if alignment.block > dit.layers:
+        raise UserError(
+            f"alignment.block = {alignment.block}: the DiT has dit.layers = {dit.layers}."
+        )
+    for number, phase in enumerate(experiment.phases):
+        if phase.has("alignment") and not phase.has("diffusion"):
+            raise UserError(
+                f"phases[{number}]: alignment.site = 'dit' needs a diffusion weight above 0, since "
+                "the DiT does not run without."
+            )
 
 
 def _check_blocks(block: int, data: DataConfig, vae, dit) -> None:

@@ -104,11 +104,13 @@ class Estimate(NamedTuple):
       clean_BxNxD: estimate of the clean latents, fp32.
       logits_BxLxV: of the tokens, fp32; None where reading them takes a decoder of its own.
       memory: for the blocks that come after.
+      tapped_BxNxM: what came out of the DiT's block ``tap``; None without one.
     """
 
     clean_BxNxD: jax.Array
     logits_BxLxV: jax.Array | None
     memory: Memory
+    tapped_BxNxM: jax.Array | None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Denoiser:
         said = self._dit(z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory)
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
         if not self.shares_trunk:
-            return Estimate(clean_BxNxD, None, said.memory)
+            return Estimate(clean_BxNxD, None, said.memory, said.tapped_BxNxM)
         logits_BxLxV = self.read(said.features_BxNxM, places) / self.temperature
         if self.codes_VxD is not None:
             logits_BxLxV += self._evidence(z_BxNxD, t_BxN)
@@ -164,7 +166,7 @@ class Denoiser:
                 (jax.nn.softmax(logits_BxLxV), self.codes_VxD)
             )
             clean_BxNxD += matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
-        return Estimate(clean_BxNxD, logits_BxLxV, said.memory)
+        return Estimate(clean_BxNxD, logits_BxLxV, said.memory, said.tapped_BxNxM)
 
     def _dit(self, *args) -> Denoised:
         return self.models.dit.apply({"params": self.params["dit"]}, *args)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax.core import meta
 
+from ldlm_jax.alignment import Projection
 from ldlm_jax.models.dit import DiT
-from ldlm_jax.models.layers import Dense
 from ldlm_jax.models.places import lay_out
 from ldlm_jax.models.text_vae import TextVAE
 from ldlm_jax.sharding import AxisRules, param_shardings, replicated
@@ -75,12 +75,14 @@ class Models:
     Attributes:
       vae: the autoencoder.
       dit: the denoiser.
-      align: linear map from encoder features to teacher features, or None.
+      align: map from what is aligned to teacher features, or None.
+      aligned_width: width of what is aligned.
     """
 
     vae: TextVAE
     dit: DiT
-    align: Dense | None = None
+    align: Projection | None = None
+    aligned_width: int = 0
 
     def init(self, key: jax.Array, window: int) -> dict:
         """Parameters, boxed with their logical axis names."""
@@ -97,8 +99,8 @@ class Models:
             "dit": self.dit.init(dit_key, z, z[..., 0], ints, z, places)["params"],
         }
         if self.align is not None:
-            features = jnp.zeros((1, latents, self.vae.width))
-            params["align"] = self.align.init(align_key, features)["params"]
+            aligned = jnp.zeros((1, latents, self.aligned_width))
+            params["align"] = self.align.init(align_key, aligned)["params"]
         return params
 
 

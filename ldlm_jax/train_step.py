@@ -1,6 +1,6 @@
 """The fused train step: reconstruction, KL, diffusion and alignment in one jitted function.
 
-    loss = w_rec CE + w_kl KL + w_diff |z_0 - z_0^|^2 + w_align (1 - cos)
+    loss = w_rec CE + w_kl KL + w_diff |z_0 - z_0^|^2 + w_align (1 - cos)     (alignment.py)
 
 Shape letters: B rows, L tokens, N latents, D latent channels, M width, V vocabulary, H features.
 """
@@ -12,16 +12,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ldlm_jax.alignment import AlignmentConfig, alignment_loss
 from ldlm_jax.data.tokenizer import MASK
 from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion.known import draw_known
+from ldlm_jax.diffusion.objective import masked_mean
 from ldlm_jax.diffusion.time import stratified
 from ldlm_jax.errors import UserError, check_shares
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
 from ldlm_jax.models.places import Places
 from ldlm_jax.optim import OptimConfig, ema_step_size
 from ldlm_jax.phases import LOSSES, Phase, weight_at
+from ldlm_jax.teachers.teacher import Teacher
 from ldlm_jax.train_state import LatentStats, Models, TrainState, group_of
 
 
@@ -55,13 +58,9 @@ class Recipe:
     autoencoding: AutoencodingConfig
     diffusion: DiffusionConfig
     optim: OptimConfig
+    alignment: AlignmentConfig = AlignmentConfig()
+    teacher: Teacher | None = None
     microbatches: int = 1
-
-
-def _mean(value, where):
-    """Mean over true places; 0 where there is none."""
-    where = where.astype(jnp.float32)
-    return jnp.sum(value * where) / jnp.maximum(jnp.sum(where), 1.0)
 
 
 def _gaussian(key, posterior):
@@ -90,7 +89,7 @@ def _share_gradient(z_0_BxNxD, phase: Phase, step):
 def _kl(posterior, valid_BxN):
     """Divergence from the standard normal, mean over channels and valid places."""
     mean, logvar = posterior.mean_BxNxD, posterior.logvar_BxNxD
-    return _mean(0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar, axis=-1), valid_BxN)
+    return masked_mean(0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar, axis=-1), valid_BxN)
 
 
 def _hide(key, tokens_BxL, largest_share: float):
@@ -111,7 +110,7 @@ def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_Bx
     logits_BxLxV = denoiser.token_logits(z_BxNxD, sigma_BxN, places)
     loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
     hit_BxL = jnp.argmax(logits_BxLxV, axis=-1) == tokens_BxL
-    return _mean(loss_BxL, valid_BxL), _mean(hit_BxL, valid_BxL)
+    return masked_mean(loss_BxL, valid_BxL), masked_mean(hit_BxL, valid_BxL)
 
 
 def draw_progress(key, rows: int, positions: int, config: DiffusionConfig) -> jax.Array:
@@ -128,7 +127,7 @@ def draw_progress(key, rows: int, positions: int, config: DiffusionConfig) -> ja
 
 
 def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places: Places):
-    """Denoising error over the positions to be written."""
+    """Denoising error over the positions to be written, and what came out of the DiT's tap."""
     config = denoiser.config
     time_key, noise_key, drop_key, self_key = jax.random.split(key, 4)
     B, N, D = z_0_BxNxD.shape
@@ -150,38 +149,41 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
         lambda: jax.lax.stop_gradient(estimate(jnp.zeros_like(z_0_BxNxD)).clean_BxNxD),
         lambda: jnp.zeros_like(z_0_BxNxD),
     )
-    clean_BxNxD, logits_BxLxV, _ = estimate(earlier_BxNxD)
+    clean_BxNxD, logits_BxLxV, _, tapped_BxNxM = estimate(earlier_BxNxD)
     to_write_BxN = (places.segments_BxN > 0) & ~known_BxN
-    loss = _mean(config.objective.loss(clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)
+    loss = masked_mean(config.objective.loss(clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)
     if config.token_loss == 0:
-        return loss
+        return loss, tapped_BxNxM
     if logits_BxLxV is None:
         logits_BxLxV = denoiser.read(clean_BxNxD, places)
     token_loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
     # Tokens of known text are read off clean latents: the decoder's daily work.
     to_read_BxN = to_write_BxN | (state_BxN == KNOWN)
     to_read_BxL = jnp.repeat(to_read_BxN, denoiser.models.vae.tokens_per_latent, axis=1)
-    return loss + config.token_loss * _mean(token_loss_BxL, to_read_BxL)
+    return loss + config.token_loss * masked_mean(token_loss_BxL, to_read_BxL), tapped_BxNxM
 
 
-def _alignment(recipe: Recipe, params, features_BxNxM, teacher_BxNxH, segments_BxN):
-    """1 - cosine between mapped encoder features and the teacher's (Yu et al. 2024, REPA)."""
-    mapped_BxNxH = recipe.models.align.apply({"params": params["align"]}, features_BxNxM)
-    cosine_BxN = optax.cosine_similarity(
-        mapped_BxNxH.astype(jnp.float32), teacher_BxNxH.astype(jnp.float32), epsilon=1e-6
-    )
-    return _mean(1 - cosine_BxN, segments_BxN > 0)
+def _alignment(recipe: Recipe, params, features, teacher_BxNxH, segments_BxN):
+    """How unlike the teacher's features the student's are, after their projection."""
+    align = recipe.models.align
+    if align is not None:
+        features = align.apply({"params": params["align"]}, features)
+    return alignment_loss(recipe.alignment.loss, features, teacher_BxNxH, segments_BxN)
 
 
-def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Phase, recipe: Recipe):
+def fused_loss(
+    params, batch: dict, stats: LatentStats, key, step, frozen=None, *, phase: Phase, recipe: Recipe
+):
     """The loss of one (micro)batch.
 
     Args:
       params: see ``TrainState``.
-      batch: ``tokens`` and ``segments`` (B, L), int32; with alignment also ``teacher`` (B, N, H).
+      batch: ``tokens`` and ``segments`` (B, L), int32; with alignment also what the teacher reads
+        (``data.TeacherRows``), or its features ``teacher`` (B, N, H).
       stats: running latent statistics, constants here.
       key: random key.
       step: for the schedules of the weights.
+      frozen: parameters of the teacher.
       phase: which losses, and who receives gradient.
       recipe: networks and their corruption.
 
@@ -217,7 +219,7 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
     z_raw_BxNxD = _gaussian(z_key, posterior)
     valid_BxN = places.segments_BxN > 0
     aux = {"moments": _moments(z_raw_BxNxD, valid_BxN)}
-    aux["logvar"] = _mean(jnp.mean(posterior.logvar_BxNxD, -1), valid_BxN)
+    aux["logvar"] = masked_mean(jnp.mean(posterior.logvar_BxNxD, -1), valid_BxN)
     if phase.has("reconstruction"):
         parts["reconstruction"], aux["accuracy"] = _reconstruction(
             recipe.autoencoding,
@@ -230,27 +232,34 @@ def fused_loss(params, batch: dict, stats: LatentStats, key, step, *, phase: Pha
         )
     if phase.has("kl"):
         parts["kl"] = _kl(posterior, valid_BxN)
-    if phase.has("alignment"):
-        parts["alignment"] = _alignment(
-            recipe, params, posterior.features_BxNxM, batch["teacher"], places.segments_BxN
-        )
     if phase.has("diffusion"):
         # The denoiser learns the latents of whole texts, not of texts with masked tokens.
         whole = encode(tokens_BxL) if masked else posterior
         z_0_BxNxD = _share_gradient(stats.normalise(_gaussian(z_key, whole)), phase, step)
-        parts["diffusion"] = _diffusion(
+        parts["diffusion"], tapped_BxNxM = _diffusion(
             denoiser, diff_key, z_0_BxNxD, tokens_BxL, known_BxN, places
+        )
+    if phase.has("alignment"):
+        if "teacher" in batch:
+            teacher_BxNxH = batch["teacher"]
+        else:
+            teacher_BxNxH = recipe.teacher.features(frozen, batch)
+        sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}
+        site = recipe.alignment.site
+        features = tapped_BxNxM if site == "dit" else sites[site]
+        parts["alignment"] = _alignment(
+            recipe, params, features, teacher_BxNxH, places.segments_BxN
         )
     loss = sum(weight_at(getattr(phase, name), step) * part for name, part in parts.items())
     return loss, {**aux, **{f"loss/{name}": part for name, part in parts.items()}}
 
 
-def _gradients(state: TrainState, batch, key, phase, recipe):
+def _gradients(state: TrainState, batch, key, frozen, phase, recipe):
     """Loss, parts and gradients, averaged over microbatches inside the jit."""
     gradient = jax.value_and_grad(partial(fused_loss, phase=phase, recipe=recipe), has_aux=True)
     count = recipe.microbatches
     if count == 1:
-        return gradient(state.params, batch, state.latents, key, state.step)
+        return gradient(state.params, batch, state.latents, key, state.step, frozen)
     # Rows are dealt out in turn, so that every device keeps its share of each microbatch.
     dealt = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
@@ -258,26 +267,28 @@ def _gradients(state: TrainState, batch, key, phase, recipe):
 
     def add(total, inputs):
         index, rows = inputs
-        result = gradient(
-            state.params, rows, state.latents, jax.random.fold_in(key, index), state.step
-        )
+        key_of_part = jax.random.fold_in(key, index)
+        result = gradient(state.params, rows, state.latents, key_of_part, state.step, frozen)
         return jax.tree.map(lambda a, b: a + b / count, total, result), None
 
     rows = jax.tree.map(lambda x: x[0], dealt)
     zeros = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),
-        jax.eval_shape(gradient, state.params, rows, state.latents, key, state.step),
+        jax.eval_shape(gradient, state.params, rows, state.latents, key, state.step, frozen),
     )
     return jax.lax.scan(add, zeros, (jnp.arange(count), dealt))[0]
 
 
-def train_step(state: TrainState, batch: dict, key, *, phase: Phase, recipe: Recipe, optimizer):
+def train_step(
+    state: TrainState, batch: dict, key, frozen=None, *, phase: Phase, recipe: Recipe, optimizer
+):
     """One step of training; jit it with ``state`` donated and the keywords static.
 
     Args:
       state: before the step.
       batch: see ``fused_loss``.
       key: the run's key; the step is folded in here.
+      frozen: parameters of the teacher, if the phase aligns with one.
       phase: see ``Phase``.
       recipe: see ``Recipe``.
       optimizer: from ``optim.make_optimizer``.
@@ -287,7 +298,7 @@ def train_step(state: TrainState, batch: dict, key, *, phase: Phase, recipe: Rec
       and ``skipped`` change.
     """
     key = jax.random.fold_in(key, state.step)
-    (loss, aux), grads = _gradients(state, batch, key, phase, recipe)
+    (loss, aux), grads = _gradients(state, batch, key, frozen, phase, recipe)
     moments = aux.pop("moments")
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

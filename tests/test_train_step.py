@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from ldlm_jax.alignment import Projection
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import train_batches
@@ -17,7 +18,7 @@ from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.models.attention import look_near
-from ldlm_jax.models.layers import Attention, Dense, activation_dtype, matmul
+from ldlm_jax.models.layers import Attention, activation_dtype, matmul
 from ldlm_jax.models.places import lay_out, see_up_to_block
 from ldlm_jax.optim import OptimConfig, make_optimizer
 from ldlm_jax.phases import GROUPS, Phase
@@ -34,7 +35,7 @@ def setup(experiment):
     """Recipe with a teacher of width 6, optimizer, parameters that are nowhere zero, a batch."""
     prepared = prepare(experiment.data)
     models = experiment.models(prepared.tokenizer.vocab_size)
-    models = Models(models.vae, models.dit, Dense(6, ("embed", "feature")))
+    models = Models(models.vae, models.dit, Projection(6, "linear"), models.vae.width)
     recipe = experiment.recipe(models)
     optimizer = make_optimizer(experiment.optim, 100)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
@@ -105,7 +106,9 @@ def test_each_part_by_hand(setup):
         diffusion=dataclasses.replace(recipe.diffusion, prefix=0.0, infill=0.0),
     )
     zeroed = jax.tree.map_with_path(
-        lambda p, x: jnp.zeros_like(x) if "output" in str(p) or "head" in str(p) else x,
+        lambda p, x: (
+            jnp.zeros_like(x) if ("output" in str(p) and "dit" in str(p)) or "head" in str(p) else x
+        ),
         state.params,
     )
     _, aux = loss_of(setup, Phase(alignment=1.0), zeroed, plain)
@@ -119,7 +122,7 @@ def test_each_part_by_hand(setup):
     )  # fmt: skip
     kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
     assert float(aux["loss/kl"]) == pytest.approx(float(kl.mean(-1)[valid].mean()), rel=1e-4)
-    mapped = np.asarray(features @ zeroed["align"]["kernel"])
+    mapped = np.asarray(features @ zeroed["align"]["output"]["kernel"])
     teacher = batch["teacher"]
     cosine = (mapped * teacher).sum(-1) / (
         np.linalg.norm(mapped, axis=-1) * np.linalg.norm(teacher, axis=-1)

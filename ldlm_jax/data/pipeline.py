@@ -1,6 +1,6 @@
 """Batches by step: the position in the data is a function of the step, for any number of hosts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import jax
@@ -11,7 +11,11 @@ from ldlm_jax.errors import UserError
 
 
 def train_batches(
-    prepared: Prepared, config: DataConfig, batch_size: int, start_step: int = 0
+    prepared: Prepared,
+    config: DataConfig,
+    batch_size: int,
+    start_step: int = 0,
+    add: Callable[[dict], dict] | None = None,
 ) -> Iterator[dict]:
     """Endless batches of this host's rows, from a step on.
 
@@ -20,6 +24,7 @@ def train_batches(
       config: its config.
       batch_size: rows over all hosts; must divide by their number.
       start_step: the first step to yield the batch of.
+      add: maps each row to one with more arrays.
 
     Yields:
       ``tokens`` and ``segments``, int32 (batch_size / hosts, window). Every epoch has an order of
@@ -31,6 +36,8 @@ def train_batches(
     source = read_split(prepared.packed, "train")
     rows = grain.MapDataset.source(source).seed(config.shuffle_seed).shuffle().repeat()
     rows = rows[start_step * batch_size :][host::hosts]
+    if add is not None:
+        rows = rows.map(add)
     batches = rows.batch(batch_size // hosts)
     # A few batches ahead are enough: decoding a batch is much faster than a step.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)

@@ -10,6 +10,14 @@ PAD, MASK, EOS = 0, 1, 2
 SPECIAL_TOKENS = ("<pad>", "<mask>", "<eos>")
 
 
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE's letters: printable bytes stand for themselves, the others from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
 class Tokenizer:
     """A trained tokenizer, its vocabulary size and the fingerprint that checkpoints carry."""
 
@@ -17,6 +25,7 @@ class Tokenizer:
         self._backend = backend
         # A text that happens to hold "<eos>" means those five characters.
         backend.encode_special_tokens = True
+        self._bytes = None
         self.vocab_size = backend.get_vocab_size()
         self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()[:16]
 
@@ -47,6 +56,17 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without an end token."""
         return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for special tokens."""
+        if self._bytes is None:
+            alphabet = _byte_alphabet()
+            words = (self._backend.id_to_token(i) for i in range(self.vocab_size))
+            self._bytes = [
+                b"" if word in SPECIAL_TOKENS else bytes(alphabet[c] for c in word)
+                for word in words
+            ]
+        return self._bytes[int(token)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first end token; special tokens are dropped."""

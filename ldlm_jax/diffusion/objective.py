@@ -38,3 +38,9 @@ class Objective:
             return error_BxN
         floor = self.MIN_TIME if self.prediction == "x" else 1e-4
         return error_BxN / jnp.square(jnp.maximum(t_BxN, floor))
+
+
+def masked_mean(value: jax.Array, where: jax.Array) -> jax.Array:
+    """Mean over the true places; 0 where there is none."""
+    where = where.astype(jnp.float32)
+    return jnp.sum(value * where) / jnp.maximum(jnp.sum(where), 1.0)

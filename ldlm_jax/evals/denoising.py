@@ -29,7 +29,7 @@ def _errors(params, latents, batch, key, t, *, models: Models, diffusion: Diffus
         memory = denoiser.remember(z_0_BxNxD, jnp.full(segments_BxN.shape, KNOWN), places)
     clean_BxNxD = jnp.zeros_like(z_0_BxNxD)
     for _ in range(2 if diffusion.self_condition > 0 else 1):
-        clean_BxNxD, logits_BxLxV, _ = denoiser(
+        clean_BxNxD, logits_BxLxV, *_ = denoiser(
             z_t_BxNxD, t_BxN, state_BxN, clean_BxNxD, places, memory
         )
     valid_BxN = segments_BxN > 0

@@ -67,6 +67,6 @@ class TokenTransformer(nn.Module):
             offset_radius=self.offset_radius, name="trunk",
         )  # fmt: skip
         x_BxNxM = jnp.take(table_VxM, tokens_BxN, axis=0)
-        x_BxNxM, own = trunk(x_BxNxM, sight, places.positions_BxN, memory=remembered)
+        x_BxNxM, own, _ = trunk(x_BxNxM, sight, places.positions_BxN, memory=remembered)
         logits = Dense(self.vocab_size, ("embed", "vocab"), dtype, name="head")(x_BxNxM)
         return logits.astype(jnp.float32), own

@@ -24,11 +24,15 @@ class Memory(NamedTuple):
 
 
 class Denoised(NamedTuple):
-    """What the DiT says of noisy latents; ``memory`` is for the blocks that come after them."""
+    """What the DiT says of noisy latents.
+
+    ``memory`` is for the blocks that come after them; ``tapped`` is what came out of block ``tap``.
+    """
 
     output_BxNxD: jax.Array
     features_BxNxM: jax.Array
     memory: Memory
+    tapped_BxNxM: jax.Array | None
 
 
 def time_features(t: jax.Array, features: int) -> jax.Array:
@@ -57,6 +61,7 @@ class DiT(nn.Module):
       remat: recompute blocks in the backward pass.
       offset_radius: reach of a learned attention bias by offset that starts with heads looking at
         their neighbours; 0 for none.
+      tap: block (from 1) whose output is returned as well, to be aligned; 0 for none.
     """
 
     latent_channels: int
@@ -69,6 +74,7 @@ class DiT(nn.Module):
     dtype: str = "float32"
     remat: bool = False
     offset_radius: int = 0
+    tap: int = 0
 
     @nn.compact
     def __call__(
@@ -120,25 +126,25 @@ class DiT(nn.Module):
             dtype,
             self.remat,
             self.offset_radius,
+            self.tap,
             name="trunk",
         )
         if self.conditioning == "adaln" or self.time_tokens == 0:
             condition = time_BxNxM if self.conditioning == "adaln" else None
-            y_BxNxM, own = trunk(x_BxNxM, sight, places.positions_BxN, condition, remembered)
+            said = trunk(x_BxNxM, sight, places.positions_BxN, condition, remembered)
         else:
             # One running time a row: the mean over what is being written.
             writing_BxN = (state_BxN == UNKNOWN) & (places.segments_BxN > 0)
             running_B = jnp.sum(t_BxN * writing_BxN, 1) / jnp.maximum(jnp.sum(writing_BxN, 1), 1)
-            y_BxNxM, own = self._with_time_tokens(
-                trunk, x_BxNxM, running_B, sight, places.positions_BxN
-            )
+            said = self._with_time_tokens(trunk, x_BxNxM, running_B, sight, places.positions_BxN)
+        y_BxNxM, own, tapped_BxNxM = said
         output = Dense(
             self.latent_channels,
             ("embed", "latent"),
             kernel_init=nn.initializers.zeros,
             name="output",
         )
-        return Denoised(output(y_BxNxM), y_BxNxM, Memory(own, places))
+        return Denoised(output(y_BxNxM), y_BxNxM, Memory(own, places), tapped_BxNxM)
 
     def _with_time_tokens(self, trunk, x_BxNxM, running_B, sight: Sight, positions_BxN):
         """Run the trunk with time tokens in front, which every position sees, and drop them."""
@@ -164,5 +170,6 @@ class DiT(nn.Module):
         mask = jnp.concatenate([own, mask], axis=1)
         positions = jnp.pad(positions_BxN, ((0, 0), (T, 0)))
         sight = Sight(mask, positions[:, None, :] - positions[:, :, None])
-        y, own = trunk(x, sight, positions)
-        return y[:, T:], jax.tree.map(lambda kv: kv[:, :, T:], own)
+        y, own, tapped = trunk(x, sight, positions)
+        own = jax.tree.map(lambda kv: kv[:, :, T:], own)
+        return y[:, T:], own, None if tapped is None else tapped[:, T:]

@@ -204,17 +204,19 @@ class Block(nn.Module):
     hidden: int
     dtype: jnp.dtype
     offset_radius: int = 0
+    keep: bool = False
 
     @nn.compact
     def __call__(self, x_BxNxM, memory, sight: Sight, positions_BxN, condition_BxNxC=None):
-        """Returns ``(x, (keys, values))``, the carry and output of a scan over layers."""
+        """Returns ``(x, ((keys, values), x or None))``, carry and output of a scan over layers."""
         attention = Attention(self.heads, self.dtype, self.offset_radius, name="attention")
         mlp = SwiGLU(self.hidden, self.dtype, name="mlp")
         y_BxNxM = RMSNorm(name="attention_norm")(x_BxNxM)
         if condition_BxNxC is None:
             attended_BxNxM, own = attention(y_BxNxM, sight, positions_BxN, memory)
             x_BxNxM += attended_BxNxM
-            return x_BxNxM + mlp(RMSNorm(name="mlp_norm")(x_BxNxM)), own
+            x_BxNxM += mlp(RMSNorm(name="mlp_norm")(x_BxNxM))
+            return x_BxNxM, (own, x_BxNxM if self.keep else None)
 
         modulate = Dense(
             6 * x_BxNxM.shape[-1],
@@ -232,7 +234,8 @@ class Block(nn.Module):
         attended_BxNxM, own = attention(y_BxNxM, sight, positions_BxN, memory)
         x_BxNxM += (1 + gate_a) * attended_BxNxM
         y_BxNxM = RMSNorm(name="mlp_norm")(x_BxNxM) * (1 + scale_m) + shift_m
-        return x_BxNxM + (1 + gate_m) * mlp(y_BxNxM), own
+        x_BxNxM += (1 + gate_m) * mlp(y_BxNxM)
+        return x_BxNxM, (own, x_BxNxM if self.keep else None)
 
 
 class Transformer(nn.Module):
@@ -245,6 +248,7 @@ class Transformer(nn.Module):
       dtype: compute dtype; parameters are fp32.
       remat: recompute each block in the backward pass instead of storing it.
       offset_radius: see ``Attention``.
+      tap: also return what comes out of this block (from 1); 0 for none.
     """
 
     layers: int
@@ -253,6 +257,7 @@ class Transformer(nn.Module):
     dtype: jnp.dtype
     remat: bool = False
     offset_radius: int = 0
+    tap: int = 0
 
     @nn.compact
     def __call__(self, x_BxNxM, sight: Sight, positions_BxN, condition_BxNxC=None, memory=None):
@@ -266,7 +271,8 @@ class Transformer(nn.Module):
           memory: keys and values (layers, B, R, H, K) of an earlier call, or None.
 
         Returns:
-          (B, N, M), and this call's keys and values (layers, B, N, H, K).
+          (B, N, M); this call's keys and values (layers, B, N, H, K); and the output (B, N, M) of
+          block ``tap`` or None.
         """
         hidden = -(-int(self.mlp_ratio * x_BxNxM.shape[-1]) // 16) * 16
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
@@ -280,9 +286,12 @@ class Transformer(nn.Module):
             unroll=self.layers if shallow else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        blocks = stack(self.heads, hidden, self.dtype, self.offset_radius, name="blocks")
-        x_BxNxM, own = blocks(
+        blocks = stack(
+            self.heads, hidden, self.dtype, self.offset_radius, self.tap > 0, name="blocks"
+        )
+        x_BxNxM, (own, outputs) = blocks(
             x_BxNxM.astype(activation_dtype(self.dtype)), memory, sight, positions_BxN,
             condition_BxNxC,
         )  # fmt: skip
-        return RMSNorm(name="norm")(x_BxNxM), own
+        tapped_BxNxM = outputs[self.tap - 1] if self.tap else None
+        return RMSNorm(name="norm")(x_BxNxM), own, tapped_BxNxM

@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         sight = sight._replace(mask_BxQxK=sight.mask_BxQxK & same_side)
         features_BxNxM = x_BxNxM
         if self.layers > 0:
-            features_BxNxM, _ = Transformer(
+            features_BxNxM, *_ = Transformer(
                 self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
             )(x_BxNxM, sight, places.positions_BxN)
         # Two maps, not one twice as wide: ``codes`` needs the mean alone, of the whole vocabulary.
@@ -83,7 +83,7 @@ class Decoder(nn.Module):
         x_BxNxM = inputs
         if self.layers > 0:
             x_BxNxM = Dense(self.width, ("latent", "embed"), self.dtype, name="input")(inputs)
-            x_BxNxM, _ = Transformer(
+            x_BxNxM, *_ = Transformer(
                 self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
             )(x_BxNxM, see_up_to_block(places, places), places.positions_BxN)
         if self.tokens_per_latent > 1:

@@ -1,0 +1,100 @@
+"""What of the student is aligned with a teacher's features, and how likeness is measured.
+
+Shape letters: B rows, N latents, H feature width.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldlm_jax.diffusion.objective import masked_mean
+from ldlm_jax.errors import UserError
+from ldlm_jax.models.layers import Dense
+
+SITES = ("encoder", "latents", "dit")
+PROJECTIONS = ("linear", "mlp")
+LOSSES = ("cosine", "smooth_l1", "relational")
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """How the student is aligned with its teacher; the weight stands in the phases.
+
+    Attributes:
+      site: ``"encoder"``: features of the encoder's trunk (TextLDM, arXiv 2605.07748);
+        ``"latents"``: the posterior's means; ``"dit"``: a block of the denoiser, which reads noisy
+        latents (REPA: Yu et al. 2024, arXiv 2410.06940).
+      block: with site ``"dit"`` after which block, from 1.
+      projection: from the student's width to the teacher's: ``"linear"``, or ``"mlp"`` with two
+        hidden layers.
+      loss: ``"cosine"``: one minus the cosine at each position; ``"smooth_l1"``: Huber's loss
+        against features normalised to mean 0 and variance 1; ``"relational"``: squared difference
+        of the cosines between positions of a text, which asks for the teacher's geometry alone
+        and needs no projection.
+    """
+
+    site: str = "encoder"
+    block: int = 2
+    projection: str = "linear"
+    loss: str = "cosine"
+
+    def __post_init__(self):
+        for name, known in (("site", SITES), ("projection", PROJECTIONS), ("loss", LOSSES)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"alignment.{name} = {getattr(self, name)!r}: choose one of {', '.join(known)}."
+                )
+        if self.block < 1:
+            raise UserError(f"alignment.block = {self.block}: blocks count from 1.")
+
+
+class Projection(nn.Module):
+    """From the student's features to the teacher's width."""
+
+    width: int
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map ``x (..., in)`` to ``(..., width)``, fp32."""
+        for i in range(2 if self.kind == "mlp" else 0):
+            x = nn.silu(Dense(self.width, ("embed", "mlp"), name=f"hidden_{i}")(x))
+        return Dense(self.width, ("embed", "feature"), name="output")(x)
+
+
+def alignment_loss(kind: str, mapped_BxNxH, teacher_BxNxH, segments_BxN) -> jax.Array:
+    """How unlike two sets of features are, mean over the positions of which the teacher speaks.
+
+    Args:
+      kind: one of ``LOSSES``.
+      mapped_BxNxH: the student's, projected (for ``"relational"`` of any width).
+      teacher_BxNxH: the teacher's; zeros where it has none.
+      segments_BxN: document number, 0 for empty space.
+    """
+    mapped, teacher = mapped_BxNxH.astype(jnp.float32), teacher_BxNxH.astype(jnp.float32)
+    valid_BxN = (segments_BxN > 0) & jnp.any(teacher != 0, axis=-1)
+    if kind == "relational":
+        same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
+        pairs_BxNxN = same_BxNxN & valid_BxN[:, :, None] & valid_BxN[:, None, :]
+        ours, theirs = (_cosines(x) for x in (mapped, teacher))
+        return masked_mean(jnp.square(ours - theirs), pairs_BxNxN)
+    if kind == "cosine":
+        loss_BxN = 1 - optax.cosine_similarity(mapped, teacher, epsilon=1e-6)
+    else:
+        loss_BxN = jnp.mean(optax.huber_loss(mapped, _standardised(teacher)), axis=-1)
+    return masked_mean(loss_BxN, valid_BxN)
+
+
+def _cosines(x_BxNxH) -> jax.Array:
+    # Not divided by a norm, whose gradient at zero is none.
+    square_BxNx1 = jnp.sum(jnp.square(x_BxNxH), axis=-1, keepdims=True)
+    x_BxNxH = x_BxNxH * jax.lax.rsqrt(square_BxNx1 + 1e-12)
+    return jnp.einsum("bnh,bmh->bnm", x_BxNxH, x_BxNxH)
+
+
+def _standardised(x_BxNxH) -> jax.Array:
+    mean = jnp.mean(x_BxNxH, axis=-1, keepdims=True)
+    return (x_BxNxH - mean) / (jnp.std(x_BxNxH, axis=-1, keepdims=True) + 1e-6)

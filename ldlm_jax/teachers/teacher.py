@@ -1,0 +1,128 @@
+"""Frozen teachers as the fused step sees them: features for every latent position of a batch.
+
+A teacher is either an open model (``decoder_lm``, ``encoder_lm``), which reads the text in tokens
+of its own, or the encoder of an earlier run of ours, trained as a masked language model
+(``configs/web_masked_lm.py``), which reads the same tokens.
+
+Shape letters: B rows, L tokens, N latents, T teacher tokens, H feature width.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ldlm_jax.errors import UserError
+from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.text_vae import TextVAE
+from ldlm_jax.teachers import decoder_lm, encoder_lm
+from ldlm_jax.teachers.decoder_lm import DecoderConfig
+from ldlm_jax.teachers.encoder_lm import EncoderConfig
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Whose features the latents are aligned with; one of ``model`` and ``run``, or neither.
+
+    Attributes:
+      model: a named model (``teachers.named``), a folder with ``config.json`` and safetensors, or
+        a ``.gguf`` file.
+      run: folder of a finished run with the same tokenizer and tokens_per_latent.
+      layer: hidden state of the model, 0 (embeddings) up to its number of blocks; negative ones
+        count from the last. The third from last is TextLDM's choice (arXiv 2605.07748).
+      dtype: in which the model is kept and computes.
+      window: tokens of the model in a row; 0 allows a quarter more than the data's window.
+    """
+
+    model: str = ""
+    run: str = ""
+    layer: int = -3
+    dtype: str = "float32"
+    window: int = 0
+
+    def __post_init__(self):
+        if self.model and self.run:
+            raise UserError("teacher.model and teacher.run: name one teacher, not both.")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"teacher.dtype = {self.dtype!r}: choose 'float32' or 'bfloat16'.")
+        if self.window < 0:
+            raise UserError(f"teacher.window = {self.window}: at least 0.")
+
+    def tokens(self, window: int) -> int:
+        """Teacher tokens beside a row of ``window`` tokens."""
+        return self.window or -(-int(1.25 * window + 4) // 8) * 8
+
+
+def carry_over(features_BxTxH, teacher_spans_BxTx2, spans_BxNx2) -> jax.Array:
+    """Features (B, N, H) of positions: means over the teacher's tokens, weighted by common bytes.
+
+    Positions that share no byte with any teacher token get zeros.
+    """
+    first, last = spans_BxNx2[..., 0, None], spans_BxNx2[..., 1, None]
+    teacher_first, teacher_last = (teacher_spans_BxTx2[:, None, :, i] for i in (0, 1))
+    common_BxNxT = jnp.minimum(last, teacher_last) - jnp.maximum(first, teacher_first)
+    common_BxNxT = jnp.maximum(common_BxNxT, 0).astype(jnp.float32)
+    total_BxNx1 = jnp.sum(common_BxNxT, axis=-1, keepdims=True)
+    weights_BxNxT = common_BxNxT / jnp.maximum(total_BxNx1, 1)
+    return jnp.einsum("bnt,bth->bnh", weights_BxNxT, features_BxTxH.astype(jnp.float32))
+
+
+@dataclass(frozen=True)
+class PretrainedTeacher:
+    """One hidden layer of an open model. Hashable: a static argument.
+
+    Attributes:
+      config: the model's shape, cut above the layer.
+      dtype: of its products.
+      tokens_per_latent: of the student.
+    """
+
+    config: DecoderConfig | EncoderConfig
+    dtype: str
+    tokens_per_latent: int
+
+    @property
+    def width(self) -> int:
+        """Width H of the features."""
+        return self.config.width
+
+    def features(self, params, batch: dict) -> jax.Array:
+        """Features (B, N, H), no gradient, of a batch that ``data.TeacherRows`` prepared."""
+        module = decoder_lm if isinstance(self.config, DecoderConfig) else encoder_lm
+        (hidden_BxTxH,) = module.hidden_states(
+            params, batch["teacher_tokens"], batch["teacher_segments"], config=self.config,
+            layers=(-1,), dtype=jnp.dtype(self.dtype),
+        )  # fmt: skip
+        spans_BxLx2, step = batch["spans"], self.tokens_per_latent
+        # Bytes of all tokens of a latent; a token without bytes stands at (0, 0).
+        first_BxNxP, last_BxNxP = (
+            spans_BxLx2[..., i].reshape(len(spans_BxLx2), -1, step) for i in (0, 1)
+        )
+        first_BxN = jnp.min(jnp.where(last_BxNxP > 0, first_BxNxP, 2**30), axis=-1)
+        spans_BxNx2 = jnp.stack([first_BxN, jnp.max(last_BxNxP, axis=-1)], axis=-1)
+        carried = carry_over(hidden_BxTxH, batch["teacher_spans"], spans_BxNx2)
+        return jax.lax.stop_gradient(carried)
+
+
+@dataclass(frozen=True)
+class TrunkTeacher:
+    """The frozen encoder of an earlier run. Hashable: a static argument."""
+
+    vae: TextVAE
+
+    @property
+    def width(self) -> int:
+        """Width H of its features."""
+        return self.vae.width
+
+    def features(self, params, batch: dict) -> jax.Array:
+        """Features (B, N, H) of every latent position, seeing whole documents, no gradient."""
+        segments_BxN = batch["segments"][:, :: self.vae.tokens_per_latent]
+        posterior = self.vae.apply(
+            {"params": params}, batch["tokens"], lay_out(segments_BxN),
+            jnp.zeros(segments_BxN.shape, bool), method="encode",
+        )  # fmt: skip
+        return jax.lax.stop_gradient(posterior.features_BxNxM)
+
+
+Teacher = PretrainedTeacher | TrunkTeacher

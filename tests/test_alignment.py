@@ -1,0 +1,218 @@
+"""Alignment with open models: two tokenizers over one text, losses, sites, and the fused step."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+
+from ldlm_jax.alignment import alignment_loss
+from ldlm_jax.cli import main
+from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
+from ldlm_jax.data.teacher_rows import TeacherRows, decodable
+from ldlm_jax.data.tokenizer import EOS, PAD, Tokenizer
+from ldlm_jax.teachers import encoder_lm
+from ldlm_jax.teachers.teacher import PretrainedTeacher, carry_over
+from tests.conftest import sentences
+from tests.parity.families import write_model
+
+TEXTS = ("Plain words, 1234 of them.", "Naïve café — “quotes”", "🙂🙃 emoji; 中文 too!", "x")
+
+
+def characters(vocabulary: str) -> tokenizers.Tokenizer:
+    """A tokenizer unlike ours: every character a token."""
+    ids = {c: i for i, c in enumerate(sorted(set(vocabulary)))}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(ids, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    return backend
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return Tokenizer.train([*sentences(), *TEXTS], 320)
+
+
+def test_every_token_knows_its_bytes(ours):
+    for text in (*TEXTS, "\t\n\x00 ~"):
+        (ids,) = ours.encode([text])
+        assert b"".join(map(ours.bytes_of, ids)) == text.encode()
+    assert ours.bytes_of(EOS) == ours.bytes_of(PAD) == b""
+
+
+def test_text_cut_within_a_character_is_read_from_the_next():
+    raw = "é🙂 word 🙃".encode()
+    assert decodable(raw) == ("é🙂 word 🙃", 0)
+    assert decodable(raw[1:-1]) == ("🙂 word ", 1)
+    assert decodable(raw[3:]) == (" word 🙃", 3)
+    assert decodable(b"") == ("", 0)
+
+
+def row_of(tokenizer, texts, window):
+    tokens, segments = np.full(window, PAD, np.int32), np.zeros(window, np.int32)
+    place = 0
+    for number, ids in enumerate(tokenizer.encode(texts), 1):
+        ids = [*ids, EOS]
+        tokens[place : place + len(ids)] = ids
+        segments[place : place + len(ids)] = number
+        place += len(ids)
+    return {"tokens": tokens, "segments": segments}
+
+
+def test_both_tokenizers_speak_of_the_same_bytes(ours):
+    """Accents, digits, punctuation, emoji: what both say of a byte is about the same character."""
+    theirs = PretrainedTokenizer(characters("".join(TEXTS)), start=0)
+    row = TeacherRows(ours, theirs, 128)(row_of(ours, TEXTS, 128))
+    raw = b"\0" + "".join(TEXTS).encode()
+    for token, (first, last) in zip(row["tokens"], row["spans"], strict=True):
+        assert raw[first:last] == ours.bytes_of(token)
+    letters = {i: c for c, i in theirs._backend.get_vocab().items()}
+    starts = 0
+    for token, number, (first, last) in zip(
+        row["teacher_tokens"], row["teacher_segments"], row["teacher_spans"], strict=True
+    ):
+        if number and last:
+            assert raw[first:last].decode() == letters[token]
+        starts += bool(number) and not last
+    assert starts == len(TEXTS)  # the start tokens stand for no byte
+    assert set(row["teacher_segments"]) == {0, 1, 2, 3, 4}
+
+
+def test_a_row_may_begin_within_a_character():
+    ours = Tokenizer.train(sentences(), 300)  # to which an emoji is four tokens
+    theirs = PretrainedTokenizer(characters(" day"), start=None)
+    (ids,) = ours.encode(["🙂 day"])
+    row = {"tokens": np.array(ids[1:]), "segments": np.ones(len(ids) - 1, int)}
+    added = TeacherRows(ours, theirs, 4)(row)
+    # Three bytes of the emoji are left, numbers 1 to 3; the space is the fourth.
+    assert added["teacher_spans"].tolist() == [[4, 5], [5, 6], [6, 7], [7, 8]]
+    assert added["spans"][:3].tolist() == [[1, 2], [2, 3], [3, 4]]
+
+
+def test_what_does_not_fit_the_teachers_window_has_no_features(ours):
+    theirs = PretrainedTokenizer(characters("".join(TEXTS)), start=None)
+    row = TeacherRows(ours, theirs, 10)(row_of(ours, TEXTS, 128))
+    assert row["teacher_spans"].max() == 11 and (row["teacher_segments"] == 1).all()
+    features = carry_over(jnp.ones((1, 10, 3)), row["teacher_spans"][None], row["spans"][None])[0]
+    spoken = np.asarray(features[:, 0]) > 0
+    assert spoken[row["spans"][:, 0] < 11][0] and not spoken[row["spans"][:, 0] >= 11].any()
+
+
+def test_features_are_carried_over_by_common_bytes():
+    teacher = np.array([[0, 0], [1, 3], [3, 7]])  # a start token, two bytes, four bytes
+    student = np.array([[1, 3], [3, 5], [5, 7], [1, 7], [0, 0]])
+    features = jnp.array([[5.0], [1.0], [10.0]])
+    carried = carry_over(features[None], teacher[None], student[None])[0, :, 0]
+    np.testing.assert_allclose(carried, [1.0, 10.0, 10.0, (2 * 1 + 4 * 10) / 6, 0.0], rtol=1e-6)
+
+
+def test_the_same_tokenizer_gives_position_by_position(ours, tmp_path):
+    ours.save(tmp_path / "tokenizer.json")
+    theirs = PretrainedTokenizer.load(tmp_path)
+    row = row_of(ours, sentences()[:2], 64)
+    added = TeacherRows(ours, theirs, 64)(row)
+    features = np.random.default_rng(0).normal(size=(1, 64, 3))
+    carried = carry_over(features, added["teacher_spans"][None], added["spans"][None])[0]
+    of_text = (row["segments"] > 0) & (row["tokens"] != EOS)
+    count = int(of_text.sum())
+    np.testing.assert_allclose(carried[of_text], features[0, :count], atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["cosine", "smooth_l1", "relational"])
+def test_losses_vanish_where_student_and_teacher_agree(loss):
+    rng = np.random.default_rng(0)
+    teacher = rng.normal(size=(2, 6, 8))
+    teacher -= teacher.mean(-1, keepdims=True)
+    teacher /= teacher.std(-1, keepdims=True)
+    segments = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
+    assert float(alignment_loss(loss, teacher, teacher, segments)) < 1e-5
+    other = alignment_loss(loss, rng.normal(size=(2, 6, 8)), teacher, segments)
+    assert float(other) > 0.05
+    # Empty space and positions of which the teacher says nothing do not count.
+    student, silent = teacher.copy(), teacher.copy()
+    student[0, 5] += 100.0
+    student[1, 2] += 100.0
+    silent[1, 2] = 0.0
+    assert float(alignment_loss(loss, student, silent, segments)) < 1e-5
+    assert np.isfinite(alignment_loss(loss, student, np.zeros_like(silent), segments))
+
+
+def test_relations_need_no_common_basis():
+    """The teacher's geometry alone: a rotated student is as good, and of any width."""
+    rng = np.random.default_rng(0)
+    teacher, segments = rng.normal(size=(1, 6, 4)), np.ones((1, 6), int)
+    rotation, _ = np.linalg.qr(rng.normal(size=(9, 9)))
+    student = np.pad(teacher, ((0, 0), (0, 0), (0, 5))) @ rotation
+    assert float(alignment_loss("relational", student, teacher, segments)) < 1e-5
+    assert float(alignment_loss("cosine", teacher @ rotation[:4, :4], teacher, segments)) > 0.1
+
+
+def test_latents_of_two_tokens_take_the_bytes_of_both(monkeypatch):
+    def hidden_states(params, tokens, segments, **_):
+        return [jnp.array([[[1.0], [10.0], [100.0]]])]
+
+    monkeypatch.setattr(encoder_lm, "hidden_states", hidden_states)
+    batch = {
+        "spans": jnp.array([[[1, 3], [3, 4], [4, 9], [0, 0], [0, 0], [0, 0]]]),
+        "teacher_tokens": jnp.array([[3, 4, 5]]),
+        "teacher_segments": jnp.array([[1, 1, 1]]),
+        "teacher_spans": jnp.array([[[1, 2], [2, 4], [4, 9]]]),
+    }
+    features = PretrainedTeacher(None, "float32", tokens_per_latent=2).features({}, batch)
+    np.testing.assert_allclose(features[0, :, 0], [(1 + 20) / 3, 100.0, 0.0], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, overrides):
+    """A tiny Qwen3 with a tokenizer of its own."""
+    folder = tmp_path_factory.mktemp("teacher")
+    write_model("qwen3", folder)
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="?"))
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=40, special_tokens=["?"])
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.train_from_iterator(sentences(), trainer)
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        (),
+        ("alignment.site=dit", "alignment.block=1", "alignment.projection=mlp"),
+        ("alignment.site=latents", "alignment.loss=relational", "train.microbatches=2",
+         "train.batch_size=16"),
+    ],
+    ids=["encoder", "dit", "latents"],
+)  # fmt: skip
+def test_the_step_aligns_with_an_open_model(teacher, overrides, tmp_path, how):
+    """On eight devices, from tokens to features inside the step: the loss is there and falls."""
+    config = ["train", "--config", "configs/debug.py", "--workdir", str(tmp_path / "run")]
+    options = [f"teacher.model={teacher}", "teacher.window=64", "teacher.layer=2",
+               "phases=[{'alignment': 1.0, 'encoder_gradient': 0.1}]", "train.num_steps=40",
+               "train.evals=('reconstruction',)", "train.log_every=1"]  # fmt: skip
+    assert main([*config, *overrides, *options, *how]) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [m["loss/alignment"] for m in map(json.loads, lines) if "loss/alignment" in m]
+    assert len(losses) == 40 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    sample = ["sample", "--workdir", str(tmp_path / "run"), "--steps", "2", "--num-samples", "1"]
+    assert main(sample) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["teacher.model=qwen9"], ["no model 'qwen9'", "smollm2-135m"]),
+        (["teacher.model={teacher}", "teacher.layer=7"], ["layer 7", "0 to 3"]),
+        (["teacher.model=a", "teacher.run=b"], ["name one teacher"]),
+        (["teacher.model=a", "alignment.site=dit", "alignment.block=9"], ["dit.layers = 2"]),
+        (["alignment.loss=l3"], ["alignment.loss", "relational"]),
+    ],
+)
+def test_impossible_teachers_are_refused(teacher, overrides, tmp_path, capsys, options, words):
+    options = [option.replace("{teacher}", str(teacher)) for option in options]
+    command = ["train", "--config", "configs/debug.py", "--workdir", str(tmp_path / "x"),
+               *overrides, "phases=[{'alignment': 1.0}]", *options]  # fmt: skip
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
