@@ -135,11 +135,15 @@ def _eval(args, overrides) -> None:
     results = run_evals(names, context)
     for name, value in results.items():
         print(f"{name}:\n{value}" if isinstance(value, str) else f"{name:45} {value:.4f}")
-    if args.json:
-        record = {"workdir": args.workdir, "step": int(run.state.step), **vars(context.sample),
+    record = {"workdir": args.workdir, "step": int(run.state.step), **vars(context.sample),
                   "split": args.split, "num_samples": args.num_samples, "seed": args.seed,
                   "judge": args.judge, "sampling_dtype": run.models.dit.dtype,
                   "results": results}  # fmt: skip
+    if args.html:
+        from ldlm_jax.evals.report import report
+
+        Path(args.html).write_text(report(record), encoding="utf-8")
+    if args.json:
         Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -215,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--judge", default="smollm2-135m", help="model that the evaluation quality reads with"
     )
+    evaluate.add_argument("--html", help="also write a report with plots to this file")
     evaluate.add_argument("--json", help="also write the results to this file")
     evaluate.set_defaults(run=_eval)
     return parser

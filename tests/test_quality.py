@@ -10,6 +10,7 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.evals import measures
 from ldlm_jax.evals.judge import Judge, Reading
 from ldlm_jax.evals.quality import judged, mauve, shuffled
+from ldlm_jax.evals.report import report
 from ldlm_jax.teachers.named import find_model
 from tests.conftest import sentences
 
@@ -133,3 +134,21 @@ def test_texts_are_read_as_if_alone(judge):
         assert reading.ids == alone.ids
         np.testing.assert_allclose(reading.nll, alone.nll, atol=1e-3)
         np.testing.assert_allclose(reading.features, alone.features, atol=1e-2, rtol=1e-3)
+
+
+def test_the_report_is_one_page_with_every_number_plot_and_text():
+    pytest.importorskip("matplotlib")
+    measured = {"perplexity": 60.5, "token_entropy": 5.0, "mauve": 0.4}
+    results = {
+        f"quality/{row}/{name}": value * factor
+        for row, factor in (("held_out", 1), ("text_steps_5", 3), ("text_steps_20", 2))
+        for name, value in measured.items()
+    }
+    results |= {"quality/text_steps_5/texts": "- <b>bold</b>\n- plain", "denoising/error_mean": 0.3}
+    results |= {f"denoising/accuracy_t_{t}": 1 - t for t in (0.1, 0.5)}
+    page = report({"workdir": "runs/<x>", "seed": 3, "results": results})
+    assert page.count("<svg") == 4  # frontier, two measures against steps, one curve
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page and "<b>bold" not in page
+    assert "181.5" in page and "0.3" in page and "seed 3" in page and "runs/&lt;x&gt;" in page
+    assert ">nan<" not in page
+    assert "src=" not in page and 'href="http' not in page  # nothing is loaded from elsewhere

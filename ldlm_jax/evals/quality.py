@@ -22,6 +22,8 @@ MAUVE_BUCKETS = 50
 MAUVE_SEEDS = (0, 1, 2)
 # With fewer texts than this k-means has too little in a bucket for the number to mean anything.
 MAUVE_LEAST = 250
+# Texts of a set that are shown.
+SHOWN = 8
 # Shares of a held-out text, in words, that are given as prompts.
 PROMPTS = (0.25, 0.5)
 
@@ -126,7 +128,7 @@ class Examiner:
         count = min(self._count, len(texts))
         return [texts[i] for i in np.linspace(0, len(texts) - 1, count).astype(int)]
 
-    def real_text(self) -> dict[str, dict[str, float]]:
+    def real_text(self) -> dict[str, dict[str, float | str]]:
         """Measures of real texts: what is compared with, two ceilings and a floor."""
         return {
             "held_out": self.measure(self.held_out, reference=False),
@@ -135,8 +137,13 @@ class Examiner:
             "shuffled": self.measure(shuffled(self.trained_on)),
         }
 
-    def measure(self, texts: Sequence[str], reference: bool = True) -> dict[str, float]:
-        """All measures of a set of texts; without the comparison with held-out text if asked."""
+    def measure(self, texts: Sequence[str], reference: bool = True) -> dict[str, float | str]:
+        """All measures of a set of texts, and a few of them to read.
+
+        Args:
+          texts: the set.
+          reference: compare it with held-out text.
+        """
         readings = self._judge.read(texts)
         results = judged(readings) | measures.text_statistics(texts)
         if len(texts) > 1 and any(text.strip() for text in texts):
@@ -149,7 +156,7 @@ class Examiner:
             features = np.stack([reading.features for reading in readings])
             results |= mauve(features, self._features)
             results["length_distance"] = measures.length_distance(texts, self.held_out)
-        return results
+        return results | {"texts": "\n".join(f"- {text}" for text in texts[:SHOWN])}
 
 
 def evaluate(context: EvalContext) -> Results:
@@ -176,7 +183,7 @@ def evaluate(context: EvalContext) -> Results:
     return named(rows)
 
 
-def named(rows: dict[str, dict[str, float]]) -> Results:
+def named(rows: dict[str, dict[str, float | str]]) -> Results:
     """Rows as flat results, ``quality/<row>/<measure>``."""
     return {
         f"quality/{row}/{name}": value
