@@ -33,6 +33,9 @@ class PretrainedTokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, start: int | None):
+        # A model's file may ask for texts of one length; here every text is as long as it is.
+        backend.no_padding()
+        backend.no_truncation()
         self._backend = backend
         self.start = start
 

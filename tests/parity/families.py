@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from ldlm_jax.teachers.named import find_model
+
 REFERENCES = Path(__file__).parent / "references"
 
 _SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "vocab_size": 40,
@@ -121,9 +123,29 @@ def run_transformers(case: str) -> tuple[dict, dict]:
     return shapes, results
 
 
+SENTENCES = ("The king gathered all the people of the city.", "Naïve café, 1234!", "Water boils.")
+
+
+def run_minilm() -> np.ndarray:
+    """Sentence embeddings (3, 384) of all-MiniLM-L6-v2 by transformers: mean, unit length."""
+    import torch
+    import transformers
+
+    folder = str(find_model("minilm-l6"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    mean = (hidden * mask).sum(1) / mask.sum(1)
+    return torch.nn.functional.normalize(mean, dim=-1).numpy()
+
+
 def main() -> None:
-    """Store every case's shapes and results."""
+    """Store every case's shapes and results, and MiniLM's embeddings."""
     REFERENCES.mkdir(exist_ok=True)
+    np.savez_compressed(REFERENCES / "minilm.npz", embeddings=run_minilm())
     for case in CASES:
         shapes, results = run_transformers(case)
         (REFERENCES / f"{case}.json").write_text(json.dumps(shapes))

