@@ -21,9 +21,12 @@ def _data(args, overrides) -> None:
         for name, corpus in REGISTRY.items():
             print(f"{name:10} {corpus.description}")
         return
-    if args.source:
+    if args.source and "=" in args.source:  # an override where a source may stand
+        overrides = [args.source, *overrides]
+    elif args.source:
         overrides = [*overrides, f"data.source={args.source}"]
-    config = resolve(load_config(args.config, overrides)).data
+    experiment = resolve(load_config(args.config, overrides))
+    config = experiment.data
     prepared = prepare(config)
     print(f"{config.source}: {prepared.packed}")
     print(f"vocabulary {prepared.tokenizer.vocab_size}, windows of {config.window} tokens")
@@ -36,6 +39,11 @@ def _data(args, overrides) -> None:
             f"{split:12}{s['documents']:>10,}{s['windows']:>9,}{s['tokens']:>12,}"
             f"{s['bytes_per_token']:>13.2f}{s['filled']:>8.1%}"
         )
+    if args.teacher:
+        from ldlm_jax.guide import write_cache
+        from ldlm_jax.mesh import make_mesh
+
+        print(f"features: {write_cache(experiment, prepared, make_mesh(experiment.mesh))}")
 
 
 def _train(args, overrides) -> None:
@@ -186,6 +194,9 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="prepare a corpus", epilog=overriding)
     data.add_argument("source", nargs="?", help="corpus name, file, folder or tfds:NAME")
     data.add_argument("--config", help="config whose data section to prepare")
+    data.add_argument(
+        "--teacher", action="store_true", help="also write the features of the config's teacher"
+    )
     data.add_argument("--list", action="store_true", help="list the named corpora")
     data.set_defaults(run=_data)
 

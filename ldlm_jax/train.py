@@ -4,29 +4,23 @@ import contextlib
 import logging
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from ldlm_jax.checkpoint import Checkpoints
 from ldlm_jax.config import Experiment, resolve
-from ldlm_jax.data.build import Prepared, prepare
+from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
-from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
-from ldlm_jax.data.teacher_rows import TeacherRows
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
 from ldlm_jax.generate import Writer
+from ldlm_jax.guide import load_guide
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.metrics import MetricsWriter, Screen, Stopwatch
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.phases import phase_at
-from ldlm_jax.run_folder import RunFolder, load_run
-from ldlm_jax.sharding import batch_sharding, put_batch, replicated
-from ldlm_jax.teachers.load import load_pretrained
-from ldlm_jax.teachers.named import find_model
-from ldlm_jax.teachers.teacher import PretrainedTeacher, Teacher, TrunkTeacher
+from ldlm_jax.run_folder import RunFolder
+from ldlm_jax.sharding import batch_sharding, put_batch
 from ldlm_jax.train_state import abstract_state, init_state
 from ldlm_jax.train_step import Recipe, train_step
 
@@ -55,8 +49,8 @@ def train(config, workdir: str) -> None:
     sharding = batch_sharding(mesh, experiment.sharding)
     _check_batch(experiment, sharding)
     prepared = prepare(experiment.data)
-    guide = _load_teacher(experiment, prepared, mesh)
-    teacher_width = guide.teacher.width if guide else 0
+    guide = load_guide(experiment, prepared, mesh)
+    teacher_width = guide.width if guide else 0
 
     folder = RunFolder(Path(workdir))
     facts = {
@@ -80,40 +74,6 @@ def _check_batch(experiment: Experiment, sharding) -> None:
             f"{experiment.train.microbatches} gives {rows} rows, which do not divide among "
             f"{devices} devices."
         )
-
-
-class Guide(NamedTuple):
-    """A teacher on the mesh, and what it must be given beside each row."""
-
-    teacher: Teacher
-    params: dict
-    rows: TeacherRows | None = None
-
-
-def _load_teacher(experiment: Experiment, prepared: Prepared, mesh) -> Guide | None:
-    said = experiment.teacher
-    tokens_per_latent = experiment.text_vae["tokens_per_latent"]
-    if not experiment.aligned:
-        return None
-    if said.model:
-        path = find_model(said.model)
-        model = load_pretrained(
-            path, mesh=mesh, rules=experiment.sharding, dtype=jnp.dtype(said.dtype), top=said.layer
-        )
-        tokenizer = PretrainedTokenizer.load(path)
-        rows = TeacherRows(prepared.tokenizer, tokenizer, said.tokens(experiment.data.window))
-        teacher = PretrainedTeacher(model.config, said.dtype, tokens_per_latent)
-        return Guide(teacher, model.params, rows)
-    run = load_run(said.run)
-    if run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
-        raise UserError(
-            f"teacher.run = {said.run} has another tokenizer than the data; train the teacher on "
-            "the same data section."
-        )
-    if run.models.vae.tokens_per_latent != tokens_per_latent:
-        raise UserError("the teacher's text_vae.tokens_per_latent differs from this config's.")
-    params = jax.device_put(run.state.ema["text_vae"], replicated(mesh))
-    return Guide(TrunkTeacher(run.models.vae), params)
 
 
 def _restore_or_create(experiment, recipe: Recipe, optimizer, checkpoints: Checkpoints, mesh):
@@ -143,8 +103,9 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide) -> None:
         static_argnames="phase",
     )
     key = jax.random.key(config.seed)
-    add, frozen = (guide.rows, guide.params) if guide else (None, None)
-    batches = train_batches(prepared, experiment.data, config.batch_size, start, add)
+    frozen = guide.params if guide else None
+    beside = {"add": guide.add, "cache": guide.cache} if guide else {}
+    batches = train_batches(prepared, experiment.data, config.batch_size, start, **beside)
     held_out = [
         put_batch(batch, sharding)
         for batch in eval_batches(prepared, "validation", config.batch_size, config.eval_batches)

@@ -199,6 +199,32 @@ def test_the_step_aligns_with_an_open_model(teacher, overrides, tmp_path, how):
     assert main(sample) == 0
 
 
+def test_cached_features_are_those_of_the_step(teacher, overrides, tmp_path, capsys):
+    """The same losses (but for bf16) from `ldlm data --teacher` as with the teacher in the step."""
+    options = [*overrides, f"teacher.model={teacher}", "teacher.layer=2", "train.num_steps=3",
+               "phases=[{'alignment': 1.0}]", "train.evals=('reconstruction',)",
+               "train.log_every=1"]  # fmt: skip
+
+    def train(name, *more):
+        workdir = tmp_path / name
+        return main(["train", "--config", "configs/debug.py", "--workdir", str(workdir),
+                     *options, *more]), workdir  # fmt: skip
+
+    cached = "teacher.cached=True"
+    assert train("early", cached)[0] == 2
+    assert "ldlm data --teacher" in capsys.readouterr().err
+    assert main(["data", "--config", "configs/debug.py", "--teacher", *options]) == 0
+    losses = []
+    for name, more in (("step", ()), ("cache", (cached,))):
+        code, workdir = train(name, *more)
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        losses.append([m["loss/alignment"] for m in lines if "loss/alignment" in m])
+        assert code == 0 and len(losses[-1]) == 3
+    np.testing.assert_allclose(*losses, atol=2e-3)
+    # Another layer is another cache.
+    assert train("layer", cached, "teacher.layer=1")[0] == 2
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ldlm_jax.data import corpora
-from ldlm_jax.data.build import DataConfig, _write, prepare, read_split, read_texts, windows
+from ldlm_jax.data.build import DataConfig, prepare, read_split, read_texts, windows, write_dataset
 from ldlm_jax.data.pipeline import train_batches
 from ldlm_jax.data.sources import load_documents
 from ldlm_jax.data.tokenizer import EOS, PAD, Tokenizer
@@ -102,7 +102,9 @@ def test_jsonl_and_parquet_and_folders_are_the_same_text(tmp_path):
 
 def test_a_tfds_dataset_by_folder(tmp_path):
     folder = tmp_path / "mine"
-    _write(folder, {"text": tfds.features.Text()}, {"train": [{"text": t} for t in sentences()]})
+    write_dataset(
+        folder, {"text": tfds.features.Text()}, {"train": [{"text": t} for t in sentences()]}
+    )
     splits = load_documents(f"tfds:{folder}", downloads=tmp_path)
     assert [t for s in corpora.SPLITS for t in splits[s]] == sentences()
     with pytest.raises(UserError, match="no feature 'body'"):

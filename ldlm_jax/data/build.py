@@ -135,7 +135,7 @@ def _watched(rows: Iterable, name: str) -> Iterable:
     return track(rows, name, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _write(folder: Path, features: dict, examples: dict[str, Iterable]) -> None:
+def write_dataset(folder: Path, features: dict, examples: dict[str, Iterable]) -> None:
     """Write a dataset whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -148,6 +148,12 @@ def _write(folder: Path, features: dict, examples: dict[str, Iterable]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     Path(builder.data_dir).rename(folder)
     shutil.rmtree(partial)
+
+
+def write_features(folder: Path, shape: tuple[int, int], rows: Iterable[dict]) -> None:
+    """Write ``features`` of every training row, given as the bits of bf16, which TFDS knows not."""
+    kind = tfds.features.Tensor(shape=shape, dtype=np.uint16)
+    write_dataset(folder, {"features": kind}, {"train": rows})
 
 
 def read_split(folder: Path, split: str):
@@ -272,7 +278,7 @@ def _prepare(config: DataConfig) -> Prepared:
         documents = load_documents(config.source, downloads=downloads, text_field=config.text_field)
         folder.mkdir(parents=True, exist_ok=True)
         examples = {split: ({"text": t} for t in documents[split]) for split in SPLITS}
-        _write(text, {"text": tfds.features.Text()}, examples)
+        write_dataset(text, {"text": tfds.features.Text()}, examples)
 
     tokenizer_file = folder / f"tokenizer-{config.vocab_size}.json"
     if not tokenizer_file.exists():
@@ -288,6 +294,6 @@ def _prepare(config: DataConfig) -> Prepared:
             split: windows(_tokenised(read_texts(text, split), tokenizer), config)
             for split in SPLITS
         }
-        _write(packed, {"tokens": row, "segments": row}, examples)
+        write_dataset(packed, {"tokens": row, "segments": row}, examples)
         stats_file.write_text(json.dumps(_statistics(config, text, packed)))
     return Prepared(tokenizer, text, packed, json.loads(stats_file.read_text()))

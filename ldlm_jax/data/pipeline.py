@@ -1,6 +1,7 @@
 """Batches by step: the position in the data is a function of the step, for any number of hosts."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grain
 import jax
@@ -16,6 +17,7 @@ def train_batches(
     batch_size: int,
     start_step: int = 0,
     add: Callable[[dict], dict] | None = None,
+    cache: Path | None = None,
 ) -> Iterator[dict]:
     """Endless batches of this host's rows, from a step on.
 
@@ -25,6 +27,7 @@ def train_batches(
       batch_size: rows over all hosts; must divide by their number.
       start_step: the first step to yield the batch of.
       add: maps each row to one with more arrays.
+      cache: dataset whose row i is to be joined to training row i, before ``add``.
 
     Yields:
       ``tokens`` and ``segments``, int32 (batch_size / hosts, window). Every epoch has an order of
@@ -34,6 +37,8 @@ def train_batches(
     if batch_size % hosts:
         raise UserError(f"train.batch_size = {batch_size} must divide by the {hosts} hosts.")
     source = read_split(prepared.packed, "train")
+    if cache is not None:
+        source = _Joined(source, read_split(cache, "train"))
     rows = grain.MapDataset.source(source).seed(config.shuffle_seed).shuffle().repeat()
     rows = rows[start_step * batch_size :][host::hosts]
     if add is not None:
@@ -42,6 +47,20 @@ def train_batches(
     # A few batches ahead are enough: decoding a batch is much faster than a step.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(batches.to_iter_dataset(options))
+
+
+class _Joined:
+    """Two datasets of equal length as one."""
+
+    def __init__(self, one, other):
+        self._both = one, other
+
+    def __len__(self) -> int:
+        return len(self._both[0])
+
+    def __getitem__(self, index) -> dict:
+        one, other = (source[index] for source in self._both)
+        return one | other
 
 
 def eval_batches(prepared: Prepared, split: str, batch_size: int, count: int) -> list[dict]:

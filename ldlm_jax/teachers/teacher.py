@@ -31,6 +31,8 @@ class TeacherConfig:
       layer: hidden state of the model, 0 (embeddings) up to its number of blocks; negative ones
         count from the last. The third from last is TextLDM's choice (arXiv 2605.07748).
       dtype: in which the model is kept and computes.
+      cached: read the model's features from what ``ldlm data --teacher`` wrote, instead of running
+        it in the step.
       window: tokens of the model in a row; 0 allows a quarter more than the data's window.
     """
 
@@ -38,6 +40,7 @@ class TeacherConfig:
     run: str = ""
     layer: int = -3
     dtype: str = "float32"
+    cached: bool = False
     window: int = 0
 
     def __post_init__(self):

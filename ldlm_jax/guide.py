@@ -1,0 +1,156 @@
+"""The teacher of a run: loaded onto the mesh, or its features read from a cache made beforehand."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldlm_jax.config import Experiment
+from ldlm_jax.data.build import Prepared, read_split, write_features
+from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
+from ldlm_jax.data.teacher_rows import TeacherRows
+from ldlm_jax.errors import UserError
+from ldlm_jax.run_folder import load_run
+from ldlm_jax.sharding import replicated
+from ldlm_jax.teachers.load import load_pretrained
+from ldlm_jax.teachers.named import find_model
+from ldlm_jax.teachers.teacher import PretrainedTeacher, Teacher, TrunkTeacher
+
+# Rows of which features are computed at once when a cache is written.
+_ROWS = 16
+
+
+class Guide(NamedTuple):
+    """What the step needs of a teacher.
+
+    Attributes:
+      width: of its features.
+      teacher: the teacher, or None where its features come with the batch.
+      params: its parameters on the mesh.
+      cache: dataset whose row i holds the features of training row i.
+      add: maps a row of the data (and of the cache) to what the step is given.
+    """
+
+    width: int
+    teacher: Teacher | None = None
+    params: dict | None = None
+    cache: Path | None = None
+    add: Callable[[dict], dict] | None = None
+
+
+def load_guide(experiment: Experiment, prepared: Prepared, mesh) -> Guide | None:
+    """The teacher of an experiment; None if no phase aligns with one.
+
+    Raises:
+      UserError: it cannot be had, or does not fit this run.
+    """
+    said = experiment.teacher
+    if not experiment.aligned:
+        return None
+    if said.model and said.cached:
+        return _from_cache(experiment, prepared)
+    if said.model:
+        return _pretrained(experiment, prepared, mesh)
+    run = load_run(said.run)
+    if run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
+        raise UserError(
+            f"teacher.run = {said.run} has another tokenizer than the data; train the teacher on "
+            "the same data section."
+        )
+    if run.models.vae.tokens_per_latent != experiment.text_vae["tokens_per_latent"]:
+        raise UserError("the teacher's text_vae.tokens_per_latent differs from this config's.")
+    params = jax.device_put(run.state.ema["text_vae"], replicated(mesh))
+    teacher = TrunkTeacher(run.models.vae)
+    return Guide(teacher.width, teacher, params)
+
+
+def _pretrained(experiment: Experiment, prepared: Prepared, mesh) -> Guide:
+    said, path = experiment.teacher, find_model(experiment.teacher.model)
+    model = load_pretrained(
+        path, mesh=mesh, rules=experiment.sharding, dtype=jnp.dtype(said.dtype), top=said.layer
+    )
+    tokenizer = PretrainedTokenizer.load(path)
+    add = TeacherRows(prepared.tokenizer, tokenizer, said.tokens(experiment.data.window))
+    teacher = PretrainedTeacher(model.config, said.dtype, experiment.text_vae["tokens_per_latent"])
+    return Guide(teacher.width, teacher, model.params, add=add)
+
+
+# ---------------------------------------------------------------------------- cache
+
+
+def _stamp(experiment: Experiment) -> dict:
+    """All that the features of a row depend on but the row itself."""
+    said, path = experiment.teacher, find_model(experiment.teacher.model)
+    files = sorted(f for f in ([path] if path.is_file() else path.iterdir()) if f.is_file())
+    identity = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            start = opened.read(1 << 20)
+            opened.seek(max(0, file.stat().st_size - (1 << 20)))
+            identity.update(f"{file.name} {file.stat().st_size}".encode() + start + opened.read())
+    return {
+        "teacher": said.model,
+        "files": identity.hexdigest()[:16],
+        "layer": said.layer,
+        "tokens": said.tokens(experiment.data.window),
+        "tokens_per_latent": experiment.text_vae["tokens_per_latent"],
+    }
+
+
+def _cache_folder(stamp: dict, prepared: Prepared) -> Path:
+    digest = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:10]
+    return prepared.packed.with_name(f"{prepared.packed.name}-features-{digest}")
+
+
+def _from_cache(experiment: Experiment, prepared: Prepared) -> Guide:
+    stamp = _stamp(experiment)
+    folder = _cache_folder(stamp, prepared)
+    file = folder / "stamp.json"
+    if not file.is_file():
+        raise UserError(
+            f"teacher.cached: {prepared.packed.parent} holds no features of layer {stamp['layer']} "
+            f"of {stamp['teacher']} for this data; write them with `ldlm data --teacher` and the "
+            "same config, or set teacher.cached=False."
+        )
+
+    def add(row: dict) -> dict:
+        features = row.pop("features").view(jnp.bfloat16).astype(np.float32)
+        return row | {"teacher": features}
+
+    return Guide(json.loads(file.read_text())["width"], cache=folder, add=add)
+
+
+def write_cache(experiment: Experiment, prepared: Prepared, mesh) -> Path:
+    """Write the features of every training row, bf16; with all in place, just find them.
+
+    Raises:
+      UserError: the config names no open model.
+    """
+    if not experiment.teacher.model:
+        raise UserError("ldlm data --teacher needs teacher.model, the open model to be read.")
+    stamp = _stamp(experiment)
+    folder = _cache_folder(stamp, prepared)
+    if (folder / "stamp.json").is_file():
+        return folder
+    guide = _pretrained(experiment, prepared, mesh)
+    places = experiment.data.window // experiment.text_vae["tokens_per_latent"]
+    write_features(folder, (places, guide.width), _features(guide, prepared))
+    (folder / "stamp.json").write_text(json.dumps(stamp | {"width": guide.width}) + "\n")
+    return folder
+
+
+def _features(guide: Guide, prepared: Prepared) -> Iterator[dict]:
+    run = jax.jit(guide.teacher.features)
+    source = read_split(prepared.packed, "train")
+    for first in range(0, len(source), _ROWS):
+        rows = [guide.add(source[i]) for i in range(first, min(first + _ROWS, len(source)))]
+        rows += [rows[-1]] * (_ROWS - len(rows))
+        batch = jax.tree.map(lambda *x: np.stack(x), *rows)
+        features = np.asarray(run(guide.params, batch).astype(jnp.bfloat16)).view(np.uint16)
+        for row in features[: len(source) - first]:
+            yield {"features": row}
