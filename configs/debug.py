@@ -18,7 +18,7 @@ def get_config() -> dict:
             "latent_channels": 8,
         },
         "dit": {"width": 32, "heads": 2, "layers": 2},
-        "optim": {"learning_rate": 3e-3, "warmup_steps": 5},
+        "optim": {"name": "adamw", "learning_rate": 3e-3, "warmup_steps": 5},
         "train": {
             "num_steps": 20,
             "batch_size": 8,

@@ -160,11 +160,9 @@ class Denoiser:
         logits_BxLxV = self.read(said.features_BxNxM, places) / self.temperature
         if self.codes_VxD is not None:
             logits_BxLxV += self._evidence(z_BxNxD, t_BxN)
-            # The cross-entropy teaches the posterior. Codes that learned from the squared error
-            # would all become one; that error teaches what the DiT adds, and the trunk below it.
-            posterior_BxNxV, codes_VxD = jax.lax.stop_gradient(
-                (jax.nn.softmax(logits_BxLxV), self.codes_VxD)
-            )
+            posterior_BxNxV = jax.nn.softmax(logits_BxLxV)
+            # Codes that learned from the squared error would all become one.
+            codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
             clean_BxNxD += matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
         return Estimate(clean_BxNxD, logits_BxLxV, said.memory, said.tapped_BxNxM)
 

@@ -52,8 +52,8 @@ def overfitted_in_blocks(overrides):
 
 def train_on_sixteen(overrides, steps, copies):
     extra = ["text_vae.width=64", "dit.width=64", "diffusion.infill=0.0",
-             "text_vae.latent_channels=16", "optim.learning_rate=4e-3", "optim.ema_decay=0.98",
-             "autoencoding.token_mask=0.0", "data.layout=pad"]  # fmt: skip
+             "text_vae.latent_channels=16", "optim.name=muon", "optim.learning_rate=4e-3",
+             "optim.ema_decay=0.98", "autoencoding.token_mask=0.0", "data.layout=pad"]  # fmt: skip
     experiment = resolve(load_config("configs/debug.py", [*overrides, *extra]))
     tokenizer = prepare(experiment.data).tokenizer
     texts = sentences()[::10]

@@ -1,7 +1,7 @@
 """The fused step: its sum, its gradient rules, its bookkeeping, its independence of devices."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import chex
 import jax
@@ -63,8 +63,14 @@ def loss_of(setup, phase, params=None, recipe=None, step=0):
 
 def run_step(setup, phase, batch=None, recipe=None, state=None):
     base, optimizer, initial, default = setup
-    step = jax.jit(partial(train_step, phase=phase, recipe=recipe or base, optimizer=optimizer))
+    step = compiled_step(phase, recipe or base, optimizer)
     return step(state or initial, batch or default, jax.random.key(1))
+
+
+@cache
+def compiled_step(phase, recipe, optimizer):
+    """One function for one program, which several tests share."""
+    return jax.jit(partial(train_step, phase=phase, recipe=recipe, optimizer=optimizer))
 
 
 def random_parameters(module, *args):
@@ -346,27 +352,34 @@ def test_latent_statistics_normalise():
     np.testing.assert_allclose(normal.std((0, 1)), 1, atol=0.02)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_eight_devices_give_the_losses_of_one(setup, experiment, shape):
-    recipe, optimizer, state, batch = setup
+def losses_on(setup, experiment, mesh):
+    """Losses of three steps with all four losses and Muon, and the state after them."""
+    recipe, _, state, batch = setup
     phase = Phase(encoder_gradient=0.5, **WEIGHTS)
     rules, window = AxisRules(), experiment.data.window
+    optimizer = make_optimizer(dataclasses.replace(experiment.optim, name="muon"), 100)
+    state = state.replace(opt_state=optimizer.init(state.params))
+    abstract = abstract_state(recipe.models, optimizer, window, mesh, rules)
+    placed = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), state, abstract)
+    rows = put_batch(batch, batch_sharding(mesh, rules))
+    step = jax.jit(partial(train_step, phase=phase, recipe=recipe, optimizer=optimizer))
+    with jax.set_mesh(mesh):
+        values = []
+        for _ in range(3):
+            placed, metrics = step(placed, rows, jax.random.key(1))
+            values.append([float(metrics[k]) for k in ("loss", "loss/diffusion", "grad_norm")])
+    return np.array(values), placed
 
-    def losses(mesh):
-        abstract = abstract_state(recipe.models, optimizer, window, mesh, rules)
-        placed = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), state, abstract)
-        rows = put_batch(batch, batch_sharding(mesh, rules))
-        step = jax.jit(partial(train_step, phase=phase, recipe=recipe, optimizer=optimizer))
-        with jax.set_mesh(mesh):
-            values = []
-            for _ in range(3):
-                placed, metrics = step(placed, rows, jax.random.key(1))
-                values.append([float(metrics[k]) for k in ("loss", "loss/diffusion", "grad_norm")])
-        return np.array(values), placed
 
-    one, _ = losses(make_mesh(MeshConfig(data=1), jax.devices()[:1]))
-    eight, placed = losses(make_mesh(MeshConfig(*shape)))
-    np.testing.assert_allclose(eight, one, rtol=2e-4)
+@pytest.fixture(scope="module")
+def losses_on_one(setup, experiment):
+    return losses_on(setup, experiment, make_mesh(MeshConfig(data=1), jax.devices()[:1]))[0]
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_eight_devices_give_the_losses_of_one(setup, experiment, losses_on_one, shape):
+    eight, placed = losses_on(setup, experiment, make_mesh(MeshConfig(*shape)))
+    np.testing.assert_allclose(eight, losses_on_one, rtol=2e-4)
     kernel = placed.params["dit"]["trunk"]["blocks"]["mlp"]["down"]["kernel"]
     assert kernel.sharding.num_devices == 8
     assert kernel.addressable_shards[0].data.size == kernel.size // (shape[1] * shape[2])
@@ -397,7 +410,7 @@ def test_clipping_bounds_the_gradient():
             "text_vae.encoder_layers=0",
         ],
         ["diffusion.prediction=v", "diffusion.loss_space=v", "text_vae.remat=True"],
-        ["optim.name=adamw", "dit.dtype=bfloat16", "text_vae.dtype=bfloat16"],
+        ["optim.name=muon", "dit.dtype=bfloat16", "text_vae.dtype=bfloat16"],
     ],
     ids=lambda changes: changes[0],
 )
