@@ -44,10 +44,10 @@ def get_config() -> dict:
         },
         "optim": {"learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99},
         "train": {
-            "num_steps": 900,
+            "num_steps": 1100,
             "batch_size": 16,
-            "eval_every": 900,
-            "checkpoint_every": 450,
+            "eval_every": 1100,
+            "checkpoint_every": 550,
         },
         "sample": {"steps": 20, "churn": 2.0, "temperature": 0.7, "lag": 2.0},
         # Latents and denoiser learn together: the tokens' cross-entropy keeps the latents apart.
