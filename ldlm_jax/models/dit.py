@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from ldlm_jax.models.layers import Dense, Transformer
 from ldlm_jax.models.places import Places, Sight, see_earlier_blocks, see_own_block, see_up_to_block
 
+# So many positions of a text have a mark each; those after them share one.
+BEGINNING = 8
 # What the DiT is told of each position.
 UNKNOWN, KNOWN, DROPPED = 0, 1, 2
 
@@ -112,6 +114,12 @@ class DiT(nn.Module):
         state_init = nn.with_logical_partitioning(nn.initializers.normal(0.5), (None, "embed"))
         states = self.param("state", state_init, (3, self.width), jnp.float32)
         x_BxNxM += jnp.take(states, state_BxN, axis=0).astype(x_BxNxM.dtype)
+        # Rotary positions are relative: without a mark of its own the first block, which sees
+        # nothing before it, does not know that a text begins here.
+        begin_init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
+        begin = self.param("begin", begin_init, (BEGINNING + 1, self.width), jnp.float32)
+        place_BxN = jnp.minimum(places.positions_BxN, BEGINNING)
+        x_BxNxM += jnp.take(begin, place_BxN, axis=0).astype(x_BxNxM.dtype)
         x_BxNxM += Dense(self.width, ("embed", "mlp"), dtype, name="position_time")(time_BxNxM)
 
         sight, remembered = see_up_to_block(places, places), None
