@@ -2,10 +2,10 @@
 
 Command:  ldlm train --config configs/web_cpu.py --workdir runs/web_cpu
 Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
-Result:   1,100 steps in 340 s, 3,200 tokens/s (24 November 2026, seed 0); denoising/error_mean 0.154,
-          accuracy_mean 0.864. On cores without bf16 (Ice Lake class) a step took twice as long when
-          both were measured with an earlier version, so that this still fits into ten minutes.
-          Judged in experiments/recipe/.
+Result:   1,100 steps in 340 s, 3,200 tokens/s (24 November 2026, seed 0); denoising/error_mean
+          0.154, accuracy_mean 0.864. On cores without bf16 (Ice Lake class) an earlier version's
+          step took twice as long, so that this still fits into ten minutes. Judged in
+          experiments/recipe/.
 
 A small budget asks for a model that learns context from the first step on: blocks of four tokens
 after clean ones, Bayes' rule for what the noisy latents say, and attention heads that begin at

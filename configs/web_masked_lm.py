@@ -2,8 +2,8 @@
 
 Command:  ldlm train --config configs/web_masked_lm.py --workdir runs/web_masked_lm
 Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC), about 7 minutes beside other work.
-Result:   cross-entropy 1.715 with up to 60 % of the tokens hidden, clean accuracy 1.000 (24 November
-          2026, seed 0).
+Result:   cross-entropy 1.715 with up to 60 % of the tokens hidden, clean accuracy 1.000 (24
+          November 2026, seed 0).
 
 Up to 60 % of the tokens are hidden from the encoder and all are to be recovered, so the encoder
 must say what it expects and not only what it sees.

@@ -34,8 +34,11 @@ def uses(path: Path, package: str) -> bool:
         ("tokenizers", {"data"}),
         ("ml_collections", {"config.py", "run_folder.py"}),
         ("tensorboardX", {"metrics.py"}),
+        ("safetensors", {"teachers"}),
+        ("gguf", {"teachers"}),
         ("tensorflow", set()),
         ("torch", set()),
+        ("transformers", set()),
     ],
 )
 def test_only_some_files_import(package, allowed):
