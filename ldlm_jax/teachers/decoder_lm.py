@@ -129,6 +129,23 @@ def resolve_layers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(layer % (count + 1) for layer in layers)
 
 
+def outputs_after(wanted: tuple[int, ...], block, x: jax.Array, inputs) -> dict[int, jax.Array]:
+    """What comes out of chosen blocks, by their number from 1 (0: ``x`` itself).
+
+    Args:
+      wanted: numbers of blocks; those above the highest are not run.
+      block: (x, inputs of a block) -> (x, None), as ``jax.lax.scan`` takes it.
+      x: what goes into the first block.
+      inputs: of all blocks, stacked along the first axis.
+    """
+    outputs, done = {0: x}, 0
+    for number in sorted(set(wanted)):
+        part = jax.tree.map(lambda a, s=slice(done, number): a[s], inputs)
+        x, _ = jax.lax.scan(block, x, part)
+        outputs[number], done = x, number
+    return outputs
+
+
 def hidden_states(
     params: dict,
     tokens_BxN: jax.Array,
@@ -168,14 +185,10 @@ def hidden_states(
     kinds = (windows > 0).astype(int)
     frequencies = np.stack([rope.frequencies(config.head_dim) for rope in config.ropes])[kinds]
     scales = np.array([rope.scale for rope in config.ropes], np.float32)[kinds]
-    states, done = {0: x_BxNxM}, 0
-    for layer in sorted(set(wanted)):
-        part = slice(done, layer)
-        inputs = (params["blocks"], windows, frequencies, scales)
-        x_BxNxM, _ = jax.lax.scan(block, x_BxNxM, jax.tree.map(lambda a, s=part: a[s], inputs))
-        states[layer], done = x_BxNxM, layer
+    inputs = (params["blocks"], windows, frequencies, scales)
+    states = outputs_after(wanted, block, x_BxNxM, inputs)
     if config.layers in states and config.last_norm:
-        states[config.layers] = _norm(x_BxNxM, params["norm"], config)
+        states[config.layers] = _norm(states[config.layers], params["norm"], config)
     return [states[layer] for layer in wanted]
 
 

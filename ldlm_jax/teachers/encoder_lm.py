@@ -16,7 +16,7 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.models.attention import attend
 from ldlm_jax.models.layers import matmul
 from ldlm_jax.models.places import lay_out
-from ldlm_jax.teachers.decoder_lm import Spec, resolve_layers
+from ldlm_jax.teachers.decoder_lm import Spec, outputs_after, resolve_layers
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,7 @@ def hidden_states(
         hidden_BxNxF = jax.nn.gelu(dense("up", x_BxNxM), approximate=False)
         return _norm(x_BxNxM + dense("down", hidden_BxNxF), p, "mlp_norm", config), None
 
-    states, done = {0: x_BxNxM}, 0
-    for layer in sorted(set(wanted)):
-        part = jax.tree.map(lambda a, s=slice(done, layer): a[s], params["blocks"])
-        x_BxNxM, _ = jax.lax.scan(block, x_BxNxM, part)
-        states[layer], done = x_BxNxM, layer
+    states = outputs_after(wanted, block, x_BxNxM, params["blocks"])
     return [states[layer] for layer in wanted]
 
 
