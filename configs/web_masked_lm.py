@@ -21,7 +21,7 @@ def get_config() -> dict:
             "decoder_layers": 1,
             "latent_channels": 128,
             "dtype": "bfloat16",
-            "remat": True,
+            "remat": "full",
         },
         # Never used: every phase has diffusion 0. As small as it can be.
         "dit": {"width": 32, "heads": 2, "layers": 1},

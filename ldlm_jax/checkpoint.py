@@ -71,6 +71,10 @@ class Checkpoints:
             )
         self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the machine is about to be taken away, which all processes learn at one step."""
+        return self._manager.reached_preemption(step)
+
     def restore(self, abstract, step: int | None = None):
         """The newest state that can be read, or None if there is none at all.
 

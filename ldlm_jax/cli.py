@@ -1,9 +1,10 @@
-"""``ldlm data|train|sample|eval``: flags to functions, nothing else."""
+"""``ldlm data|train|plan|sample|eval``: flags to functions, nothing else."""
 
 import argparse
 import errno
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -48,9 +49,31 @@ def _data(args, overrides) -> None:
 
 def _train(args, overrides) -> None:
     from ldlm_jax.config import load_config
+    from ldlm_jax.processes import Processes, join
     from ldlm_jax.train import train
 
+    join(Processes(args.coordinator, args.num_processes, args.process_id, args.join_timeout))
     train(load_config(args.config, overrides), args.workdir)
+
+
+def _plan(args, overrides) -> None:
+    from ldlm_jax.config import load_config, resolve
+    from ldlm_jax.plan import Target
+    from ldlm_jax.plan_report import explain, largest_batch, plan, table
+
+    experiment = resolve(load_config(args.config, overrides))
+    target = Target.of(experiment, args.topology, args.num_slices)
+    if args.explain:
+        print(explain(target.placements()))
+        return
+    result = plan(target, args.topology, tuple(args.programs.split(",")))
+    if args.search_batch:
+        result["largest_batch"] = largest_batch(target)
+    print(table(result))
+    if args.search_batch:
+        print(f"largest batch that fits: {result['largest_batch']} rows")
+    if args.json:
+        Path(args.json).write_text(json.dumps(result | {"config": args.config}, indent=1) + "\n")
 
 
 def _sample_config(args, run):
@@ -65,6 +88,7 @@ def _sample_config(args, run):
             "self_guidance",
             "grid",
             "temperature",
+            "top_p",
             "lag",
             "batch_size",
         )
@@ -178,6 +202,9 @@ def _sampling_flags(parser) -> None:
         type=float,
         help="of the tokens given their context; below 1 is more ordinary",
     )
+    parser.add_argument(
+        "--top-p", type=float, help="probability of the tokens that the context may propose"
+    )
     parser.add_argument("--lag", type=float, help="how far a block's beginning runs ahead")
     parser.add_argument("--batch-size", type=int, help="samples written at once")
     parser.add_argument("--seed", type=int, default=0)
@@ -203,7 +230,34 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train, or resume", epilog=overriding)
     train.add_argument("--config", required=True, help="config file")
     train.add_argument("--workdir", required=True, help="folder of the run")
+    together = train.add_argument_group(
+        "several processes", "Cloud TPU, GKE, SLURM and Open MPI need none of these"
+    )
+    together.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    together.add_argument("--num-processes", type=int, help="how many there are")
+    together.add_argument("--process-id", type=int, help="which one this is, from 0")
+    together.add_argument(
+        "--join-timeout", type=int, default=300, help="seconds to wait for the others"
+    )
     train.set_defaults(run=_train)
+
+    plan = commands.add_parser(
+        "plan", help="compile a config for devices that are not there", epilog=overriding
+    )
+    plan.add_argument("--config", required=True, help="config file")
+    plan.add_argument("--topology", required=True, help="TPU slice, such as v5e:16x16")
+    plan.add_argument("--num-slices", type=int, default=1, help="slices of that topology")
+    plan.add_argument(
+        "--explain", action="store_true", help="only print where each parameter lives"
+    )
+    plan.add_argument(
+        "--programs", default="train,eval,sample", help="which to compile (train,eval,sample)"
+    )
+    plan.add_argument(
+        "--search-batch", action="store_true", help="also find the largest batch that fits"
+    )
+    plan.add_argument("--json", help="also write the plan to this file")
+    plan.set_defaults(run=_plan)
 
     sample = commands.add_parser("sample", help="write text")
     _sampling_flags(sample)
@@ -236,8 +290,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configure_jax() -> None:
-    """Reuse compiled programs between runs."""
+def _configure_jax(command: str) -> None:
+    """Reuse compiled programs between runs; plans use no device but the host."""
+    if command == "plan":
+        for name, value in (("JAX_PLATFORMS", "cpu"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+                            ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_STDERR_LOG_LEVEL", "3"),
+                            ("TPU_MIN_LOG_LEVEL", "3")):  # fmt: skip
+            os.environ.setdefault(name, value)
     import jax
 
     cache = Path.home() / ".cache" / "ldlm_jax"
@@ -254,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
     if any(word.startswith("-") or "=" not in word for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        _configure_jax()
+        _configure_jax(args.command)
         args.run(args, rest)
     except UserError as error:
         if args.debug:

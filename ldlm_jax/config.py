@@ -10,11 +10,11 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
 from ldlm_jax.alignment import AlignmentConfig, Projection
+from ldlm_jax.config_checks import check_shapes
 from ldlm_jax.data.build import DataConfig
 from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.errors import UserError, did_you_mean, fits_type
@@ -37,6 +37,8 @@ class TrainConfig:
       num_steps: steps of training.
       batch_size: rows a step, over all devices.
       microbatches: parts into which a batch is cut inside the step, to save memory.
+      logit_parts: parts of a row whose tokens are scored one after the other, so that logits of a
+        whole row never exist at once; for large vocabularies.
       seed: the one seed of the run (initialisation, noise, masks, times).
       log_every: steps between metric lines.
       eval_every: steps between evaluations; the last step always evaluates.
@@ -47,11 +49,16 @@ class TrainConfig:
       keep_every: additionally keep every checkpoint at a multiple of this; 0 keeps none.
       best_metric: evaluation metric (lower is better) whose best checkpoint is also kept;
         empty for none.
+      profile_step: capture a profile into the run's folder from this step on; -1 for none. The
+        signal SIGUSR1 does so at any time.
+      profile_steps: steps in a profile.
+      profile_slow: capture one, once, after a step that took this many times the usual; 0 never.
     """
 
     num_steps: int = 1000
     batch_size: int = 64
     microbatches: int = 1
+    logit_parts: int = 1
     seed: int = 0
     log_every: int = 50
     eval_every: int = 500
@@ -61,10 +68,14 @@ class TrainConfig:
     keep_last: int = 2
     keep_every: int = 0
     best_metric: str = ""
+    profile_step: int = -1
+    profile_steps: int = 3
+    profile_slow: float = 0.0
 
     def __post_init__(self):
-        positive = ("num_steps", "batch_size", "microbatches", "log_every", "eval_every",
-                    "eval_batches", "checkpoint_every", "keep_last")  # fmt: skip
+        positive = ("num_steps", "batch_size", "microbatches", "logit_parts", "log_every",
+                    "eval_every", "eval_batches", "checkpoint_every", "keep_last",
+                    "profile_steps")  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} = {getattr(self, name)}: must be at least 1.")
@@ -212,7 +223,7 @@ class Experiment:
         """What the train step depends on."""
         return Recipe(
             models, self.autoencoding, self.diffusion, self.optim, self.alignment, teacher,
-            self.train.microbatches,
+            self.train.microbatches, self.train.logit_parts,
         )  # fmt: skip
 
 
@@ -253,106 +264,8 @@ def resolve(config: ConfigDict) -> Experiment:
         phases.append(Phase(**values))
     check_phases(tuple(phases))
     experiment = Experiment(**built, phases=tuple(phases))
-    _check_shapes(experiment)
+    check_shapes(experiment)
     return experiment
-
-
-def _check_shapes(experiment: Experiment) -> None:
-    vae, dit = SimpleNamespace(**experiment.text_vae), SimpleNamespace(**experiment.dit)
-    data = experiment.data
-    for section, part in (("text_vae", vae), ("dit", dit)):
-        if part.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"{section}.dtype = {part.dtype!r}: choose 'float32' or 'bfloat16'.")
-        if part.heads < 1 or part.width % (2 * part.heads):
-            raise UserError(
-                f"{section}.heads = {part.heads} must divide {section}.width = {part.width} into "
-                "heads of even width."
-            )
-    positive = {
-        "text_vae.latent_channels": vae.latent_channels,
-        "text_vae.tokens_per_latent": vae.tokens_per_latent,
-        "dit.layers": dit.layers,
-    }
-    if vae.encoder_layers < 0:
-        raise UserError(f"text_vae.encoder_layers = {vae.encoder_layers}: at least 0.")
-    for name in ("time_tokens", "offset_radius"):
-        if getattr(dit, name) < 0:
-            raise UserError(f"dit.{name} = {getattr(dit, name)}: at least 0.")
-    for key, value in positive.items():
-        if value < 1:
-            raise UserError(f"{key} = {value}: must be at least 1.")
-    if vae.decoder_layers < 0 or (vae.decoder_layers == 0 and vae.width != dit.width):
-        raise UserError(
-            f"text_vae.decoder_layers = {vae.decoder_layers}: at least 0; with 0 the decoder reads "
-            f"the DiT's features, so text_vae.width = {vae.width} must equal dit.width = "
-            f"{dit.width}."
-        )
-    if dit.conditioning not in ("in_context", "adaln"):
-        raise UserError(f"dit.conditioning = {dit.conditioning!r}: choose 'in_context' or 'adaln'.")
-    if data.round_to % vae.tokens_per_latent:
-        raise UserError(
-            f"data.round_to = {data.round_to} must be a multiple of text_vae.tokens_per_latent = "
-            f"{vae.tokens_per_latent}, so that no latent belongs to two documents."
-        )
-    if experiment.diffusion.token_posterior:
-        wrong = [
-            f"{key} = {value!r} (must be {need!r})"
-            for key, value, need in (
-                ("text_vae.decoder_layers", vae.decoder_layers, 0),
-                ("text_vae.tokens_per_latent", vae.tokens_per_latent, 1),
-                ("diffusion.prediction", experiment.diffusion.prediction, "x"),
-            )
-            if value != need
-        ]
-        if wrong:
-            raise UserError(f"diffusion.token_posterior does not go with {', '.join(wrong)}.")
-    block = experiment.diffusion.block_size
-    if block:
-        _check_blocks(block, data, vae, dit)
-    if experiment.aligned:
-        _check_alignment(experiment, dit)
-
-
-def _check_alignment(experiment: Experiment, dit) -> None:
-    if not (experiment.teacher.run or experiment.teacher.model):
-        raise UserError(
-            "phases: alignment has a weight but neither teacher.model nor teacher.run names a "
-            "teacher to align with."
-        )
-    alignment = experiment.alignment
-    if alignment.site != "dit":
-        return
-    if alignment.block > dit.layers:
-        raise UserError(
-            f"alignment.block = {alignment.block}: the DiT has dit.layers = {dit.layers}."
-        )
-    for number, phase in enumerate(experiment.phases):
-        if phase.has("alignment") and not phase.has("diffusion"):
-            raise UserError(
-                f"phases[{number}]: alignment.site = 'dit' needs a diffusion weight above 0, since "
-                "the DiT does not run without."
-            )
-
-
-def _check_blocks(block: int, data: DataConfig, vae, dit) -> None:
-    """Raise UserError unless texts can be written in blocks of that many latents."""
-    tokens = block * vae.tokens_per_latent
-    if data.window % tokens or data.round_to % tokens:
-        raise UserError(
-            f"diffusion.block_size = {block} is {tokens} tokens, which must divide data.window = "
-            f"{data.window} and data.round_to = {data.round_to}, so that every text ends with a "
-            f"whole block; set data.round_to={tokens}."
-        )
-    if dit.conditioning == "in_context" and dit.time_tokens > 0:
-        raise UserError(
-            f"dit.time_tokens = {dit.time_tokens}: a time token holds one time for a row, but each "
-            "block has its own; set dit.time_tokens=0 or dit.conditioning=adaln."
-        )
-    if vae.decoder_layers > 0:
-        raise UserError(
-            f"text_vae.decoder_layers = {vae.decoder_layers}: with diffusion.block_size the "
-            "decoder must share the DiT's trunk, which remembers earlier blocks; set it to 0."
-        )
 
 
 def save_config(config: ConfigDict, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ldlm_jax.diffusion.objective import Objective
 from ldlm_jax.diffusion.time import LogitNormal
@@ -97,18 +98,86 @@ def places_of(segments_BxL: jax.Array, models: Models, config: DiffusionConfig) 
     return lay_out(segments_BxL[:, :: models.vae.tokens_per_latent], config.block_size)
 
 
+def nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Logits of which only the likeliest tokens are left, the others far below.
+
+    The fewest tokens whose probabilities add up to ``top_p`` (Holtzman et al. 2020, "The Curious
+    Case of Neural Text Degeneration"). Their least likely one is found by halving an interval:
+    sorting a vocabulary takes a CPU longer than the network does.
+
+    Args:
+      logits: (..., V).
+      top_p: probability to keep, broadcastable to (..., 1); 1 keeps all.
+    """
+    probability = jax.nn.softmax(logits)
+
+    def halve(interval, _):
+        low, high = interval
+        middle = (low + high) / 2
+        enough = jnp.sum(jnp.where(probability >= middle, probability, 0), -1, keepdims=True)
+        return jax.tree.map(
+            lambda a, b: jnp.where(enough >= top_p, a, b), (middle, high), (low, middle)
+        ), None
+
+    interval = jnp.zeros_like(probability[..., :1]), jnp.max(probability, -1, keepdims=True)
+    (least, _), _ = jax.lax.scan(halve, interval, length=30)
+    return jnp.where(probability >= least, logits, _IMPROBABLE)
+
+
+# A finite logit, so that a certain observation can still overrule the context.
+_IMPROBABLE = -1e4
+
+
+class Scores(NamedTuple):
+    """How well tokens are told: their cross-entropy, and whether they are the likeliest."""
+
+    loss_BxL: jax.Array
+    hit_BxL: jax.Array
+
+    @classmethod
+    def of(cls, logits_BxLxV: jax.Array, tokens_BxL: jax.Array) -> "Scores":
+        """The scores of tokens under these logits."""
+        loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
+        of_token_BxL = jnp.take_along_axis(logits_BxLxV, tokens_BxL[..., None], axis=-1)[..., 0]
+        # The largest logit is known from the loss; where it stands would take another pass.
+        return cls(loss_BxL, of_token_BxL >= jnp.max(logits_BxLxV, axis=-1))
+
+
+def by_parts(function, parts: int, arrays):
+    """``function(arrays)`` position by position, with only a part of the positions at a time.
+
+    For functions with something large inside, such as logits: it exists for one part at a time, and
+    is computed again in the backward pass.
+
+    Args:
+      function: maps a tree of arrays (B, L / parts, ...) to another.
+      parts: into which the positions are dealt in turn, so that a split row stays split.
+      arrays: tree of (B, L, ...).
+    """
+    if parts == 1:
+        return function(arrays)
+    dealt = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, parts, *x.shape[2:]), 2, 0), arrays
+    )
+    done = jax.lax.map(jax.checkpoint(function), dealt)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[3:]), done)
+
+
 class Estimate(NamedTuple):
     """What the denoiser says of noisy latents.
 
     Attributes:
       clean_BxNxD: estimate of the clean latents, fp32.
-      logits_BxLxV: of the tokens, fp32; None where reading them takes a decoder of its own.
+      logits_BxLxV: of the tokens, fp32; None where reading them takes a decoder of its own, or
+        where they were scored in parts.
+      scores: of the tokens that were given, or None.
       memory: for the blocks that come after.
       tapped_BxNxM: what came out of the DiT's block ``tap``; None without one.
     """
 
     clean_BxNxD: jax.Array
     logits_BxLxV: jax.Array | None
+    scores: Scores | None
     memory: Memory
     tapped_BxNxM: jax.Array | None
 
@@ -124,6 +193,9 @@ class Denoiser:
       latents: statistics of the latent channels.
       codes_VxD: normalised latent of every token alone, with ``config.token_posterior``.
       temperature: divides the logits that the network draws from the context.
+      top_p: probability of the tokens that the context may propose, the likeliest first; None for
+        all of them.
+      parts: see ``by_parts``, for everything as wide as the vocabulary.
     """
 
     models: Models
@@ -132,17 +204,26 @@ class Denoiser:
     latents: LatentStats
     codes_VxD: jax.Array | None = None
     temperature: float | jax.Array = 1.0
+    top_p: jax.Array | None = None
+    parts: int = 1
 
     @classmethod
     def create(
-        cls, models: Models, params, config: DiffusionConfig, latents: LatentStats, temperature=1.0
+        cls,
+        models: Models,
+        params,
+        config: DiffusionConfig,
+        latents: LatentStats,
+        temperature=1.0,
+        top_p=None,
+        parts: int = 1,
     ) -> "Denoiser":
         """The denoiser of latents with these statistics."""
         codes_VxD = None
         if config.token_posterior:
             codes_VxD = models.vae.apply({"params": params["text_vae"]}, method="codes")
             codes_VxD = latents.normalise(codes_VxD)
-        return cls(models, params, config, latents, codes_VxD, temperature)
+        return cls(models, params, config, latents, codes_VxD, temperature, top_p, parts)
 
     @property
     def shares_trunk(self) -> bool:
@@ -150,21 +231,55 @@ class Denoiser:
         return self.models.vae.decoder_layers == 0
 
     def __call__(
-        self, z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places: Places, memory=None
+        self,
+        z_BxNxD,
+        t_BxN,
+        state_BxN,
+        earlier_BxNxD,
+        places: Places,
+        memory=None,
+        tokens_BxL=None,
     ) -> Estimate:
-        """One evaluation of the DiT; arguments as its own."""
+        """One evaluation of the DiT; arguments as its own, and tokens to be scored, if any."""
         said = self._dit(z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory)
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
         if not self.shares_trunk:
-            return Estimate(clean_BxNxD, None, said.memory, said.tapped_BxNxM)
-        logits_BxLxV = self.read(said.features_BxNxM, places) / self.temperature
-        if self.codes_VxD is not None:
-            logits_BxLxV += self._evidence(z_BxNxD, t_BxN)
-            posterior_BxNxV = jax.nn.softmax(logits_BxLxV)
-            # Codes that learned from the squared error would all become one.
-            codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
-            clean_BxNxD += matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
-        return Estimate(clean_BxNxD, logits_BxLxV, said.memory, said.tapped_BxNxM)
+            scores = None if tokens_BxL is None else self._score(clean_BxNxD, places, tokens_BxL)
+            return Estimate(clean_BxNxD, None, scores, said.memory, said.tapped_BxNxM)
+        features_BxLxM = self._token_features(said.features_BxNxM, places)
+        if self.codes_VxD is None:
+            scores = logits = None
+            if tokens_BxL is not None and self.parts > 1:
+                scores = self._score_features(features_BxLxM, tokens_BxL)
+            elif self.parts == 1:
+                logits = self._context(features_BxLxM)
+                scores = None if tokens_BxL is None else Scores.of(logits, tokens_BxL)
+            return Estimate(clean_BxNxD, logits, scores, said.memory, said.tapped_BxNxM)
+        inputs = features_BxLxM, z_BxNxD, t_BxN, tokens_BxL
+        mean_BxNxD, logits, scores = by_parts(self._posterior, self.parts, inputs)
+        return Estimate(clean_BxNxD + mean_BxNxD, logits, scores, said.memory, said.tapped_BxNxM)
+
+    def _posterior(self, inputs):
+        """Mean of the tokens' latents under their posterior, its logits, and scores of tokens."""
+        features_BxLxM, z_BxNxD, t_BxN, tokens_BxL = inputs
+        logits_BxLxV = self._context(features_BxLxM) + self._evidence(z_BxNxD, t_BxN)
+        # Codes that learned from the squared error would all become one.
+        codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
+        posterior_BxNxV = jax.nn.softmax(logits_BxLxV)
+        mean_BxNxD = matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
+        scores = None if tokens_BxL is None else Scores.of(logits_BxLxV, tokens_BxL)
+        return mean_BxNxD, logits_BxLxV if self.parts == 1 else None, scores
+
+    def _context(self, features_BxLxM):
+        """Logits of what the network says, made sharper as was asked for."""
+        logits_BxLxV = self._vae(features_BxLxM, method="read") / self.temperature
+        return logits_BxLxV if self.top_p is None else nucleus(logits_BxLxV, self.top_p)
+
+    def _vae(self, *args, method: str):
+        return self.models.vae.apply({"params": self.params["text_vae"]}, *args, method=method)
+
+    def _token_features(self, inputs, places: Places):
+        return self._vae(inputs, places, method="token_features")
 
     def _dit(self, *args) -> Denoised:
         return self.models.dit.apply({"params": self.params["dit"]}, *args)
@@ -188,9 +303,7 @@ class Denoiser:
 
     def encode(self, tokens_BxL, places: Places, known_BxN) -> jax.Array:
         """Normalised posterior means (B, N, D) of a text."""
-        posterior = self.models.vae.apply(
-            {"params": self.params["text_vae"]}, tokens_BxL, places, known_BxN, method="encode"
-        )
+        posterior = self._vae(tokens_BxL, places, known_BxN, method="encode")
         return self.latents.normalise(posterior.mean_BxNxD)
 
     def remember(self, z_BxNxD, state_BxN, places: Places, memory=None) -> Memory:
@@ -198,24 +311,43 @@ class Denoiser:
         t_BxN, blank_BxNxD = jnp.zeros(state_BxN.shape), jnp.zeros_like(z_BxNxD)
         return self._dit(z_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory).memory
 
+    def _renoised(self, z_BxNxD, sigma_BxN, places: Places, memory, tokens_BxL=None) -> Estimate:
+        """What a denoiser that shares its trunk says of latents with additive noise.
+
+        It is told sigma as the time at which the path has that ratio of noise to data (path.py,
+        equation 1): t = sigma/(1 + sigma).
+        """
+        t_BxN = sigma_BxN / (1 + sigma_BxN)
+        scaled_BxNxD = (1 - t_BxN)[..., None] * z_BxNxD
+        known_BxN, blank_BxNxD = jnp.full(t_BxN.shape, KNOWN), jnp.zeros_like(z_BxNxD)
+        return self(scaled_BxNxD, t_BxN, known_BxN, blank_BxNxD, places, memory, tokens_BxL)
+
     def token_logits(self, z_BxNxD, sigma_BxN, places: Places, memory=None) -> jax.Array:
         """Logits (B, L, V), fp32, of latents with additive noise of standard deviation ``sigma``.
 
-        A decoder with a trunk of its own is not told sigma; one that shares the DiT's is, as the
-        time at which the path has that ratio of noise to data (path.py, equation 1):
-        t = sigma/(1 + sigma). Only the latter has a memory of earlier blocks.
+        A decoder with a trunk of its own is not told sigma; one that shares the DiT's is. Only the
+        latter has a memory of earlier blocks.
         """
-        if not self.shares_trunk:
-            return self.read(z_BxNxD, places)
-        t_BxN = sigma_BxN / (1 + sigma_BxN)
-        scaled_BxNxD = (1 - t_BxN)[..., None] * z_BxNxD
-        known_BxN = jnp.full(t_BxN.shape, KNOWN)
-        blank_BxNxD = jnp.zeros_like(z_BxNxD)
-        return self(scaled_BxNxD, t_BxN, known_BxN, blank_BxNxD, places, memory).logits_BxLxV
+        if self.shares_trunk:
+            return self._renoised(z_BxNxD, sigma_BxN, places, memory).logits_BxLxV
+        return self.read(z_BxNxD, places)
+
+    def token_scores(self, z_BxNxD, sigma_BxN, places: Places, tokens_BxL) -> Scores:
+        """How well tokens are told from latents; otherwise as ``token_logits``."""
+        if self.shares_trunk:
+            return self._renoised(z_BxNxD, sigma_BxN, places, None, tokens_BxL).scores
+        return self._score(z_BxNxD, places, tokens_BxL)
 
     def read(self, inputs, places: Places) -> jax.Array:
         """Logits (B, L, V), fp32, of what the decoder reads: latents, or features of the DiT."""
-        logits_BxLxV = self.models.vae.apply(
-            {"params": self.params["text_vae"]}, inputs, places, method="decode"
-        )
-        return logits_BxLxV.astype(jnp.float32)
+        return self._vae(self._token_features(inputs, places), method="read")
+
+    def _score(self, inputs, places: Places, tokens_BxL) -> Scores:
+        return self._score_features(self._token_features(inputs, places), tokens_BxL)
+
+    def _score_features(self, features_BxLxM, tokens_BxL) -> Scores:
+        def of_part(arrays):
+            features, tokens = arrays
+            return Scores.of(self._context(features), tokens)
+
+        return by_parts(of_part, self.parts, (features_BxLxM, tokens_BxL))

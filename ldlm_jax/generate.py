@@ -131,10 +131,11 @@ def _check(writer: Writer, request: Request, given: list[int], draft_steps) -> N
             "guidance needs a model trained with diffusion.prefix and diffusion.condition_dropout "
             "above 0; use guidance 1."
         )
-    if config.temperature != 1.0 and not diffusion.token_posterior:
-        raise UserError(
-            "temperature needs a model trained with diffusion.token_posterior; use temperature 1."
-        )
+    for name in ("temperature", "top_p"):
+        if getattr(config, name) != 1.0 and not diffusion.token_posterior:
+            raise UserError(
+                f"{name} needs a model trained with diffusion.token_posterior; use {name} 1."
+            )
 
 
 def _plan(writer: Writer, requests, prompts, draft_steps) -> Plan:
@@ -154,6 +155,7 @@ def _plan(writer: Writer, requests, prompts, draft_steps) -> Plan:
         guided=any(config.guidance != 1.0 and given for config, given in asked),
         self_guided=writer.diffusion.self_condition > 0
         and any(config.self_guidance != 1.0 for config in configs),
+        truncated=any(config.top_p < 1.0 for config in configs),
         draft_steps=tuple(draft_steps),
     )
 

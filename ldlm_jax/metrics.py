@@ -3,7 +3,6 @@
 import json
 import sys
 import threading
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -14,12 +13,17 @@ from tensorboardX import SummaryWriter
 class MetricsWriter:
     """Appends metrics to ``metrics.jsonl`` and TensorBoard events to ``tensorboard/``."""
 
-    def __init__(self, folder: Path):
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+    def __init__(self, folder: Path, silent: bool = False):
+        """Open both for appending; a silent one writes nothing."""
+        self._silent = silent
+        if not silent:
+            self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, values: dict) -> None:
         """Numbers become scalars, strings texts."""
+        if self._silent:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -30,6 +34,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close."""
+        if self._silent:
+            return
         # TensorBoard's writer thread dies on a full disk, and closing would then wait for ever.
         closing = threading.Thread(target=self._board.close, daemon=True)
         closing.start()
@@ -40,11 +46,11 @@ class MetricsWriter:
 class Screen:
     """A progress bar on a terminal, plain lines everywhere else."""
 
-    def __init__(self, total: int, start: int):
-        self._console = Console(soft_wrap=True, highlight=False)
+    def __init__(self, total: int, start: int, silent: bool = False):
+        self._console = Console(soft_wrap=True, highlight=False, quiet=silent)
         self._total = total
         self._bar = None
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not silent:
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(),
@@ -75,22 +81,3 @@ class Screen:
         """Take the bar down."""
         if self._bar:
             self._bar.stop()
-
-
-class Stopwatch:
-    """Time by kind of work, so that the share outside the train step can be told."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def lap(self, kind: str) -> None:
-        """Book the time since the last lap on a kind of work."""
-        now = time.perf_counter()
-        self.seconds[kind] = self.seconds.get(kind, 0.0) + now - self._since
-        self._since = now
-
-    def drain(self) -> dict[str, float]:
-        """Seconds by kind since the last drain."""
-        seconds, self.seconds = self.seconds, {}
-        return seconds

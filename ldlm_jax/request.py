@@ -23,6 +23,8 @@ class SampleConfig:
       grid: where the steps stand: ``"law"`` (quantiles of the training times) or ``"uniform"``.
       temperature: of the tokens' distribution given their context; below 1 the text is more
         ordinary and less varied. Needs a model with ``diffusion.token_posterior``.
+      top_p: probability of the tokens that the context may propose, the likeliest first; 1 admits
+        all. It cuts off what is unlikely and leaves the rest as varied as it was. Likewise.
       lag: how far the beginning of a block is ahead of its end; 0 writes all of it together.
       batch_size: samples written at once.
     """
@@ -34,6 +36,7 @@ class SampleConfig:
     self_guidance: float = 1.0
     grid: str = "law"
     temperature: float = 1.0
+    top_p: float = 1.0
     lag: float = 0.0
     batch_size: int = 32
 
@@ -48,12 +51,14 @@ class SampleConfig:
             raise UserError("churn, guidance, self_guidance and lag must not be negative.")
         if self.temperature <= 0:
             raise UserError(f"temperature = {self.temperature}: must be positive.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1.")
         if self.batch_size < 1:
             raise UserError(f"batch_size = {self.batch_size}: at least 1.")
 
 
 # Settings in which the texts of one compiled call may differ, and those in which they may not.
-DIALS = ("steps", "guidance", "self_guidance", "temperature", "lag")
+DIALS = ("steps", "guidance", "self_guidance", "temperature", "top_p", "lag")
 SHARED = tuple(field.name for field in fields(SampleConfig) if field.name not in DIALS)
 
 
@@ -89,7 +94,7 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
 
     Args:
       path: the file. A line may hold ``prompt``, ``seed``, ``number`` and any of ``steps``,
-        ``guidance``, ``self_guidance``, ``temperature`` and ``lag``.
+        ``guidance``, ``self_guidance``, ``temperature``, ``top_p`` and ``lag``.
       config: for what a line does not say.
       seed: likewise; the number of a line is then its place in the file.
 

@@ -16,7 +16,7 @@ from ldlm_jax.config import Experiment, load_config, resolve, save_config
 from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
 from ldlm_jax.generate import Writer
-from ldlm_jax.mesh import make_mesh
+from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.train_state import Models, TrainState, abstract_state
 
@@ -25,8 +25,9 @@ _RESUMABLE = {
     "sample": None,
     "mesh": None,
     "sharding": None,
-    "train": {"num_steps", "microbatches", "log_every", "eval_every", "eval_batches", "evals",
-              "checkpoint_every", "keep_last", "keep_every", "best_metric"},
+    "train": {"num_steps", "microbatches", "logit_parts", "log_every", "eval_every",
+              "eval_batches", "evals", "checkpoint_every", "keep_last", "keep_every",
+              "best_metric", "profile_step", "profile_steps", "profile_slow"},
     "data": {"root"},
 }  # fmt: skip
 
@@ -170,7 +171,7 @@ def load_run(path: str | Path, step: int | None = None) -> LoadedRun:
     models = experiment.models(tokenizer.vocab_size, facts["teacher_width"])
     optimizer = make_optimizer(experiment.optim, experiment.train.num_steps)
     # Sampling is done on one device; training may have used any number.
-    mesh = make_mesh(type(experiment.mesh)(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])
+    mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
     window = experiment.data.window
     abstract = abstract_state(models, optimizer, window, mesh, experiment.sharding)
     if not folder.checkpoints.is_dir():

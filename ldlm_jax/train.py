@@ -7,8 +7,10 @@ from pathlib import Path
 
 import jax
 
+from ldlm_jax.accounting import Account, Profiler
 from ldlm_jax.checkpoint import Checkpoints
-from ldlm_jax.config import Experiment, resolve
+from ldlm_jax.config import resolve
+from ldlm_jax.config_checks import check_mesh
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.errors import UserError, did_you_mean
@@ -16,11 +18,12 @@ from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
 from ldlm_jax.generate import Writer
 from ldlm_jax.guide import load_guide
 from ldlm_jax.mesh import make_mesh
-from ldlm_jax.metrics import MetricsWriter, Screen, Stopwatch
+from ldlm_jax.metrics import MetricsWriter, Screen
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.phases import phase_at
+from ldlm_jax.processes import first_alone, is_first
 from ldlm_jax.run_folder import RunFolder
-from ldlm_jax.sharding import batch_sharding, put_batch
+from ldlm_jax.sharding import batch_sharding, in_force, own_rows, put_batch
 from ldlm_jax.train_state import abstract_state, init_state
 from ldlm_jax.train_step import Recipe, train_step
 
@@ -47,8 +50,8 @@ def train(config, workdir: str) -> None:
             raise UserError(f"train.evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
     mesh = make_mesh(experiment.mesh)
     sharding = batch_sharding(mesh, experiment.sharding)
-    _check_batch(experiment, sharding)
-    prepared = prepare(experiment.data)
+    check_mesh(experiment, mesh)
+    prepared = first_alone("data", lambda: prepare(experiment.data))
     guide = load_guide(experiment, prepared, mesh)
     teacher_width = guide.width if guide else 0
 
@@ -58,22 +61,11 @@ def train(config, workdir: str) -> None:
         "teacher": experiment.teacher.model or experiment.teacher.run,
         "teacher_width": teacher_width,
     }
-    folder.start(config, prepared.tokenizer, facts)
+    first_alone("folder", lambda: folder.start(config, prepared.tokenizer, facts))
     models = experiment.models(prepared.tokenizer.vocab_size, teacher_width)
     recipe = experiment.recipe(models, guide.teacher if guide else None)
-    with jax.set_mesh(mesh):
+    with in_force(mesh, experiment.sharding):
         _run(experiment, recipe, prepared, folder, mesh, sharding, guide)
-
-
-def _check_batch(experiment: Experiment, sharding) -> None:
-    rows = experiment.train.batch_size // experiment.train.microbatches
-    devices = sharding.num_devices // sharding.mesh.shape["tensor"]
-    if rows % devices:
-        raise UserError(
-            f"train.batch_size = {experiment.train.batch_size} in train.microbatches = "
-            f"{experiment.train.microbatches} gives {rows} rows, which do not divide among "
-            f"{devices} devices."
-        )
 
 
 def _restore_or_create(experiment, recipe: Recipe, optimizer, checkpoints: Checkpoints, mesh):
@@ -105,47 +97,56 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide) -> None:
     key = jax.random.key(config.seed)
     frozen = guide.params if guide else None
     beside = {"add": guide.add, "cache": guide.cache} if guide else {}
-    batches = train_batches(prepared, experiment.data, config.batch_size, start, **beside)
+    rows = own_rows(sharding, config.batch_size)
+    batches = train_batches(prepared, experiment.data, config.batch_size, start, rows, **beside)
     held_out = [
         put_batch(batch, sharding)
-        for batch in eval_batches(prepared, "validation", config.batch_size, config.eval_batches)
+        for batch in eval_batches(
+            prepared, "validation", config.batch_size, config.eval_batches, rows
+        )
     ]
-    writer, screen, watch = MetricsWriter(folder.path), Screen(config.num_steps, start), Stopwatch()
+    silent = not is_first()
+    writer, screen = MetricsWriter(folder.path, silent), Screen(config.num_steps, start, silent)
+    account = Account(experiment, recipe, start)
+    profiler = Profiler(folder.path / "profile", config)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     screen.line(f"{count / 1e6:.2f}M parameters on {jax.device_count()} x {jax.default_backend()}")
     if start:
         screen.line(f"resuming {folder.path} at step {start}")
-    tokens_per_step = config.batch_size * experiment.data.window
     evaluated: dict = {}
-    logged = start
     with contextlib.ExitStack() as closing:
         # Each is closed whatever becomes of the others; the last one named is closed first.
-        for part in (checkpoints, writer, screen):
+        for part in (checkpoints, writer, screen, profiler):
             closing.callback(part.close)
         for step in range(start, config.num_steps):
+            profiler.before(step)
             batch = put_batch(next(batches), sharding)
-            watch.lap("input")
+            account.lap("input")
             phase = phase_at(experiment.phases, step)
             state, metrics = step_fn(state, batch, key, frozen, phase=phase)
-            watch.lap("step")
+            account.lap("step")
             done, last = step + 1, step + 1 == config.num_steps
             screen.step(done)
             if done % config.log_every == 0 or last or step == start:
                 values = {name: float(value) for name, value in metrics.items()}
-                watch.lap("step")
-                values |= _speed(watch, (done - logged) * tokens_per_step)
-                logged = done
+                account.lap("step")
+                values |= account.report(done, phase)
                 writer.write(done, values)
                 screen.metrics(done, _summary(values))
-            if done % config.eval_every == 0 or last:
+            profiler.after(step, metrics)
+            preempted = checkpoints.reached_preemption(done)
+            if not preempted and (done % config.eval_every == 0 or last):
                 evaluated = _evaluate(experiment, recipe, state, held_out, prepared, done)
                 writer.write(done, evaluated)
                 _show(screen, done, evaluated)
-                watch.lap("evaluation")
-            if done % config.checkpoint_every == 0 or last:
+                account.lap("evaluation")
+            if done % config.checkpoint_every == 0 or last or preempted:
                 scores = {k: v for k, v in evaluated.items() if not isinstance(v, str)}
                 checkpoints.save(done, state, _with_best(scores, config.best_metric))
-                watch.lap("checkpoint")
+                account.lap("checkpoint")
+            if preempted:
+                screen.line(f"this machine is being taken away: saved step {done}, stopping")
+                break
 
 
 def _with_best(scores: dict, best_metric: str) -> dict | None:
@@ -158,14 +159,6 @@ def _with_best(scores: dict, best_metric: str) -> dict | None:
     return scores or None
 
 
-def _speed(watch: Stopwatch, tokens: int) -> dict:
-    """Tokens a second of training proper, and how time was spent, since the last call."""
-    seconds = watch.drain()
-    training = seconds.get("input", 0.0) + seconds["step"]
-    speed = {"tokens_per_second": tokens / training, "input_share": seconds["input"] / training}
-    return speed | {f"seconds/{kind}": value for kind, value in seconds.items()}
-
-
 def _summary(values: dict) -> str:
     names = {"reconstruction": "rec", "kl": "kl", "diffusion": "diff", "alignment": "align"}
     losses = [
@@ -174,9 +167,10 @@ def _summary(values: dict) -> str:
         if f"loss/{name}" in values
     ]
     skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
+    busy = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
     return (
         f"loss {values['loss']:.3f}  {'  '.join(losses)}  grad {values['grad_norm']:.2f}  "
-        f"{values['tokens_per_second']:,.0f} tokens/s{skipped}"
+        f"{values['tokens_per_second']:,.0f} tokens/s{busy}{skipped}"
     )
 
 

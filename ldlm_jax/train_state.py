@@ -13,7 +13,7 @@ from ldlm_jax.alignment import Projection
 from ldlm_jax.models.dit import DiT
 from ldlm_jax.models.places import lay_out
 from ldlm_jax.models.text_vae import TextVAE
-from ldlm_jax.sharding import AxisRules, param_shardings, replicated
+from ldlm_jax.sharding import AxisRules, param_shardings, placements, replicated
 
 
 @flax.struct.dataclass
@@ -130,6 +130,7 @@ def create_state(models: Models, optimizer, seed: int, window: int) -> TrainStat
 def abstract_state(models: Models, optimizer, window: int, mesh, rules: AxisRules) -> TrainState:
     """Shapes, dtypes and shardings of a state, without computing anything."""
     boxed = jax.eval_shape(lambda: models.init(jax.random.key(0), window))
+    placements(boxed, mesh, rules)  # raises where a dimension does not divide
     of_params = param_shardings(boxed, mesh, rules)
     shapes = jax.eval_shape(lambda: create_state(models, optimizer, 0, window))
     by_path = {_names(path): s for path, s in jax.tree.leaves_with_path(of_params)}
@@ -154,5 +155,6 @@ def init_state(models: Models, optimizer, seed: int, window: int, mesh, rules) -
     abstract = abstract_state(models, optimizer, window, mesh, rules)
     shardings = jax.tree.map(lambda s: s.sharding, abstract)
     create = jax.jit(lambda: create_state(models, optimizer, seed, window), out_shardings=shardings)
-    with nn.logical_axis_rules(rules.pairs()):
+    # Without rules: the rows it runs the networks on to learn their shapes are too few to split.
+    with nn.logical_axis_rules(()):
         return create()

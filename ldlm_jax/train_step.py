@@ -61,6 +61,7 @@ class Recipe:
     alignment: AlignmentConfig = AlignmentConfig()
     teacher: Teacher | None = None
     microbatches: int = 1
+    logit_parts: int = 1
 
 
 def _gaussian(key, posterior):
@@ -107,10 +108,8 @@ def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_Bx
     z_BxNxD = z_BxNxD + sigma_BxN[..., None] * jax.random.normal(noise_key, z_BxNxD.shape)
     kept_BxN = jax.random.bernoulli(drop_key, 1 - config.latent_dropout, shape)
     z_BxNxD = jnp.where(kept_BxN[..., None], z_BxNxD, 0.0)
-    logits_BxLxV = denoiser.token_logits(z_BxNxD, sigma_BxN, places)
-    loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
-    hit_BxL = jnp.argmax(logits_BxLxV, axis=-1) == tokens_BxL
-    return masked_mean(loss_BxL, valid_BxL), masked_mean(hit_BxL, valid_BxL)
+    scores = denoiser.token_scores(z_BxNxD, sigma_BxN, places, tokens_BxL)
+    return masked_mean(scores.loss_BxL, valid_BxL), masked_mean(scores.hit_BxL, valid_BxL)
 
 
 def draw_progress(key, rows: int, positions: int, config: DiffusionConfig) -> jax.Array:
@@ -140,8 +139,8 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(noise_key, (B, N, D)), t_BxN)
     state_BxN = jnp.where(known_BxN, given_BxN, UNKNOWN)
 
-    def estimate(earlier_BxNxD):
-        return denoiser(z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory)
+    def estimate(earlier_BxNxD, tokens_BxL=None):
+        return denoiser(z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory, tokens_BxL)
 
     # One draw for the whole batch: half of the steps then cost no second evaluation.
     earlier_BxNxD = jax.lax.cond(
@@ -149,18 +148,16 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
         lambda: jax.lax.stop_gradient(estimate(jnp.zeros_like(z_0_BxNxD)).clean_BxNxD),
         lambda: jnp.zeros_like(z_0_BxNxD),
     )
-    clean_BxNxD, logits_BxLxV, _, tapped_BxNxM = estimate(earlier_BxNxD)
+    said = estimate(earlier_BxNxD, tokens_BxL if config.token_loss > 0 else None)
     to_write_BxN = (places.segments_BxN > 0) & ~known_BxN
-    loss = masked_mean(config.objective.loss(clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)
+    loss = masked_mean(config.objective.loss(said.clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)
     if config.token_loss == 0:
-        return loss, tapped_BxNxM
-    if logits_BxLxV is None:
-        logits_BxLxV = denoiser.read(clean_BxNxD, places)
-    token_loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
+        return loss, said.tapped_BxNxM
     # Tokens of known text are read off clean latents: the decoder's daily work.
     to_read_BxN = to_write_BxN | (state_BxN == KNOWN)
     to_read_BxL = jnp.repeat(to_read_BxN, denoiser.models.vae.tokens_per_latent, axis=1)
-    return loss + config.token_loss * masked_mean(token_loss_BxL, to_read_BxL), tapped_BxNxM
+    token_loss = masked_mean(said.scores.loss_BxL, to_read_BxL)
+    return loss + config.token_loss * token_loss, said.tapped_BxNxM
 
 
 def _alignment(recipe: Recipe, params, features, teacher_BxNxH, segments_BxN):
@@ -211,7 +208,7 @@ def fused_loss(
             {"params": params["text_vae"]}, tokens, places, known_BxN, method="encode"
         )
 
-    denoiser = Denoiser.create(models, params, recipe.diffusion, stats)
+    denoiser = Denoiser.create(models, params, recipe.diffusion, stats, parts=recipe.logit_parts)
     parts = {}
     largest = recipe.autoencoding.token_mask
     masked = largest > 0 and any(map(phase.has, ("reconstruction", "kl", "alignment")))

@@ -18,6 +18,7 @@ from ldlm_jax.diffusion.sampler import Solver, row_keys, row_noise, sample
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN, Memory
 from ldlm_jax.models.layers import activation_dtype
 from ldlm_jax.models.places import Places
+from ldlm_jax.sharding import everywhere
 from ldlm_jax.train_state import LatentStats, Models
 
 
@@ -33,6 +34,7 @@ class Plan:
       grid: see ``SampleConfig``.
       guided: evaluate the denoiser also without the known part.
       self_guided: evaluate the denoiser also without its earlier estimate.
+      truncated: let the context propose likely tokens only.
       draft_steps: steps (1 to K) after which the estimate is decoded too.
     """
 
@@ -43,6 +45,7 @@ class Plan:
     grid: str = "law"
     guided: bool = False
     self_guided: bool = False
+    truncated: bool = False
     draft_steps: tuple[int, ...] = ()
 
     @property
@@ -67,6 +70,7 @@ class Dials(NamedTuple):
     guidance_B: jax.Array
     self_guidance_B: jax.Array
     temperature_B: jax.Array
+    top_p_B: jax.Array
     lag_B: jax.Array
 
 
@@ -123,7 +127,10 @@ def write_tokens(
     size = plan.diffusion.block_size or N
     places = places_of(segments_BxL, models, plan.diffusion)
     temperature_Bx1x1 = dials.temperature_B[:, None, None]
-    denoiser = Denoiser.create(models, params, plan.diffusion, latents, temperature_Bx1x1)
+    top_p_Bx1x1 = dials.top_p_B[:, None, None] if plan.truncated else None
+    denoiser = Denoiser.create(
+        models, params, plan.diffusion, latents, temperature_Bx1x1, top_p_Bx1x1
+    )
     tokens_per_block = size * models.vae.tokens_per_latent
     given_BxL = jnp.repeat(known_BxN, models.vae.tokens_per_latent, axis=1)
 
@@ -160,8 +167,9 @@ def write_tokens(
     memories = tuple(_nothing(models, places) for _ in plan.marks) if size < N else ()
     (tokens_BxL, _), drafts = jax.lax.scan(write_block, (blank, memories), jnp.arange(N // size))
     if drafts is None:
-        return tokens_BxL, jnp.zeros((0, *tokens_BxL.shape), tokens_BxL.dtype)
-    return tokens_BxL, jnp.moveaxis(drafts, 0, 2).reshape(-1, *tokens_BxL.shape)
+        return everywhere(tokens_BxL), jnp.zeros((0, *tokens_BxL.shape), tokens_BxL.dtype)
+    drafts = jnp.moveaxis(drafts, 0, 2).reshape(-1, *tokens_BxL.shape)
+    return everywhere(tokens_BxL), everywhere(drafts)
 
 
 def _solve(denoiser: Denoiser, plan: Plan, block: Block, dials: Dials):

@@ -1,40 +1,47 @@
-"""Text statistics of one run over solvers, guidance and steps, with a trigram judge.
+"""Free texts of one run over settings of the sampler, read by the neural judge beside real text.
 
-Command: PYTHONPATH=. python experiments/recipe/sampler_sweep.py runs/web_cpu OUT.json [SAMPLES]
+Command: PYTHONPATH=. python experiments/recipe/sampler_sweep.py RUN OUT.json SAMPLES \
+           "steps=20 temperature=0.7" "steps=20 temperature=1 top_p=0.9" ...
 """
 
 import json
 import sys
 from dataclasses import replace
 
-from experiments.recipe.ngram import Judge
+from ldlm_jax.config import _literal
+from ldlm_jax.data.build import prepare
+from ldlm_jax.evals.quality import Examiner
 from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import load_run
 
-# Changes to the run's own sampler.
-TRIALS = {
-    "5 steps": {"steps": 5},
-    "20 steps": {"steps": 20},
-    "20 steps, no lag": {"steps": 20, "lag": 0.0},
-    "20 steps, temperature 1": {"steps": 20, "temperature": 1.0},
-    "100 steps": {"steps": 100},
-}
+SEED = 1
+SHOWN = ("perplexity", "token_entropy", "mauve", "loops", "seq_rep_4", "distinct_2", "tokens")
 
 
-def main(workdir: str, out: str, num_samples: str = "256") -> None:
-    """Write and judge ``num_samples`` texts for each trial."""
-    count = int(num_samples)
-    run, judge = load_run(workdir), Judge()
-    rows = {"held-out text": judge(judge.held_out[:count])}
-    for name, changes in TRIALS.items():
+def main(workdir: str, out: str, num_samples: str, *settings: str) -> None:
+    """Write and judge ``num_samples`` texts under each setting."""
+    count, run = int(num_samples), load_run(workdir)
+    examiner = Examiner(
+        prepare(run.experiment.data), "smollm2-135m", "validation", run.writer.window, count
+    )
+    rows = {name: row for name, row in examiner.real_text().items() if name != "shuffled"}
+    _show(rows)
+    for setting in settings:
+        changes = dict(part.split("=") for part in setting.split())
+        changes = {name: _literal(value) for name, value in changes.items()}
         config = replace(run.experiment.sample, batch_size=64, **changes)
-        texts = [s.text for s in generate(run.writer, config, 1, num_samples=count)]
-        rows[name] = judge(texts)
-        print(name, rows[name], *texts[:4], sep="\n  ", flush=True)
-        rows[name]["texts"] = texts[:6]
-    with open(out, "w") as file:
-        result = {"workdir": workdir, "seed": 1, "num_samples": count, "rows": rows}
-        json.dump(result, file, indent=1)
+        texts = [s.text for s in generate(run.writer, config, SEED, num_samples=count)]
+        rows[setting] = examiner.measure(texts)
+        _show({setting: rows[setting]})
+        with open(out, "w") as file:
+            record = {"workdir": workdir, "seed": SEED, "num_samples": count, "rows": rows}
+            json.dump(record, file, indent=1)
+
+
+def _show(rows: dict) -> None:
+    for name, row in rows.items():
+        numbers = "  ".join(f"{key} {row[key]:.3f}" for key in SHOWN if key in row)
+        print(f"{name:45} {numbers}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @partial(jax.jit, static_argnames=("models", "diffusion"))
-def _errors(params, latents, batch, key, t, *, models: Models, diffusion: DiffusionConfig):
+def errors_at(params, latents, batch, key, t, *, models: Models, diffusion: DiffusionConfig):
+    """Sums of squared errors and of right tokens at one time, and the counts they are out of."""
     places = places_of(batch["segments"], models, diffusion)
     denoiser = Denoiser.create(models, params, diffusion, latents)
     segments_BxN = places.segments_BxN
@@ -29,15 +30,12 @@ def _errors(params, latents, batch, key, t, *, models: Models, diffusion: Diffus
         memory = denoiser.remember(z_0_BxNxD, jnp.full(segments_BxN.shape, KNOWN), places)
     clean_BxNxD = jnp.zeros_like(z_0_BxNxD)
     for _ in range(2 if diffusion.self_condition > 0 else 1):
-        clean_BxNxD, logits_BxLxV, *_ = denoiser(
-            z_t_BxNxD, t_BxN, state_BxN, clean_BxNxD, places, memory
-        )
+        said = denoiser(z_t_BxNxD, t_BxN, state_BxN, clean_BxNxD, places, memory, batch["tokens"])
+        clean_BxNxD = said.clean_BxNxD
     valid_BxN = segments_BxN > 0
     error_BxN = jnp.mean(jnp.square(clean_BxNxD - z_0_BxNxD), axis=-1)
-    if logits_BxLxV is None:
-        logits_BxLxV = denoiser.read(clean_BxNxD, places)
     valid_BxL = batch["segments"] > 0
-    hit_BxL = (jnp.argmax(logits_BxLxV, axis=-1) == batch["tokens"]) & valid_BxL
+    hit_BxL = said.scores.hit_BxL & valid_BxL
     return (
         jnp.sum(error_BxN * valid_BxN), jnp.sum(valid_BxN), jnp.sum(hit_BxL), jnp.sum(valid_BxL)
     )  # fmt: skip
@@ -53,7 +51,7 @@ def evaluate(context: EvalContext) -> Results:
     results = {}
     for t in TIMES:
         sums = [
-            _errors(
+            errors_at(
                 context.writer.params, context.writer.latents, batch,
                 jax.random.fold_in(context.key, i), t,
                 models=context.writer.models, diffusion=context.writer.diffusion,

@@ -1,7 +1,22 @@
-"""Attention arithmetic: rotary positions and the scaled dot product."""
+"""Attention arithmetic: rotary positions, the scaled dot product, and its implementations.
+
+Shape letters: B batch, N positions (queries), R positions (keys), H heads, K head width, G key
+heads, S positions of a block.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+
+from ldlm_jax.models.places import OWN, Sight
+from ldlm_jax.models.ring import ring
+from ldlm_jax.models.scores import constrain, offset_scores, scores_of
+from ldlm_jax.models.splash import fits, splash
+
+# xla: the compiler's own, everywhere. cudnn: NVIDIA's fused kernel. splash: a Pallas kernel for
+# TPUs, which skips what nobody sees. ring: for rows that are split over the devices of a mesh axis.
+IMPLEMENTATIONS = ("xla", "cudnn", "splash", "ring")
 
 
 def rotary_frequencies(head_dim: int, base: float = 10_000.0) -> jax.Array:
@@ -20,16 +35,14 @@ def rotate(x_BxNxHxK: jax.Array, positions_BxN: jax.Array, frequencies: jax.Arra
     """
     angle = positions_BxN[:, :, None, None].astype(jnp.float32) * frequencies
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    a, b = jnp.split(x_BxNxHxK.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    K = x_BxNxHxK.shape[-1]
+    # A product with a permutation swaps the halves: cut apart, they would half fill the lanes of a
+    # TPU. It is exact, as each output is one input.
+    swap = jnp.roll(jnp.eye(K, dtype=x_BxNxHxK.dtype), K // 2, axis=0)
+    swapped = jnp.matmul(x_BxNxHxK, swap, precision=jax.lax.Precision.HIGHEST)
+    rotated = x_BxNxHxK * jnp.concatenate([cos, cos], axis=-1)
+    rotated += swapped * jnp.concatenate([-sin, sin], axis=-1)
     return rotated.astype(x_BxNxHxK.dtype)
-
-
-def attend(q_BxNxHxK, k_BxMxHxK, v_BxMxHxK, mask_BxNxM, bias_BxHxNxM=None) -> jax.Array:
-    """Scaled dot-product attention with the softmax in fp32; every query needs a visible key."""
-    return jax.nn.dot_product_attention(
-        q_BxNxHxK, k_BxMxHxK, v_BxMxHxK, bias=bias_BxHxNxM, mask=mask_BxNxM[:, None]
-    )
 
 
 def look_near(key, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
@@ -47,3 +60,80 @@ def look_near(key, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
         if abs(offset) < radius:
             bias = bias.at[head, radius + offset].set(4.0)
     return bias
+
+
+def masked_attention(q_BxNxHxK, k_BxRxGxK, v_BxRxGxK, mask_BxNxR, bias_BxHxNxR=None) -> jax.Array:
+    """Scaled dot-product attention with the softmax in fp32; every query needs a visible key."""
+    return jax.nn.dot_product_attention(
+        q_BxNxHxK, k_BxRxGxK, v_BxRxGxK, bias=bias_BxHxNxR, mask=mask_BxNxR[:, None]
+    )
+
+
+def attend(
+    q_BxNxHxK: jax.Array,
+    keys: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+    sight: Sight,
+    offset_bias: jax.Array | None = None,
+    implementation: str = "xla",
+) -> jax.Array:
+    """Attend to the parts of the keys that are in sight, under one softmax.
+
+    Args:
+      q_BxNxHxK: queries.
+      keys: (B, R, H, K) for each part of ``sight``.
+      values: likewise.
+      sight: who sees whom; every query sees a key.
+      offset_bias: bias (H, 2 R + 1) by offset, the ends standing for all beyond; None for none.
+      implementation: one of ``IMPLEMENTATIONS``, which agree up to rounding.
+
+    Returns:
+      (B, N, H, K).
+
+    Raises:
+      ValueError: the implementation is unknown, or cannot do what is asked.
+    """
+    if implementation == "ring":
+        return ring(q_BxNxHxK, keys, values, sight, offset_bias)
+    if implementation == "splash" and fits(q_BxNxHxK, keys):
+        return splash(q_BxNxHxK, keys, values, sight, offset_bias)
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention {implementation!r}: choose one of {IMPLEMENTATIONS}.")
+    # Whole rows of keys on every device; queries stay split.
+    keys, values = jax.tree.map(
+        lambda x: constrain(x, "batch", None, "heads", None), (keys, values)
+    )
+    if implementation == "xla" and sight.rules[-1] == OWN and len(keys) > 1:
+        return _blocked(q_BxNxHxK, keys, values, sight, offset_bias)
+    all_keys, all_values = (jnp.concatenate(parts, axis=1) for parts in (keys, values))
+    bias = offset_scores(sight, offset_bias)
+    if bias is not None:
+        bias = bias.astype(q_BxNxHxK.dtype)
+    return jax.nn.dot_product_attention(
+        q_BxNxHxK, all_keys, all_values, bias=bias, mask=sight.mask_BxQxK[:, None],
+        implementation="cudnn" if implementation == "cudnn" else "xla",
+    )  # fmt: skip
+
+
+def _blocked(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
+    """The last part holds the queries' own blocks: each is compared with its own keys alone.
+
+    This leaves out N - S of N keys, which a mask would have computed and thrown away.
+    """
+    B, N, H, K = q_BxNxHxK.shape
+    S = sight.query.block_size or N
+    far = Sight(sight.query, sight.keys[:-1], sight.rules[:-1])
+    whole = sight.query.replace(block_size=S)
+    near = Sight(whole.by_block(), (whole.by_block(),), (OWN,))
+    far_keys, far_values = (jnp.concatenate(parts[:-1], axis=1) for parts in (keys, values))
+    by_block = partial(jnp.reshape, shape=(-1, S, H, K))
+    far_BxHxNxR = scores_of(q_BxNxHxK, far_keys, far, offset_bias)
+    near_scores = scores_of(by_block(q_BxNxHxK), by_block(keys[-1]), near, offset_bias)
+    near_BxHxNxS = near_scores.reshape(B, -1, H, S, S).swapaxes(1, 2).reshape(B, H, N, S)
+    weights = jax.nn.softmax(jnp.concatenate([far_BxHxNxR, near_BxHxNxS], axis=-1))
+    weights = weights.astype(q_BxNxHxK.dtype)
+    far_BxHxNxR, near_BxHxNxS = jnp.split(weights, [far_keys.shape[1]], axis=-1)
+    near_weights = near_BxHxNxS.reshape(B, H, -1, S, S).swapaxes(1, 2).reshape(-1, H, S, S)
+    own = jnp.einsum("bhnr,brhk->bnhk", near_weights, by_block(values[-1]))
+    earlier = jnp.einsum("bhnr,brhk->bnhk", far_BxHxNxR, far_values)
+    return earlier + own.reshape(B, N, H, K)

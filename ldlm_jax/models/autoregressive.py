@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.layers import Dense, Transformer
-from ldlm_jax.models.places import Places, see_earlier_blocks, see_own_block, see_up_to_block
+from ldlm_jax.models.places import Places, see_memory_and_own_block, see_up_to_block
 
 
 class Cache(NamedTuple):
@@ -58,9 +58,9 @@ class TokenTransformer(nn.Module):
         dtype = jnp.dtype(self.dtype)
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         table_VxM = self.param("embed", init, (self.vocab_size, self.width), jnp.float32)
-        sight, remembered = see_up_to_block(places, places), None
+        sight, remembered = see_up_to_block(places), None
         if cache is not None:
-            sight = see_earlier_blocks(places, cache.places).beside(see_own_block(places, places))
+            sight = see_memory_and_own_block(places, cache.places)
             remembered = cache.keys_and_values
         trunk = Transformer(
             self.layers, self.heads, self.mlp_ratio, dtype,

@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.layers import Dense, Transformer
-from ldlm_jax.models.places import Places, Sight, see_earlier_blocks, see_own_block, see_up_to_block
+from ldlm_jax.models.places import (
+    ALL,
+    Places,
+    Sight,
+    see_memory_and_own_block,
+    see_up_to_block,
+)
 
 # So many positions of a text have a mark each; those after them share one.
 BEGINNING = 8
@@ -60,7 +66,8 @@ class DiT(nn.Module):
       time_tokens: number of in-context tokens; 0 leaves it at each position's own time (blocks
         need that: each has a time of its own).
       dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
-      remat: recompute blocks in the backward pass.
+      remat: what blocks keep for the backward pass, see ``layers.REMAT``.
+      attention: implementation of attention, see ``attention.attend``.
       offset_radius: reach of a learned attention bias by offset that starts with heads looking at
         their neighbours; 0 for none.
       tap: block (from 1) whose output is returned as well, to be aligned; 0 for none.
@@ -74,7 +81,8 @@ class DiT(nn.Module):
     conditioning: str = "in_context"
     time_tokens: int = 4
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
+    attention: str = "xla"
     offset_radius: int = 0
     tap: int = 0
 
@@ -122,10 +130,9 @@ class DiT(nn.Module):
         x_BxNxM += jnp.take(begin, place_BxN, axis=0).astype(x_BxNxM.dtype)
         x_BxNxM += Dense(self.width, ("embed", "mlp"), dtype, name="position_time")(time_BxNxM)
 
-        sight, remembered = see_up_to_block(places, places), None
+        sight, remembered = see_up_to_block(places), None
         if memory is not None:
-            earlier = see_earlier_blocks(places, memory.places)
-            sight = earlier.beside(see_own_block(places, places))
+            sight = see_memory_and_own_block(places, memory.places)
             remembered = memory.keys_and_values
         trunk = Transformer(
             self.layers,
@@ -134,6 +141,7 @@ class DiT(nn.Module):
             dtype,
             self.remat,
             self.offset_radius,
+            self.attention,
             self.tap,
             name="trunk",
         )
@@ -144,7 +152,7 @@ class DiT(nn.Module):
             # One running time a row: the mean over what is being written.
             writing_BxN = (state_BxN == UNKNOWN) & (places.segments_BxN > 0)
             running_B = jnp.sum(t_BxN * writing_BxN, 1) / jnp.maximum(jnp.sum(writing_BxN, 1), 1)
-            said = self._with_time_tokens(trunk, x_BxNxM, running_B, sight, places.positions_BxN)
+            said = self._with_time_tokens(trunk, x_BxNxM, running_B, sight)
         y_BxNxM, own, tapped_BxNxM = said
         output = Dense(
             self.latent_channels,
@@ -154,7 +162,7 @@ class DiT(nn.Module):
         )
         return Denoised(output(y_BxNxM), y_BxNxM, Memory(own, places), tapped_BxNxM)
 
-    def _with_time_tokens(self, trunk, x_BxNxM, running_B, sight: Sight, positions_BxN):
+    def _with_time_tokens(self, trunk, x_BxNxM, running_B, sight: Sight):
         """Run the trunk with time tokens in front, which every position sees, and drop them."""
         dtype = jnp.dtype(self.dtype)
         features = nn.silu(
@@ -173,11 +181,13 @@ class DiT(nn.Module):
         )
         x = jnp.concatenate([tokens_BxTxM, x_BxNxM], axis=1)
         # Time tokens see one another alone: through anything else, packed documents would meet.
-        mask = jnp.pad(sight.mask_BxQxK, ((0, 0), (0, 0), (T, 0)), constant_values=True)
-        own = jnp.broadcast_to(jnp.arange(x.shape[1]) < T, (x.shape[0], T, x.shape[1]))
-        mask = jnp.concatenate([own, mask], axis=1)
-        positions = jnp.pad(positions_BxN, ((0, 0), (T, 0)))
-        sight = Sight(mask, positions[:, None, :] - positions[:, :, None])
-        y, own, tapped = trunk(x, sight, positions)
+        blank = jnp.zeros((x.shape[0], T), jnp.int32)
+        of_tokens = Places(blank - 1, blank, blank)
+        of_all = jax.tree.map(
+            lambda *parts: jnp.concatenate(parts, axis=1),
+            of_tokens, sight.query.replace(block_size=0),
+        )  # fmt: skip
+        sight = Sight(of_all, (of_tokens, *sight.keys), (ALL, *sight.rules))
+        y, own, tapped = trunk(x, sight, of_all.positions_BxN)
         own = jax.tree.map(lambda kv: kv[:, :, T:], own)
         return y[:, T:], own, None if tapped is None else tapped[:, T:]

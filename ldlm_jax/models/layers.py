@@ -7,15 +7,25 @@ width, R remembered positions.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from ldlm_jax.models.attention import attend, look_near, rotary_frequencies, rotate
 from ldlm_jax.models.places import Sight
+from ldlm_jax.models.scores import constrain, platform
 
 # Stacks of up to so many blocks compile block by block: a loop would copy every activation into and
 # out of stacked arrays (a tenth of the demo's step), and compute what of the last block nobody
 # reads. Deeper ones keep the loop, which compiles in constant time.
 UNROLLED_LAYERS = 4
+
+# What the forward pass of a block keeps for the backward pass.
+REMAT = {
+    "none": None,  # everything
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with parameters
+    "attention": jax.checkpoint_policies.save_only_these_names("attended"),  # and the input
+    "full": jax.checkpoint_policies.nothing_saveable,  # the block's input alone
+}
 
 DEFAULT_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -51,7 +61,7 @@ _cpu_matmul.defvjp(_cpu_matmul_forward, _cpu_matmul_backward)
 
 def activation_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Dtype between products: ``dtype``, but fp32 on CPUs, whose vector units know no bf16."""
-    return jnp.float32 if jax.default_backend() == "cpu" else dtype
+    return jnp.float32 if platform() == "cpu" else dtype
 
 
 def matmul(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -64,10 +74,25 @@ def matmul(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     Returns:
       The product in ``activation_dtype(dtype)``.
     """
-    if jax.default_backend() != "cpu" or dtype != jnp.bfloat16:
+    if platform() != "cpu" or dtype != jnp.bfloat16:
         return jnp.tensordot(x.astype(dtype), w.astype(dtype), axes=1)
     flat = _cpu_matmul(x.astype(jnp.float32).reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1))
     return flat.reshape(*x.shape[:-1], *w.shape[1:])
+
+
+# Logical axes of kernels along which a product itself is split. Along the others a kernel only lies
+# on several devices, and is collected before it is used.
+_SPLIT = ("heads", "mlp", "vocab")
+
+
+def _collected(kernel: jax.Array, axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
+    """The kernel as a product needs it, in its dtype, which halves what is sent.
+
+    Said here, as the compiler for TPUs would otherwise cut products into small ones to hide the
+    sending, which costs far more than it hides.
+    """
+    kernel = kernel if platform() == "cpu" else kernel.astype(dtype)
+    return constrain(kernel, *(axis if axis in _SPLIT else None for axis in axes))
 
 
 class Dense(nn.Module):
@@ -83,7 +108,7 @@ class Dense(nn.Module):
         """Map ``x (..., in)`` to ``(..., features)``, in ``activation_dtype(dtype)``."""
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        return matmul(x, kernel, self.dtype)
+        return matmul(x, _collected(kernel, self.axes, self.dtype), self.dtype)
 
 
 class ParallelDense(nn.Module):
@@ -109,6 +134,7 @@ class ParallelDense(nn.Module):
         )
         shape = (x.shape[-1], self.maps, self.features)
         kernel = self.param("kernel", init, shape, jnp.float32)
+        kernel = _collected(kernel, (self.axes[0], None, self.axes[1]), self.dtype)
         y = matmul(x, kernel, self.dtype)
         return [y[..., i, :] for i in range(self.maps)]
 
@@ -140,6 +166,7 @@ class Attention(nn.Module):
     heads: int
     dtype: jnp.dtype
     offset_radius: int = 0
+    implementation: str = "xla"
 
     @nn.compact
     def __call__(self, x_BxNxM, sight: Sight, positions_BxN, memory=None):
@@ -154,27 +181,31 @@ class Attention(nn.Module):
         width = x_BxNxM.shape[-1]
         shape = (*x_BxNxM.shape[:2], self.heads, width // self.heads)
         project = ParallelDense(3, width, ("embed", "heads"), self.dtype, name="qkv")
-        q_BxNxHxK, k_BxNxHxK, v_BxNxHxK = (y.reshape(shape) for y in project(x_BxNxM))
+        q_BxNxHxK, k_BxNxHxK, v_BxNxHxK = (
+            constrain(y.reshape(shape), "batch", "sequence", "heads", None)
+            for y in project(x_BxNxM)
+        )
         frequencies = rotary_frequencies(width // self.heads)
         q_BxNxHxK, k_BxNxHxK = (
             rotate(RMSNorm(axis="head_dim", name=name)(x), positions_BxN, frequencies)
             for name, x in (("query_norm", q_BxNxHxK), ("key_norm", k_BxNxHxK))
         )
-        own = all_keys, all_values = k_BxNxHxK, v_BxNxHxK
-        if memory is not None:
-            all_keys, all_values = (
-                jnp.concatenate(pair, axis=1) for pair in zip(memory, own, strict=True)
-            )
+        own = keys, values = k_BxNxHxK, v_BxNxHxK
+        parts = ((keys,), (values,)) if memory is None else tuple(zip(memory, own, strict=True))
         bias = None
         if self.offset_radius:
-            R = self.offset_radius
             init = nn.with_logical_partitioning(look_near, ("heads", None))
-            table = self.param("offset_bias", init, (self.heads, 2 * R + 1), jnp.float32)
-            bias = jnp.take(table, jnp.clip(sight.offset_BxQxK, -R, R) + R, axis=1)
-            bias = jnp.swapaxes(bias, 0, 1).astype(q_BxNxHxK.dtype)
-        out_BxNxHxK = attend(q_BxNxHxK, all_keys, all_values, sight.mask_BxQxK, bias)
+            shape = (self.heads, 2 * self.offset_radius + 1)
+            bias = self.param("offset_bias", init, shape, jnp.float32)
+        out_BxNxHxK = attend(q_BxNxHxK, *parts, sight, bias, self.implementation)
+        out_BxNxHxK = checkpoint_name(out_BxNxHxK, "attended")
         out = Dense(width, ("heads", "embed"), self.dtype, nn.initializers.zeros, name="out")
         return out(out_BxNxHxK.reshape(x_BxNxM.shape)), own
+
+
+def mlp_width(width: int, ratio: float) -> int:
+    """Feed-forward width: a multiple of the width, rounded up to a multiple of 16."""
+    return -(-int(ratio * width) // 16) * 16
 
 
 class SwiGLU(nn.Module):
@@ -191,7 +222,7 @@ class SwiGLU(nn.Module):
         down = Dense(
             x_BxNxM.shape[-1], ("mlp", "embed"), self.dtype, nn.initializers.zeros, name="down"
         )
-        return down(nn.silu(gate_BxNxF) * up_BxNxF)
+        return down(constrain(nn.silu(gate_BxNxF) * up_BxNxF, "batch", "sequence", "mlp"))
 
 
 class Block(nn.Module):
@@ -204,12 +235,16 @@ class Block(nn.Module):
     hidden: int
     dtype: jnp.dtype
     offset_radius: int = 0
+    attention: str = "xla"
     keep: bool = False
 
     @nn.compact
     def __call__(self, x_BxNxM, memory, sight: Sight, positions_BxN, condition_BxNxC=None):
         """Returns ``(x, ((keys, values), x or None))``, carry and output of a scan over layers."""
-        attention = Attention(self.heads, self.dtype, self.offset_radius, name="attention")
+        x_BxNxM = constrain(x_BxNxM, "batch", "sequence", None)
+        attention = Attention(
+            self.heads, self.dtype, self.offset_radius, self.attention, name="attention"
+        )
         mlp = SwiGLU(self.hidden, self.dtype, name="mlp")
         y_BxNxM = RMSNorm(name="attention_norm")(x_BxNxM)
         if condition_BxNxC is None:
@@ -246,8 +281,9 @@ class Transformer(nn.Module):
       heads: attention heads; must divide the width of the input into even parts.
       mlp_ratio: feed-forward width as a multiple of the width, rounded up to a multiple of 16.
       dtype: compute dtype; parameters are fp32.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: what blocks keep for the backward pass, by a name of ``REMAT``.
       offset_radius: see ``Attention``.
+      attention: implementation, see ``attention.attend``.
       tap: also return what comes out of this block (from 1); 0 for none.
     """
 
@@ -255,8 +291,9 @@ class Transformer(nn.Module):
     heads: int
     mlp_ratio: float
     dtype: jnp.dtype
-    remat: bool = False
+    remat: str = "none"
     offset_radius: int = 0
+    attention: str = "xla"
     tap: int = 0
 
     @nn.compact
@@ -274,9 +311,11 @@ class Transformer(nn.Module):
           (B, N, M); this call's keys and values (layers, B, N, H, K); and the output (B, N, M) of
           block ``tap`` or None.
         """
-        hidden = -(-int(self.mlp_ratio * x_BxNxM.shape[-1]) // 16) * 16
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        shallow = self.layers <= UNROLLED_LAYERS and not self.remat
+        hidden = mlp_width(x_BxNxM.shape[-1], self.mlp_ratio)
+        policy, block = REMAT[self.remat], Block
+        if policy is not None:
+            block = nn.remat(Block, prevent_cse=False, policy=policy)
+        shallow = self.layers <= UNROLLED_LAYERS and policy is None
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -287,8 +326,9 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         blocks = stack(
-            self.heads, hidden, self.dtype, self.offset_radius, self.tap > 0, name="blocks"
-        )
+            self.heads, hidden, self.dtype, self.offset_radius, self.attention, self.tap > 0,
+            name="blocks",
+        )  # fmt: skip
         x_BxNxM, (own, outputs) = blocks(
             x_BxNxM.astype(activation_dtype(self.dtype)), memory, sight, positions_BxN,
             condition_BxNxC,

@@ -3,28 +3,35 @@
 Shape letters: B batch, N positions, Q queries, K keys.
 """
 
-from typing import NamedTuple
-
+import flax
 import jax
 import jax.numpy as jnp
 
 
-class Places(NamedTuple):
+@flax.struct.dataclass
+class Places:
     """Document, position within it, and block within it, of every position; all int32 (B, N).
 
     Attributes:
       segments_BxN: document number, 0 for empty space (which sees only itself).
       positions_BxN: position within the document.
       blocks_BxN: block within the document; 0 everywhere when a text is written as a whole.
+      block_size: positions of a block, 0 for whole texts. Documents begin at multiples of it
+        (``data.round_to`` sees to that), so that a row falls into blocks, too.
     """
 
     segments_BxN: jax.Array
     positions_BxN: jax.Array
     blocks_BxN: jax.Array
+    block_size: int = flax.struct.field(pytree_node=False, default=0)
 
     def cut(self, start: jax.Array, size: int) -> "Places":
         """The places of ``size`` positions from ``start`` on (which may be traced)."""
-        return Places(*(jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in self))
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), self)
+
+    def by_block(self) -> "Places":
+        """The blocks of all rows as rows of their own, (B * N / block_size, block_size)."""
+        return jax.tree.map(lambda x: x.reshape(-1, self.block_size), self)
 
 
 def lay_out(segments_BxN: jax.Array, block_size: int = 0) -> Places:
@@ -45,41 +52,62 @@ def lay_out(segments_BxN: jax.Array, block_size: int = 0) -> Places:
     )
     positions_BxN = index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
     blocks_BxN = positions_BxN // block_size if block_size else jnp.zeros_like(positions_BxN)
-    return Places(segments_BxN, positions_BxN, blocks_BxN)
+    return Places(segments_BxN, positions_BxN, blocks_BxN, block_size)
 
 
-class Sight(NamedTuple):
-    """Who sees whom, and how far away it is.
+# What a query may see of a part of the keys, within its own document.
+UP_TO, EARLIER, OWN, ALL = "up to", "earlier", "own", "all"
+_OF_BLOCKS = {
+    UP_TO: lambda of_key, of_query: of_key <= of_query,
+    EARLIER: lambda of_key, of_query: of_key < of_query,
+    OWN: lambda of_key, of_query: of_key == of_query,
+}
+
+
+@flax.struct.dataclass
+class Sight:
+    """Who sees whom. The keys come in parts, each with a rule of its own.
 
     Attributes:
-      mask_BxQxK: true where the query sees the key.
-      offset_BxQxK: position of the key minus that of the query, int32.
+      query: places of the queries.
+      keys: places of the keys, part by part.
+      rules: for each part, which of its keys a query sees: those of the same document in blocks
+        ``UP_TO`` its own, in ``EARLIER`` ones, in its ``OWN``; or ``ALL``, whatever the document.
     """
 
-    mask_BxQxK: jax.Array
-    offset_BxQxK: jax.Array
+    query: Places
+    keys: tuple[Places, ...]
+    rules: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
-    def beside(self, other: "Sight") -> "Sight":
-        """The keys of both, these first."""
-        return Sight(*(jnp.concatenate(pair, axis=-1) for pair in zip(self, other, strict=True)))
+    def part(self, index: int) -> "Sight":
+        """One part of the keys."""
+        return Sight(self.query, (self.keys[index],), (self.rules[index],))
+
+    @property
+    def mask_BxQxK(self) -> jax.Array:
+        """True where the query sees the key."""
+        query, masks = self.query, []
+        for key, rule in zip(self.keys, self.rules, strict=True):
+            same = query.segments_BxN[:, :, None] == key.segments_BxN[:, None, :]
+            if rule == ALL:
+                masks.append(jnp.ones_like(same))
+                continue
+            blocks = _OF_BLOCKS[rule](key.blocks_BxN[:, None, :], query.blocks_BxN[:, :, None])
+            masks.append(same & blocks)
+        return jnp.concatenate(masks, axis=-1)
+
+    @property
+    def offset_BxQxK(self) -> jax.Array:
+        """Position of the key minus that of the query, int32."""
+        keys_BxK = jnp.concatenate([key.positions_BxN for key in self.keys], axis=-1)
+        return keys_BxK[:, None, :] - self.query.positions_BxN[:, :, None]
 
 
-def see_up_to_block(query: Places, key: Places) -> Sight:
+def see_up_to_block(places: Places) -> Sight:
     """Positions of the same document, in the same block or an earlier one."""
-    return _see(query, key, lambda of_key, of_query: of_key <= of_query)
+    return Sight(places, (places,), (UP_TO,))
 
 
-def see_earlier_blocks(query: Places, key: Places) -> Sight:
-    """Positions of the same document in an earlier block."""
-    return _see(query, key, lambda of_key, of_query: of_key < of_query)
-
-
-def see_own_block(query: Places, key: Places) -> Sight:
-    """Positions of the same document in the same block."""
-    return _see(query, key, lambda of_key, of_query: of_key == of_query)
-
-
-def _see(query: Places, key: Places, rule) -> Sight:
-    same = query.segments_BxN[:, :, None] == key.segments_BxN[:, None, :]
-    blocks = rule(key.blocks_BxN[:, None, :], query.blocks_BxN[:, :, None])
-    return Sight(same & blocks, key.positions_BxN[:, None, :] - query.positions_BxN[:, :, None])
+def see_memory_and_own_block(places: Places, remembered: Places) -> Sight:
+    """Remembered positions of earlier blocks, then the positions of the own block."""
+    return Sight(places, (remembered, places), (EARLIER, OWN))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ldlm_jax.models.layers import Dense, RMSNorm, Transformer
 from ldlm_jax.models.places import Places, lay_out, see_up_to_block
+from ldlm_jax.models.scores import constrain
 
 
 class Posterior(NamedTuple):
@@ -33,7 +34,8 @@ class Encoder(nn.Module):
     latent_channels: int
     tokens_per_latent: int
     dtype: jnp.dtype
-    remat: bool
+    remat: str
+    attention: str
 
     @nn.compact
     def __call__(self, tokens_BxL, places: Places, known_BxN) -> Posterior:
@@ -41,19 +43,25 @@ class Encoder(nn.Module):
         embed_init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         table_VxM = self.param("embed", embed_init, (self.vocab_size, self.width), jnp.float32)
         x_BxLxM = jnp.take(table_VxM, tokens_BxL, axis=0)
+        x_BxLxM = constrain(x_BxLxM, "batch", "sequence", None)
         # tokens_per_latent neighbours become one position.
         x_BxNxM = x_BxLxM.reshape(*known_BxN.shape, -1)
         if self.tokens_per_latent > 1:
             x_BxNxM = Dense(self.width, ("embed", "mlp"), self.dtype, name="fold")(x_BxNxM)
         # Known and unknown do not see each other, so that the latent of a known text holds nothing
         # of the text to be written.
-        sight = see_up_to_block(places, places)
-        same_side = known_BxN[:, :, None] == known_BxN[:, None, :]
-        sight = sight._replace(mask_BxQxK=sight.mask_BxQxK & same_side)
+        sides_BxN = 2 * places.segments_BxN + known_BxN
+        sight = see_up_to_block(places.replace(segments_BxN=sides_BxN))
         features_BxNxM = x_BxNxM
         if self.layers > 0:
             features_BxNxM, *_ = Transformer(
-                self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
+                self.layers,
+                self.heads,
+                self.mlp_ratio,
+                self.dtype,
+                self.remat,
+                attention=self.attention,
+                name="trunk",
             )(x_BxNxM, sight, places.positions_BxN)
         # Two maps, not one twice as wide: ``codes`` needs the mean alone, of the whole vocabulary.
         mean_BxNxD, logvar_BxNxD = (
@@ -75,23 +83,36 @@ class Decoder(nn.Module):
     mlp_ratio: float
     tokens_per_latent: int
     dtype: jnp.dtype
-    remat: bool
+    remat: str
+    attention: str
 
-    @nn.compact
-    def __call__(self, inputs, places: Places) -> jax.Array:
-        """See ``TextVAE.decode``."""
+    def setup(self):
+        """Create the parts (called by Flax)."""
+        if self.layers > 0:
+            self.input = Dense(self.width, ("latent", "embed"), self.dtype)
+            self.trunk = Transformer(
+                self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat,
+                attention=self.attention,
+            )  # fmt: skip
+        if self.tokens_per_latent > 1:
+            self.unfold = Dense(self.tokens_per_latent * self.width, ("embed", "mlp"), self.dtype)
+        self.head = Dense(self.vocab_size, ("embed", "vocab"), self.dtype)
+
+    def features(self, inputs, places: Places) -> jax.Array:
+        """See ``TextVAE.token_features``."""
         x_BxNxM = inputs
         if self.layers > 0:
-            x_BxNxM = Dense(self.width, ("latent", "embed"), self.dtype, name="input")(inputs)
-            x_BxNxM, *_ = Transformer(
-                self.layers, self.heads, self.mlp_ratio, self.dtype, self.remat, name="trunk"
-            )(x_BxNxM, see_up_to_block(places, places), places.positions_BxN)
+            x_BxNxM, *_ = self.trunk(
+                self.input(inputs), see_up_to_block(places), places.positions_BxN
+            )
         if self.tokens_per_latent > 1:
-            x_BxNxM = Dense(
-                self.tokens_per_latent * self.width, ("embed", "mlp"), self.dtype, name="unfold"
-            )(x_BxNxM)
-        x_BxLxM = x_BxNxM.reshape(x_BxNxM.shape[0], -1, x_BxNxM.shape[-1] // self.tokens_per_latent)
-        return Dense(self.vocab_size, ("embed", "vocab"), self.dtype, name="head")(x_BxLxM)
+            x_BxNxM = self.unfold(x_BxNxM)
+        return x_BxNxM.reshape(x_BxNxM.shape[0], -1, x_BxNxM.shape[-1] // self.tokens_per_latent)
+
+    def read(self, features_BxLxM) -> jax.Array:
+        """See ``TextVAE.read``."""
+        logits_BxLxV = self.head(features_BxLxM).astype(jnp.float32)
+        return constrain(logits_BxLxV, "batch", "sequence", "vocab")
 
 
 class TextVAE(nn.Module):
@@ -108,7 +129,8 @@ class TextVAE(nn.Module):
       latent_channels: D.
       tokens_per_latent: tokens that share one latent; must divide the window.
       dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
-      remat: recompute blocks in the backward pass.
+      remat: what blocks keep for the backward pass, see ``layers.REMAT``.
+      attention: implementation of attention, see ``attention.attend``.
     """
 
     vocab_size: int
@@ -120,7 +142,8 @@ class TextVAE(nn.Module):
     latent_channels: int = 32
     tokens_per_latent: int = 1
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
+    attention: str = "xla"
 
     def setup(self):
         """Create encoder and decoder (called by Flax)."""
@@ -132,6 +155,7 @@ class TextVAE(nn.Module):
             "tokens_per_latent": self.tokens_per_latent,
             "dtype": jnp.dtype(self.dtype),
             "remat": self.remat,
+            "attention": self.attention,
         }
         self.encoder = Encoder(
             layers=self.encoder_layers, latent_channels=self.latent_channels, **shared
@@ -157,17 +181,21 @@ class TextVAE(nn.Module):
         places = lay_out(jnp.ones_like(tokens_Vx1))
         return self.encode(tokens_Vx1, places, jnp.zeros_like(tokens_Vx1, bool)).mean_BxNxD[:, 0]
 
-    def decode(self, inputs, places: Places) -> jax.Array:
-        """Logits (B, L, V) of all tokens.
+    def token_features(self, inputs, places: Places) -> jax.Array:
+        """Features (B, L, M) from which each token is read.
 
         Args:
           inputs: normalised latents (B, N, D) of unit variance a channel; with ``decoder_layers``
             0 the features (B, N, M) of the DiT's trunk for such latents.
           places: where each latent stands.
         """
-        return self.decoder(inputs, places)
+        return self.decoder.features(inputs, places)
+
+    def read(self, features_BxLxM) -> jax.Array:
+        """Logits (B, L, V), fp32, of ``token_features``; each position by itself."""
+        return self.decoder.read(features_BxLxM)
 
     def __call__(self, tokens_BxL, places: Places, inputs) -> jax.Array:
         """Encode, and decode other inputs; used to create the parameters."""
         self.encode(tokens_BxL, places, jnp.zeros(places.segments_BxN.shape, bool))
-        return self.decode(inputs, places)
+        return self.read(self.token_features(inputs, places))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.models.attention import attend, rotate
+from ldlm_jax.models.attention import masked_attention, rotate
 from ldlm_jax.models.layers import matmul
 from ldlm_jax.models.places import lay_out
 from ldlm_jax.teachers.rope import Rope
@@ -69,6 +69,13 @@ class DecoderConfig:
     query_scale: float = 1.0
     last_norm: bool = True
     head: bool = True
+
+    def forward_flops(self, tokens: int) -> float:
+        """FLOPs of the products of one row, without a head; a token sees those before it."""
+        M, inner = self.width, self.heads * self.head_dim
+        kernels = 2 * M * inner + 2 * M * self.kv_heads * self.head_dim + 3 * M * self.hidden
+        pairs = tokens * (tokens + 1) / 2
+        return self.layers * (2 * tokens * kernels + 4 * pairs * inner)
 
 
 class Spec(NamedTuple):
@@ -224,7 +231,7 @@ def _attention(p, x_BxNxM, mask_BxNxN, positions_BxN, frequency_K, scale, config
         k_BxNxGxK = _norm(k_BxNxGxK, p["key_norm"], config)
     q_BxNxHxK = rotate(q_BxNxHxK, positions_BxN, frequency_K) * (scale * config.query_scale)
     k_BxNxGxK = rotate(k_BxNxGxK, positions_BxN, frequency_K) * scale
-    out_BxNxHxK = attend(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, mask_BxNxN)
+    out_BxNxHxK = masked_attention(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, mask_BxNxN)
     out = matmul(out_BxNxHxK.reshape(*x_BxNxM.shape[:2], -1), p["out"], dtype).astype(jnp.float32)
     if config.out_bias:
         out += p["out_bias"].astype(jnp.float32)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.models.attention import attend
+from ldlm_jax.models.attention import masked_attention
 from ldlm_jax.models.layers import matmul
 from ldlm_jax.models.places import lay_out
 from ldlm_jax.teachers.decoder_lm import Spec, outputs_after, resolve_layers
@@ -42,6 +42,11 @@ class EncoderConfig:
     positions: int
     first_position: int = 0
     norm_eps: float = 1e-12
+
+    def forward_flops(self, tokens: int) -> float:
+        """FLOPs of the products of one row; all tokens see each other."""
+        kernels = 4 * self.width**2 + 2 * self.width * self.hidden
+        return self.layers * (2 * tokens * kernels + 4 * tokens**2 * self.width)
 
     @property
     def context(self) -> int:
@@ -114,7 +119,7 @@ def hidden_states(
 
         shape = (*x_BxNxM.shape[:2], config.heads, config.width // config.heads)
         q, k, v = (dense(name, x_BxNxM).reshape(shape) for name in ("query", "key", "value"))
-        attended_BxNxM = dense("out", attend(q, k, v, same_BxNxN).reshape(x_BxNxM.shape))
+        attended_BxNxM = dense("out", masked_attention(q, k, v, same_BxNxN).reshape(x_BxNxM.shape))
         x_BxNxM = _norm(x_BxNxM + attended_BxNxM, p, "attention_norm", config)
         hidden_BxNxF = jax.nn.gelu(dense("up", x_BxNxM), approximate=False)
         return _norm(x_BxNxM + dense("down", hidden_BxNxF), p, "mlp_norm", config), None

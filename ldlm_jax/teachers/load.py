@@ -215,6 +215,27 @@ def load_pretrained(
     return Pretrained(config, params, weights.where)
 
 
+def abstract_pretrained(folder: str | Path, *, mesh, rules, dtype, top: int) -> Pretrained:
+    """What ``load_pretrained`` would return of a folder, as shapes and shardings.
+
+    Needs ``config.json`` alone: for plans.
+    """
+    config = read_config(Path(folder))
+    module = decoder_lm if isinstance(config, DecoderConfig) else encoder_lm
+    config = _cut(config, decoder_lm.resolve_layers((top,), config.layers)[0])
+
+    def shape(spec: Spec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=_sharding(spec, mesh, rules))
+
+    params = jax.tree.map(shape, module.param_specs(config), is_leaf=lambda x: isinstance(x, Spec))
+    return Pretrained(config, params, str(folder))
+
+
+def _sharding(spec: Spec, mesh, rules: AxisRules) -> NamedSharding:
+    axes = dict(rules.pairs())
+    return NamedSharding(mesh, PartitionSpec(*(axes.get(axis) for axis in spec.axes)))
+
+
 def _cut(config, top: int):
     """The model's first blocks."""
     if isinstance(config, EncoderConfig):
@@ -256,8 +277,7 @@ def _check_tensors(expected: dict, weights: Weights, config) -> None:
 
 def _place(spec: Spec, name: Name, weights: Weights, mesh, rules: AxisRules, dtype) -> jax.Array:
     """One parameter, each shard read by itself."""
-    axes = dict(rules.pairs())
-    sharding = NamedSharding(mesh, PartitionSpec(*(axes.get(axis) for axis in spec.axes)))
+    sharding = _sharding(spec, mesh, rules)
 
     def read(number: int, part: tuple[slice, ...]) -> np.ndarray:
         tensor = name.pattern.format(number)

@@ -1,10 +1,9 @@
 """About 130M parameters in the denoiser, OpenWebText, one TPU v5e slice of 16 chips.
 
-Command:  ldlm train --config configs/base_owt.py --workdir /mnt/shared/base_owt
+Command:  ldlm train --config configs/ldlm_130m_v5e_16.py --workdir /mnt/shared/ldlm_130m
           Data: any folder of OpenWebText as .jsonl or .parquet (set data.source to it), or the
           TFDS dataset by name; prepare it once beforehand with `ldlm data --config ...`.
-Hardware: TPU v5e-16 (bf16). Not run by us: the values follow the literature (TextLDM, ELF), and no
-          number here is a measurement.
+Hardware: TPU v5e-16 (4x4). Planned, not run: experiments/scale/.
 Result:   none yet.
 
 Latents: 64 channels, one a token (TextLDM's optimum); the law of times follows the width. Known
@@ -18,14 +17,23 @@ def get_config() -> dict:
         "data": {"source": "tfds:openwebtext", "vocab_size": 32_768, "window": 1024},
         "text_vae": {
             "width": 768,
-            "heads": 12,
+            "heads": 6,
             "encoder_layers": 6,
             "decoder_layers": 6,
             "latent_channels": 64,
             "dtype": "bfloat16",
-            "remat": True,
+            "attention": "splash",
+            "remat": "full",
         },
-        "dit": {"width": 1024, "heads": 16, "layers": 11, "dtype": "bfloat16", "remat": True},
+        "dit": {
+            "width": 1024,
+            "heads": 8,
+            "layers": 11,
+            "time_tokens": 0,
+            "dtype": "bfloat16",
+            "attention": "splash",
+            "remat": "full",
+        },
         "autoencoding": {"token_mask": 0.3, "decoder_noise": 2.0},
         "diffusion": {"self_condition": 0.5, "prefix": 0.3, "infill": 0.2},
         "optim": {
@@ -38,6 +46,7 @@ def get_config() -> dict:
         "train": {
             "num_steps": 300_000,
             "batch_size": 512,
+            "logit_parts": 8,
             "log_every": 100,
             "eval_every": 5000,
             "eval_batches": 8,

@@ -1,0 +1,82 @@
+"""Attention by a TPU kernel that computes no tile which the mask leaves empty."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from ldlm_jax.models.places import ALL, EARLIER, OWN, UP_TO, Places, Sight
+from ldlm_jax.models.scores import platform
+
+# Queries and keys that the kernel handles at once.
+_TILE = 512
+_LANES = 128
+
+
+def fits(q_BxNxHxK, keys) -> bool:
+    """Whether rows are whole: a sampler's single block is too short for the kernel."""
+    return all(k.shape[1] == q_BxNxHxK.shape[1] for k in keys) and q_BxNxHxK.shape[1] >= _LANES
+
+
+def _static_mask(rule: str, places: Places, length: int) -> np.ndarray:
+    """What a rule lets a row see (query, key), documents apart."""
+    size = places.block_size or length
+    block = np.arange(length) // size
+    compare = {UP_TO: np.greater_equal, EARLIER: np.greater, OWN: np.equal}[rule]
+    return compare(block[:, None], block[None, :])
+
+
+def splash(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
+    """The TPU kernel, which computes no tile that the mask leaves empty.
+
+    Each device runs it on its rows and heads; other backends interpret it (slowly, for tests).
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as masks,
+    )
+
+    if offset_bias is not None or ALL in sight.rules:
+        raise ValueError(
+            "attention 'splash' knows neither a bias by offset nor time tokens: set "
+            "dit.offset_radius=0 and dit.time_tokens=0."
+        )
+    N, K = q_BxNxHxK.shape[1], q_BxNxHxK.shape[-1]
+    mask = np.concatenate([_static_mask(rule, sight.query, N) for rule in sight.rules], axis=1)
+    tile = min(_TILE, N)
+    sizes = kernels.BlockSizes(
+        block_q=tile, block_kv=tile, block_kv_compute=tile, block_q_dkv=tile, block_kv_dkv=tile,
+        block_kv_dkv_compute=tile, use_fused_bwd_kernel=True,
+    )  # fmt: skip
+
+    def of_device(q, keys, values, query_segments, key_segments):
+        whole = masks.FullMask(mask.shape) if mask.all() else masks.NumpyMask(mask)
+        kernel = kernels.make_splash_mha_single_device(
+            masks.MultiHeadMask([whole] * q.shape[2]),
+            block_sizes=sizes,
+            residual_checkpoint_name="attended",
+            interpret=platform() == "cpu",
+        )
+
+        def of_row(q, k, v, query_segments, key_segments):
+            return kernel(q, k, v, segment_ids=kernels.SegmentIds(query_segments, key_segments))
+
+        heads_first = (jnp.swapaxes(x, 1, 2) for x in (q * K**-0.5, keys, values))
+        return jax.vmap(of_row)(*heads_first, query_segments, key_segments).swapaxes(1, 2)
+
+    inputs = (
+        q_BxNxHxK,
+        *(jnp.concatenate(parts, axis=1) for parts in (keys, values)),
+        sight.query.segments_BxN,
+        jnp.concatenate([part.segments_BxN for part in sight.keys], axis=1),
+    )
+    if jax.sharding.get_abstract_mesh().empty:
+        return of_device(*inputs)
+    rows = nn.logical_to_mesh_axes(("batch", None, "heads", None))
+    of_rows = PartitionSpec(rows[0], None)
+    return jax.shard_map(
+        of_device, in_specs=(rows, rows, rows, of_rows, of_rows), out_specs=rows, check_vma=False
+    )(*inputs)

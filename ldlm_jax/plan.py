@@ -1,0 +1,208 @@
+"""Compile a config for devices that are not there, and say what it needs and how fast it should be.
+
+The programs are the very ones that ``train`` runs: the fused step of each phase, the evaluation of
+the denoiser, and the sampler.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from ldlm_jax.chips import CHIPS, Chip, chip_of
+from ldlm_jax.config import Experiment
+from ldlm_jax.config_checks import check_mesh
+from ldlm_jax.diffusion.sampler import Solver
+from ldlm_jax.errors import UserError
+from ldlm_jax.evals.denoising import errors_at
+from ldlm_jax.mesh import make_mesh
+from ldlm_jax.optim import make_optimizer
+from ldlm_jax.phases import Phase
+from ldlm_jax.sharding import Placement, batch_sharding, in_force, placements, replicated
+from ldlm_jax.teachers.load import abstract_pretrained
+from ldlm_jax.teachers.named import find_model
+from ldlm_jax.teachers.teacher import PretrainedTeacher
+from ldlm_jax.train_state import abstract_state
+from ldlm_jax.train_step import Recipe, train_step
+from ldlm_jax.write import Dials, Plan, write_tokens
+
+
+def devices_of(topology: str, num_slices: int = 1) -> list:
+    """Devices of a TPU topology such as ``"v5e:16x16"``, none of them present.
+
+    Raises:
+      UserError: there is no such topology, or libtpu is not installed.
+    """
+    from jax.experimental import topologies
+
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, num_slices=num_slices
+        )
+    except Exception as error:  # whatever libtpu raises
+        reason = str(error).splitlines()[0]
+        if "libtpu" in reason or "Unable to" in reason:
+            raise UserError(
+                f"plans need the compiler for TPUs: pip install 'ldlm_jax[tpu]' ({reason})."
+            ) from error
+        kinds = ", ".join(chip.name for chip in CHIPS if chip.name)
+        raise UserError(
+            f"no topology {topology!r} ({reason}). Write KIND:AxB or KIND:AxBxC, chips along each "
+            f"axis of the network; kinds: {kinds}; such as v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:8x8."
+        ) from error
+    return list(described.devices)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a config is planned for.
+
+    Attributes:
+      experiment: the config.
+      mesh: of the devices, present or not.
+      vocab_size: tokens; no corpus is read.
+      chip: what each device can do.
+    """
+
+    experiment: Experiment
+    mesh: jax.sharding.Mesh
+    vocab_size: int
+    chip: Chip
+
+    @classmethod
+    def of(cls, experiment: Experiment, topology: str, num_slices: int = 1) -> "Target":
+        """The config on a TPU topology.
+
+        Raises:
+          UserError: no such topology, or mesh and config do not fit it.
+        """
+        devices = devices_of(topology, num_slices)
+        chip = chip_of(devices[0].device_kind)
+        if chip is None:
+            raise UserError(f"{topology}: nothing is known of {devices[0].device_kind} chips.")
+        mesh = make_mesh(experiment.mesh, devices)
+        check_mesh(experiment, mesh)
+        return cls(experiment, mesh, experiment.data.vocab_size, chip)
+
+    def recipe(self) -> tuple[Recipe, dict | None]:
+        """The recipe, and the teacher's parameters as shapes."""
+        experiment = self.experiment
+        said = experiment.teacher
+        if not experiment.aligned:
+            return experiment.recipe(experiment.models(self.vocab_size)), None
+        if not said.model:
+            raise UserError("plans know open models as teachers (teacher.model), not own runs.")
+        model = abstract_pretrained(
+            find_model(said.model), mesh=self.mesh, rules=experiment.sharding,
+            dtype=jnp.dtype(said.dtype), top=said.layer,
+        )  # fmt: skip
+        teacher = PretrainedTeacher(
+            model.config, said.dtype, experiment.text_vae["tokens_per_latent"]
+        )
+        models = experiment.models(self.vocab_size, teacher.width)
+        return experiment.recipe(models, teacher), model.params
+
+    def placements(self) -> list[Placement]:
+        """Where each parameter lives."""
+        models, window = self.recipe()[0].models, self.experiment.data.window
+        boxed = jax.eval_shape(lambda: models.init(jax.random.key(0), window))
+        return placements(boxed, self.mesh, self.experiment.sharding)
+
+    def batch(self) -> dict:
+        """A batch as shapes."""
+        experiment, sharding = self.experiment, batch_sharding(self.mesh, self.experiment.sharding)
+        rows, window = experiment.train.batch_size, experiment.data.window
+
+        def ints(*shape):
+            return jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=sharding)
+
+        batch = {"tokens": ints(window), "segments": ints(window)}
+        if not experiment.aligned:
+            return batch
+        tokens = experiment.teacher.tokens(window)
+        of_teacher = {"teacher_tokens": (tokens,), "teacher_segments": (tokens,),
+                      "teacher_spans": (tokens, 2), "spans": (window, 2)}  # fmt: skip
+        return batch | {name: ints(*shape) for name, shape in of_teacher.items()}
+
+    def state(self, recipe: Recipe):
+        """The training state as shapes."""
+        optimizer = make_optimizer(self.experiment.optim, self.experiment.train.num_steps)
+        return optimizer, abstract_state(
+            recipe.models, optimizer, self.experiment.data.window, self.mesh,
+            self.experiment.sharding,
+        )  # fmt: skip
+
+    def key(self) -> jax.ShapeDtypeStruct:
+        """A random key as shape."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.ShapeDtypeStruct((), key.dtype, sharding=replicated(self.mesh))
+
+    def compile_step(self, phase: Phase):
+        """The fused step."""
+        recipe, frozen = self.recipe()
+        optimizer, state = self.state(recipe)
+        step = jax.jit(
+            partial(train_step, phase=phase, recipe=recipe, optimizer=optimizer), donate_argnums=0
+        )
+        return self._compile(step, state, self.batch(), self.key(), frozen)
+
+    def compile_evaluation(self):
+        """The denoiser's error on held-out text."""
+        recipe, _ = self.recipe()
+        _, state = self.state(recipe)
+        batch = {name: self.batch()[name] for name in ("tokens", "segments")}
+        run = partial(errors_at, models=recipe.models, diffusion=recipe.diffusion)
+        t = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(self.mesh))
+        return self._compile(jax.jit(run), state.ema, state.latents, batch, self.key(), t)
+
+    def compile_sampler(self):
+        """Writing one batch of texts."""
+        recipe, _ = self.recipe()
+        _, state = self.state(recipe)
+        config, models = self.experiment.sample, recipe.models
+        rows, window = config.batch_size, self.experiment.data.window
+        everywhere = replicated(self.mesh)
+
+        def array(shape, dtype):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+        keys = array((rows,), self.key().dtype)
+        dials = Dials(keys, *[array((rows,), jnp.float32)] * (len(Dials._fields) - 1))
+        plan = Plan(
+            models, recipe.diffusion, Solver(config.solver, config.churn), config.steps,
+            config.grid,
+        )  # fmt: skip
+        texts = array((rows, window), jnp.int32)
+        known = array((rows, window // models.vae.tokens_per_latent), jnp.bool_)
+        return self._compile(
+            partial(write_tokens, plan=plan), state.ema, state.latents, texts, texts, known, dials
+        )
+
+    def _compile(self, function, *arguments):
+        with in_force(self.mesh, self.experiment.sharding):
+            lowered = (function if hasattr(function, "lower") else jax.jit(function)).lower(
+                *arguments
+            )
+            try:
+                return lowered.compile()
+            except jax.errors.JaxRuntimeError as error:
+                raise _too_large(str(error)) from error
+
+
+def _too_large(message: str) -> Exception:
+    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm. Exceeded hbm capacity by ([\d.]+\w)",
+                      message)  # fmt: skip
+    if not found:
+        return UserError(f"the compiler refuses this program: {message.splitlines()[0]}")
+    used, there, over = found.groups()
+    return OutOfMemory(
+        f"out of memory at compile time: {used} of {there} needed on each chip, {over} too much. "
+        "What helps: a larger mesh.fsdp or mesh.tensor, train.microbatches, train.logit_parts, "
+        "dit.remat=full and text_vae.remat=full, a smaller train.batch_size."
+    )
+
+
+class OutOfMemory(UserError):
+    """A program needs more than a chip has."""

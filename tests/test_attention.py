@@ -1,0 +1,113 @@
+"""Every implementation of attention gives what a plain masked softmax gives, gradients too."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldlm_jax.mesh import MeshConfig, make_mesh
+from ldlm_jax.models.attention import attend
+from ldlm_jax.models.places import lay_out, see_memory_and_own_block, see_up_to_block
+from ldlm_jax.sharding import AxisRules
+
+HEADS, WIDTH = 2, 128
+
+
+def documents(length: int) -> jax.Array:
+    """Two rows of packed documents that begin at multiples of 8, the second with empty space."""
+    segments = np.ones((2, length), np.int32)
+    segments[0, 3 * length // 8 :] = 2
+    segments[1, 5 * length // 8 :] = 0
+    return jnp.asarray(segments)
+
+
+def case(length: int, block: int, with_memory: bool, radius: int):
+    """Queries, keys and values by part, who sees whom, and a bias."""
+    places = lay_out(documents(length), block)
+    sight = see_memory_and_own_block(places, places) if with_memory else see_up_to_block(places)
+    keys = jax.random.split(jax.random.key(length + block), 6)
+    draw = [jax.random.normal(key, (2, length, HEADS, WIDTH)) for key in keys[:5]]
+    parts = (tuple(draw[1:3]), tuple(draw[3:5])) if with_memory else ((draw[1],), (draw[3],))
+    bias = jax.random.normal(keys[5], (HEADS, 2 * radius + 1)) if radius else None
+    return draw[0], *parts, sight, bias
+
+
+def plainly(q, keys, values, sight, bias):
+    """The definition, with every array written out."""
+    k, v = (np.concatenate(parts, axis=1) for parts in (keys, values))
+    mask, offset = np.asarray(sight.mask_BxQxK), np.asarray(sight.offset_BxQxK)
+    scores = np.einsum("bnhk,brhk->bhnr", q, k) / np.sqrt(q.shape[-1])
+    if bias is not None:
+        radius = bias.shape[1] // 2
+        clipped = np.clip(offset, -radius, radius) + radius
+        scores += np.asarray(bias)[:, clipped].swapaxes(0, 1)
+    weights = np.exp(scores - scores.max(-1, keepdims=True)) * mask[:, None]
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("bhnr,brhk->bnhk", weights, v)
+
+
+CASES = [(0, False), (8, False), (8, True), (4, True)]
+
+
+@pytest.mark.parametrize(("block", "with_memory"), CASES)
+def test_xla_is_the_definition(block, with_memory):
+    args = case(64, block, with_memory, radius=3)
+    chex.assert_trees_all_close(attend(*args), plainly(*args), atol=1e-5)
+
+
+def compare(implementation: str, args, mesh_shape: dict | None = None):
+    """Outputs and gradients of an implementation and of xla, fp32."""
+    q, keys, values, sight, bias = args
+    push = jax.random.normal(jax.random.key(9), q.shape)
+
+    def outcome(implementation):
+        def pushed(arrays):
+            out = attend(*arrays[:3], sight, arrays[3], implementation)
+            return jnp.sum(out * push), out
+
+        return jax.jit(jax.value_and_grad(pushed, has_aux=True))((q, keys, values, bias))
+
+    expected = outcome("xla")
+    if mesh_shape is None:
+        actual = outcome(implementation)
+    else:
+        mesh = make_mesh(MeshConfig(**mesh_shape))
+        with jax.set_mesh(mesh), nn.logical_axis_rules(AxisRules().pairs()):
+            actual = outcome(implementation)
+    chex.assert_trees_all_close(actual, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mesh_shape", [{"data": 2, "sequence": 4}, {"sequence": 2, "tensor": 2}])
+@pytest.mark.parametrize(("block", "with_memory"), CASES)
+def test_ring(block, with_memory, mesh_shape):
+    compare("ring", case(64, block, with_memory, radius=3), mesh_shape)
+
+
+@pytest.mark.parametrize("mesh_shape", [None, {"data": 2, "fsdp": 1, "tensor": 2, "sequence": 2}])
+@pytest.mark.parametrize(("block", "with_memory"), CASES)
+def test_splash(block, with_memory, mesh_shape):
+    compare("splash", case(128, block, with_memory, radius=0), mesh_shape)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(("block", "with_memory"), CASES)
+def test_cudnn(block, with_memory):
+    q, keys, values, sight, bias = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x,
+        case(128, block, with_memory, radius=3),
+    )
+    actual = attend(q, keys, values, sight, bias, "cudnn")
+    expected = attend(q, keys, values, sight, bias)
+    chex.assert_trees_all_close(actual, expected, atol=3e-2)
+
+
+def test_what_an_implementation_cannot_do_is_said():
+    args = case(128, 8, True, radius=3)
+    with pytest.raises(ValueError, match="dit.offset_radius=0"):
+        attend(*args, "splash")
+    with pytest.raises(ValueError, match="sharding.sequence"):
+        attend(*args, "ring")
+    with pytest.raises(ValueError, match="choose one of"):
+        attend(*args, "flash")

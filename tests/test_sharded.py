@@ -1,0 +1,199 @@
+"""Eight devices give what one gives, however they are arranged: losses, gradients, and text."""
+
+import dataclasses
+from functools import partial
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.config_checks import check_mesh
+from ldlm_jax.data.build import prepare
+from ldlm_jax.data.pipeline import train_batches
+from ldlm_jax.diffusion.sampler import Solver
+from ldlm_jax.errors import UserError
+from ldlm_jax.mesh import MeshConfig, make_mesh
+from ldlm_jax.optim import make_optimizer
+from ldlm_jax.sharding import AxisRules, batch_sharding, in_force, own_rows, put_batch
+from ldlm_jax.teachers.teacher import TrunkTeacher
+from ldlm_jax.train_state import abstract_state, init_state
+from ldlm_jax.train_step import train_step
+from ldlm_jax.write import Dials, Plan, write_tokens
+
+RULES = AxisRules()
+ONE = {"data": 1}
+# All four losses, the teacher among them, and a decoder with a trunk of its own.
+WHOLE = [
+    "phases=[{'reconstruction': 1.0, 'kl': 0.1, 'diffusion': 1.0, 'alignment': 0.5, "
+    "'encoder_gradient': 0.5}]",
+    "teacher.run=elsewhere", "diffusion.token_loss=0.5",
+]  # fmt: skip
+# Blocks, the tokens' posterior and logits in parts.
+BLOCKS = [
+    "diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0", "text_vae.decoder_layers=0",
+    "diffusion.token_posterior=True", "diffusion.token_loss=1.0", "dit.offset_radius=3",
+    "train.logit_parts=2",
+]  # fmt: skip
+RING = ["dit.attention=ring", "text_vae.attention=ring", "dit.time_tokens=0"]
+MUON = ["optim.name=muon"]
+
+
+class Setup:
+    """A config, a batch, and what its step makes of it on some mesh."""
+
+    def __init__(self, overrides, changes):
+        self.experiment = resolve(load_config("configs/debug.py", [*overrides, *changes]))
+        self.prepared = prepare(self.experiment.data)
+        width = self.experiment.text_vae["width"] if self.experiment.aligned else 0
+        models = self.experiment.models(self.prepared.tokenizer.vocab_size, width)
+        teacher = TrunkTeacher(models.vae) if self.experiment.aligned else None
+        self.recipe = self.experiment.recipe(models, teacher)
+        self.batch = next(train_batches(self.prepared, self.experiment.data, 8))
+
+    @property
+    def window(self) -> int:
+        return self.experiment.data.window
+
+    def on(self, shape: dict, devices=None):
+        """A mesh; the optimizer; and a state with random parameters, the same on every mesh."""
+        mesh = make_mesh(MeshConfig(**shape), devices)
+        optimizer = make_optimizer(self.experiment.optim, 100)
+        models = self.recipe.models
+        one = make_mesh(MeshConfig(**ONE), jax.devices()[:1])
+        state = init_state(models, optimizer, 0, self.window, one, RULES)
+        keys = iter(jax.random.split(jax.random.key(5), 200))
+        # Zero-initialised projections would hide what a mesh does to them.
+        params = jax.tree.map(
+            lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), state.params
+        )
+        state = state.replace(params=params, ema=params)
+        abstract = abstract_state(models, optimizer, self.window, mesh, RULES)
+        placed = jax.tree.map(
+            lambda x, s: jax.device_put(np.asarray(x), s.sharding), state, abstract
+        )
+        return mesh, optimizer, placed
+
+    def steps(self, shape: dict, devices=None):
+        """Losses of two steps, and the parameters after them."""
+        mesh, optimizer, state = self.on(shape, devices)
+        (phase,) = self.experiment.phases
+        frozen = None
+        if self.recipe.teacher is not None:
+            frozen = jax.tree.map(np.asarray, self.on(ONE, jax.devices()[:1])[2].ema["text_vae"])
+        step = jax.jit(partial(train_step, phase=phase, recipe=self.recipe, optimizer=optimizer))
+        rows = put_batch(self.batch, batch_sharding(mesh, RULES))
+        values = []
+        with in_force(mesh, RULES):
+            for _ in range(2):
+                state, metrics = step(state, rows, jax.random.key(1), frozen)
+                values.append(
+                    {k: float(v) for k, v in metrics.items() if "loss" in k or "norm" in k}
+                )
+        return values, state
+
+
+def check_steps(setup: Setup, shapes: list[dict]):
+    expected, before = setup.steps(ONE, jax.devices()[:1])
+    for shape in shapes:
+        actual, after = setup.steps(shape)
+        chex.assert_trees_all_close(actual, expected, rtol=1e-3, atol=1e-5)
+        moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(),
+                             after.params, before.params)  # fmt: skip
+        assert max(jax.tree.leaves(moved)) < 2e-3, shape
+        kernel = after.params["dit"]["trunk"]["blocks"]["mlp"]["down"]["kernel"]
+        parts = shape.get("fsdp", 1) * shape.get("tensor", 1)
+        assert kernel.sharding.num_devices == 8
+        assert kernel.addressable_shards[0].data.size == kernel.size // parts
+    return expected
+
+
+SHAPES = [
+    {"data": 8},
+    {"data": 1, "fsdp": 8},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"slice": 2, "data": 1, "fsdp": 2, "sequence": 2},
+]
+
+
+@pytest.mark.slow
+def test_all_four_losses_on_every_mesh(overrides):
+    losses = check_steps(Setup(overrides, WHOLE), SHAPES)
+    assert {"loss/reconstruction", "loss/kl", "loss/diffusion", "loss/alignment"} <= set(losses[0])
+
+
+@pytest.mark.slow
+def test_blocks_with_logits_in_parts(overrides):
+    check_steps(Setup(overrides, BLOCKS), [SHAPES[2], {"data": 2, "sequence": 4}])
+
+
+@pytest.mark.slow
+def test_ring_attention_in_the_step(overrides):
+    check_steps(Setup(overrides, [*WHOLE, *RING]), [{"data": 2, "sequence": 2, "tensor": 2}])
+
+
+@pytest.mark.slow
+def test_muon_on_a_mesh(overrides):
+    check_steps(Setup(overrides, MUON), [SHAPES[2]])
+
+
+@pytest.mark.parametrize("changes", [[], BLOCKS], ids=["whole", "blocks"])
+def test_text_is_the_same_on_a_mesh(overrides, changes):
+    setup = Setup(overrides, changes)
+    models, rows = setup.recipe.models, 4
+    segments = np.ones((rows, setup.window), np.int32)
+    known = np.zeros((rows, setup.window), bool)
+    ones = np.ones(rows, np.float32)
+    dials = Dials(jax.random.split(jax.random.key(0), rows), 3 * ones, *[ones] * 4, 0 * ones)
+    plan = Plan(models, setup.experiment.diffusion, Solver("stochastic"), steps=3)
+
+    def write(shape, devices=None):
+        mesh, _, state = setup.on(shape, devices)
+        with in_force(mesh, RULES):
+            latents = jax.tree.map(np.asarray, state.latents)
+            args = (state.ema, latents, 0 * segments, segments, known)
+            return np.asarray(write_tokens(*args, jax.tree.map(np.asarray, dials), plan=plan)[0])
+
+    expected = write(ONE, jax.devices()[:1])
+    assert len(np.unique(expected)) > 3
+    np.testing.assert_array_equal(write(SHAPES[2]), expected)
+
+
+def test_logits_in_parts_change_nothing(overrides):
+    """Losses and gradients with the positions dealt into parts are those of all at once."""
+    for changes in (WHOLE, BLOCKS):
+        whole = Setup(overrides, [*changes, "train.logit_parts=1"])
+        parts = Setup(overrides, [*changes, "train.logit_parts=4"])
+        (a, after_a), (b, after_b) = (s.steps(ONE, jax.devices()[:1]) for s in (whole, parts))
+        chex.assert_trees_all_close(a, b, rtol=1e-4)
+        chex.assert_trees_all_close(after_a.params, after_b.params, atol=1e-4)
+
+
+def test_rows_of_a_process():
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    assert own_rows(batch_sharding(mesh, RULES), 8).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mesh": {"data": 8}, "train": {"batch_size": 12}}, "12 rows do not divide among the 8"),
+        ({"mesh": {"data": 1, "tensor": 8}}, "heads do not divide among the 8"),
+        ({"mesh": {"data": 1, "sequence": 8}, "data": {"window": 36}}, "positions do not divide"),
+    ],
+)
+def test_what_does_not_divide_is_named(experiment, change, said):
+    for section, values in change.items():
+        part = dataclasses.replace(getattr(experiment, section), **values)
+        experiment = dataclasses.replace(experiment, **{section: part})
+    with pytest.raises(UserError, match=said):
+        check_mesh(experiment, make_mesh(experiment.mesh))
+
+
+def test_a_parameter_that_does_not_divide_is_named(experiment):
+    models = experiment.models(101)
+    optimizer = make_optimizer(experiment.optim, 10)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    with pytest.raises(UserError, match="'vocab' of size 101 does not divide among the 2"):
+        abstract_state(models, optimizer, experiment.data.window, mesh, RULES)
