@@ -107,7 +107,5 @@ def test_what_an_implementation_cannot_do_is_said():
     args = case(128, 8, True, radius=3)
     with pytest.raises(ValueError, match="dit.offset_radius=0"):
         attend(*args, "splash")
-    with pytest.raises(ValueError, match="sharding.sequence"):
-        attend(*args, "ring")
     with pytest.raises(ValueError, match="choose one of"):
         attend(*args, "flash")

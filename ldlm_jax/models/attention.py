@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.places import OWN, Sight
-from ldlm_jax.models.ring import ring
+from ldlm_jax.models.ring import ring, ring_axis
 from ldlm_jax.models.scores import constrain, offset_scores, scores_of
 from ldlm_jax.models.splash import fits, splash
 
@@ -85,7 +85,8 @@ def attend(
       values: likewise.
       sight: who sees whom; every query sees a key.
       offset_bias: bias (H, 2 R + 1) by offset, the ends standing for all beyond; None for none.
-      implementation: one of ``IMPLEMENTATIONS``, which agree up to rounding.
+      implementation: one of ``IMPLEMENTATIONS``, which agree up to rounding. Where rows are too
+        short for the kernel, or nothing splits them, ``"splash"`` and ``"ring"`` are ``"xla"``.
 
     Returns:
       (B, N, H, K).
@@ -93,8 +94,9 @@ def attend(
     Raises:
       ValueError: the implementation is unknown, or cannot do what is asked.
     """
-    if implementation == "ring":
-        return ring(q_BxNxHxK, keys, values, sight, offset_bias)
+    axis = ring_axis(q_BxNxHxK, keys) if implementation == "ring" else None
+    if axis is not None:
+        return ring(q_BxNxHxK, keys, values, sight, offset_bias, axis)
     if implementation == "splash" and fits(q_BxNxHxK, keys):
         return splash(q_BxNxHxK, keys, values, sight, offset_bias)
     if implementation not in IMPLEMENTATIONS:
@@ -103,7 +105,7 @@ def attend(
     keys, values = jax.tree.map(
         lambda x: constrain(x, "batch", None, "heads", None), (keys, values)
     )
-    if implementation == "xla" and sight.rules[-1] == OWN and len(keys) > 1:
+    if implementation != "cudnn" and sight.rules[-1] == OWN and len(keys) > 1:
         return _blocked(q_BxNxHxK, keys, values, sight, offset_bias)
     all_keys, all_values = (jnp.concatenate(parts, axis=1) for parts in (keys, values))
     bias = offset_scores(sight, offset_bias)

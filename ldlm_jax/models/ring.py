@@ -17,7 +17,17 @@ from ldlm_jax.models.scores import UNSEEN, scores_of
 _LEAST = -80.0
 
 
-def ring(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
+def ring_axis(q_BxNxHxK: jax.Array, keys: tuple[jax.Array, ...]) -> str | None:
+    """The mesh axis that splits positions, if there is one in force and these rows divide."""
+    (axis,) = nn.logical_to_mesh_axes(("sequence",))
+    mesh = jax.sharding.get_abstract_mesh()
+    if axis is None or axis not in mesh.axis_names:
+        return None
+    lengths = (q_BxNxHxK.shape[1], *(k.shape[1] for k in keys))
+    return axis if all(length % mesh.shape[axis] == 0 for length in lengths) else None
+
+
+def ring(q_BxNxHxK, keys, values, sight: Sight, offset_bias, axis: str) -> jax.Array:
     """Ring attention (Liu et al. 2023): keys travel from device to device along the mesh axis that
     splits the positions, and each device keeps a running softmax of its own queries.
 
@@ -25,12 +35,6 @@ def ring(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
     """
     if ALL in sight.rules:
         raise ValueError("attention 'ring' knows no time tokens: set dit.time_tokens=0.")
-    (axis,) = nn.logical_to_mesh_axes(("sequence",))
-    mesh = jax.sharding.get_abstract_mesh()
-    if axis is None or axis not in mesh.axis_names:
-        raise ValueError(
-            "attention 'ring' needs sharding.sequence to name a mesh axis, and that mesh in force."
-        )
     split = PartitionSpec(None, axis)
     rows = jax.shard_map(
         partial(_ring_of_one, axis=axis),
