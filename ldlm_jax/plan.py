@@ -191,16 +191,25 @@ class Target:
                 raise _too_large(str(error)) from error
 
 
-def _too_large(message: str) -> Exception:
-    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm. Exceeded hbm capacity by ([\d.]+\w)",
-                      message)  # fmt: skip
-    if not found:
+_UNITS = {"": 2**-30, "K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2.0**10}
+# How compilers say so: what is needed, and what is there.
+_NEEDED = (
+    r"required for HLO temporaries \(([\d.]+)(\w?)\) exceeds available HBM \(([\d.]+)(\w?)\)",
+    r"Used ([\d.]+)(\w?) of ([\d.]+)(\w?) hbm",
+)
+
+
+def _too_large(message: str) -> UserError:
+    """What to do about a program that the compiler refuses."""
+    found = next((match for p in _NEEDED if (match := re.search(p, message))), None)
+    if found is None:
         return UserError(f"the compiler refuses this program: {message.splitlines()[0]}")
-    used, there, over = found.groups()
+    needed, there = (float(found.group(i)) * _UNITS[found.group(i + 1)] for i in (1, 3))
     return OutOfMemory(
-        f"out of memory at compile time: {used} of {there} needed on each chip, {over} too much. "
-        "What helps: a larger mesh.fsdp or mesh.tensor, train.microbatches, train.logit_parts, "
-        "dit.remat=full and text_vae.remat=full, a smaller train.batch_size."
+        f"out of memory at compile time: {needed:.2f} GiB needed on each chip, which has "
+        f"{there:.2f}: {needed - there:.2f} GiB too much. What helps: a larger mesh.fsdp or "
+        "mesh.tensor, train.microbatches, train.logit_parts, dit.remat=full and "
+        "text_vae.remat=full, a smaller train.batch_size."
     )
 
 

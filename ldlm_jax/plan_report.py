@@ -3,12 +3,16 @@
 import math
 from dataclasses import asdict, dataclass, replace
 
+import jax
+
 from ldlm_jax.chips import Chip
+from ldlm_jax.config import Experiment
 from ldlm_jax.errors import UserError
 from ldlm_jax.flops import Counter
 from ldlm_jax.hlo import Cost, Program
+from ldlm_jax.mesh import AXES
 from ldlm_jax.plan import OutOfMemory, Target
-from ldlm_jax.sharding import Placement
+from ldlm_jax.sharding import Placement, placements, split_count
 
 # Share of the peak that a fused attention kernel is taken to reach: its cycles are not in the
 # compiler's listing. Forward it makes two products, in the fused backward pass five.
@@ -152,8 +156,6 @@ def plan(target: Target, topology: str, programs: tuple[str, ...]) -> dict:
 
 
 def _bytes_per_chip(state) -> int:
-    import jax
-
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state)
@@ -185,8 +187,6 @@ def largest_batch(target: Target, most: int = 1 << 16) -> int:
         fits, rows = rows, 2 * rows
     if fits:
         return fits
-    from ldlm_jax.sharding import split_count
-
     smallest = split_count(target.mesh, experiment.sharding, "batch")
     smallest *= experiment.train.microbatches
     rows //= 2
@@ -259,3 +259,15 @@ def explain(placed: list[Placement]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def sharding_table(experiment: Experiment, devices: int) -> list[list]:
+    """Name, shape, split axes and bytes on a device of every parameter, on absent devices."""
+    mesh = jax.sharding.AbstractMesh(experiment.mesh.shape(devices), AXES)
+    models, window = experiment.models(experiment.data.vocab_size, 1), experiment.data.window
+    boxed = jax.eval_shape(lambda: models.init(jax.random.key(0), window))
+    return [
+        [p.name, list(p.shape), str(p.spec), p.bytes_per_device]
+        for p in placements(boxed, mesh, experiment.sharding)
+        if not p.name.startswith("align")  # as wide as the teacher, which need not be at hand
+    ]

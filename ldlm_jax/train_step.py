@@ -142,12 +142,15 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     def estimate(earlier_BxNxD, tokens_BxL=None):
         return denoiser(z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory, tokens_BxL)
 
-    # One draw for the whole batch: half of the steps then cost no second evaluation.
-    earlier_BxNxD = jax.lax.cond(
-        jax.random.bernoulli(self_key, config.self_condition),
-        lambda: jax.lax.stop_gradient(estimate(jnp.zeros_like(z_0_BxNxD)).clean_BxNxD),
-        lambda: jnp.zeros_like(z_0_BxNxD),
-    )
+    earlier_BxNxD = jnp.zeros_like(z_0_BxNxD)
+    if config.self_condition > 0:
+        # One draw for the whole batch: the other steps then cost no second evaluation.
+        earlier_BxNxD = jax.lax.cond(
+            jax.random.bernoulli(self_key, config.self_condition),
+            lambda blank: jax.lax.stop_gradient(estimate(blank).clean_BxNxD),
+            lambda blank: blank,
+            earlier_BxNxD,
+        )
     said = estimate(earlier_BxNxD, tokens_BxL if config.token_loss > 0 else None)
     to_write_BxN = (places.segments_BxN > 0) & ~known_BxN
     loss = masked_mean(config.objective.loss(said.clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)

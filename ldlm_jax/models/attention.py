@@ -85,8 +85,9 @@ def attend(
       values: likewise.
       sight: who sees whom; every query sees a key.
       offset_bias: bias (H, 2 R + 1) by offset, the ends standing for all beyond; None for none.
-      implementation: one of ``IMPLEMENTATIONS``, which agree up to rounding. Where rows are too
-        short for the kernel, or nothing splits them, ``"splash"`` and ``"ring"`` are ``"xla"``.
+      implementation: one of ``IMPLEMENTATIONS``, which agree up to rounding. Where there
+        is no such device, rows are too short for the kernel, or nothing splits them, the others
+        are ``"xla"``, so that a run can be sampled from anywhere.
 
     Returns:
       (B, N, H, K).
@@ -105,7 +106,8 @@ def attend(
     keys, values = jax.tree.map(
         lambda x: constrain(x, "batch", None, "heads", None), (keys, values)
     )
-    if implementation != "cudnn" and sight.rules[-1] == OWN and len(keys) > 1:
+    fused = implementation == "cudnn" and jax.default_backend() == "gpu"
+    if not fused and sight.rules[-1] == OWN and len(keys) > 1:
         return _blocked(q_BxNxHxK, keys, values, sight, offset_bias)
     all_keys, all_values = (jnp.concatenate(parts, axis=1) for parts in (keys, values))
     bias = offset_scores(sight, offset_bias)
@@ -113,7 +115,7 @@ def attend(
         bias = bias.astype(q_BxNxHxK.dtype)
     return jax.nn.dot_product_attention(
         q_BxNxHxK, all_keys, all_values, bias=bias, mask=sight.mask_BxQxK[:, None],
-        implementation="cudnn" if implementation == "cudnn" else "xla",
+        implementation="cudnn" if fused else "xla",
     )  # fmt: skip
 
 

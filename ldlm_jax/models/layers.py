@@ -20,10 +20,13 @@ from ldlm_jax.models.scores import constrain, platform
 UNROLLED_LAYERS = 4
 
 # What the forward pass of a block keeps for the backward pass.
+_ATTENTION = jax.checkpoint_policies.save_only_these_names("attended")
 REMAT = {
     "none": None,  # everything
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with parameters
-    "attention": jax.checkpoint_policies.save_only_these_names("attended"),  # and the input
+    "dots": jax.checkpoint_policies.save_from_both_policies(  # products, and what attention gave
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION
+    ),
+    "attention": _ATTENTION,  # the block's input, and what attention gave
     "full": jax.checkpoint_policies.nothing_saveable,  # the block's input alone
 }
 
@@ -112,7 +115,7 @@ class Dense(nn.Module):
 
 
 class ParallelDense(nn.Module):
-    """Several linear maps of one input as a single product.
+    """Several linear maps of one input, on CPUs as a single product.
 
     The kernel is (in, maps, features), so that splitting ``features`` over devices keeps the parts
     of every map together, and Muon sees ``maps`` matrices.
@@ -135,6 +138,9 @@ class ParallelDense(nn.Module):
         shape = (x.shape[-1], self.maps, self.features)
         kernel = self.param("kernel", init, shape, jnp.float32)
         kernel = _collected(kernel, (self.axes[0], None, self.axes[1]), self.dtype)
+        if platform() != "cpu":
+            # What comes out of each is used by itself: cut out of one array it would be copied.
+            return [matmul(x, kernel[:, i], self.dtype) for i in range(self.maps)]
         y = matmul(x, kernel, self.dtype)
         return [y[..., i, :] for i in range(self.maps)]
 

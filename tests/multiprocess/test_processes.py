@@ -46,8 +46,7 @@ def start(arguments: list[str], processes: int) -> list[subprocess.Popen]:
 def run(arguments: list[str], processes: int) -> str:
     """Let them finish; what the first one said."""
     outputs = [process.communicate(timeout=240)[0] for process in start(arguments, processes)]
-    started = outputs[0]
-    return started
+    return outputs[0]
 
 
 def losses(workdir: Path) -> dict[int, float]:

@@ -1,0 +1,32 @@
+"""About seven billion parameters in the denoiser, aligned with a 7B teacher, 512 TPU v5p chips.
+
+Command:  ldlm train --config configs/ldlm_7b_v5p_512.py --workdir /mnt/shared/ldlm_7b \
+            teacher.model=/mnt/shared/Mistral-7B-v0.3
+          Data: a folder of web text as .parquet (set data.source to it).
+Hardware: TPU v5p, 512 chips (8x8x8). Planned, not run: experiments/scale/.
+Result:   none yet.
+
+The teacher runs inside the step, split over the same chips; latents are aligned with its 29th of
+32 layers (TextLDM aligns with the third from the end).
+"""
+
+import runpy
+from pathlib import Path
+
+
+def get_config() -> dict:
+    """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
+    config = runpy.run_path(str(Path(__file__).with_name("ldlm_1b_v5e_256.py")))["get_config"]()
+    config["data"] |= {"vocab_size": 131_072, "window": 2048}
+    config["text_vae"] |= {"width": 2048, "heads": 16}
+    config["dit"] |= {"width": 4096, "heads": 32, "layers": 36}
+    config["optim"] |= {"learning_rate": 2e-4}
+    config["train"] |= {"batch_size": 2048, "logit_parts": 16}
+    # Only shape and layer matter to a plan; a run names the folder with the weights.
+    config["teacher"] = {"model": "experiments/scale/mistral-7b", "layer": 29, "dtype": "bfloat16"}
+    config["alignment"] = {"site": "encoder"}
+    config["phases"] = [
+        {"until": 50_000, "diffusion": 0.0, "alignment": 1.0},
+        {"until": -1, "reconstruction": 0.1, "kl": 1e-5, "train": ["decoder", "dit"]},
+    ]
+    return config
