@@ -1,5 +1,6 @@
 """What accelerators can do, from their makers' data sheets."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -9,7 +10,7 @@ class Chip:
 
     Attributes:
       kind: as ``Device.device_kind`` begins.
-      name: as topologies are named, ``"v5e:4x4"``; empty where plans cannot be compiled.
+      name: as topologies are named, ``"v5e:4x4"`` or ``"h100:8x8"`` (nodes by GPUs of a node).
       flops: bf16 products, FLOP/s.
       memory: bytes of HBM.
       memory_rate: of HBM, bytes/s.
@@ -27,6 +28,11 @@ class Chip:
     far_rate: float
     clock: float = 0.0
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether plans are made without its compiler."""
+        return self.kind.startswith("NVIDIA")
+
 
 _GIB = 2**30
 # TPU: cloud.google.com/tpu/docs, system architecture pages (peak, HBM, interchip Gbit/s, of which
@@ -38,10 +44,22 @@ CHIPS = (
     Chip("TPU v5 lite", "v5e", 197e12, 16 * _GIB, 0.819e12, 100e9, 3.1e9, 1.5e9),
     Chip("TPU v5", "v5p", 459e12, 95 * _GIB, 2.765e12, 300e9, 6.25e9, 1.75e9),
     Chip("TPU v6 lite", "v6e", 918e12, 32 * _GIB, 1.64e12, 224e9, 6.25e9),
-    Chip("NVIDIA A100", "", 312e12, 80e9, 2.039e12, 300e9, 25e9),
-    Chip("NVIDIA H100", "", 989e12, 80e9, 3.35e12, 450e9, 50e9),
-    Chip("NVIDIA H200", "", 989e12, 141e9, 4.8e12, 450e9, 50e9),
+    Chip("NVIDIA A100", "a100", 312e12, 80e9, 2.039e12, 300e9, 25e9),
+    Chip("NVIDIA H100", "h100", 989e12, 80e9, 3.35e12, 450e9, 50e9),
+    Chip("NVIDIA H200", "h200", 989e12, 141e9, 4.8e12, 450e9, 50e9),
 )
+
+
+def count_of(topology: str) -> int:
+    """Devices of a topology such as ``"v5e:4x4"``; 0 if it is not written like one."""
+    sizes = topology.partition(":")[2].split("x")
+    return math.prod(map(int, sizes)) if all(size.isdigit() for size in sizes) else 0
+
+
+def gpu_of(topology: str) -> Chip | None:
+    """The GPU that a topology names, or None."""
+    name = topology.partition(":")[0]
+    return next((chip for chip in CHIPS if chip.is_gpu and chip.name == name), None)
 
 
 def chip_of(kind: str) -> Chip | None:

@@ -245,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
         "plan", help="compile a config for devices that are not there", epilog=overriding
     )
     plan.add_argument("--config", required=True, help="config file")
-    plan.add_argument("--topology", required=True, help="TPU slice, such as v5e:16x16")
+    plan.add_argument("--topology", required=True, help="such as v5e:16x16, or h100:8x8")
     plan.add_argument("--num-slices", type=int, default=1, help="slices of that topology")
     plan.add_argument(
         "--explain", action="store_true", help="only print where each parameter lives"
@@ -290,9 +290,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configure_jax(command: str) -> None:
+def _configure_jax(args) -> None:
     """Reuse compiled programs between runs; plans use no device but the host."""
-    if command == "plan":
+    if args.command == "plan":
+        from ldlm_jax.chips import count_of, gpu_of
+
+        if gpu_of(args.topology):
+            os.environ["JAX_NUM_CPU_DEVICES"] = str(max(1, count_of(args.topology)))
         for name, value in (("JAX_PLATFORMS", "cpu"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
                             ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_STDERR_LOG_LEVEL", "3"),
                             ("TPU_MIN_LOG_LEVEL", "3")):  # fmt: skip
@@ -313,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
     if any(word.startswith("-") or "=" not in word for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        _configure_jax(args.command)
+        _configure_jax(args)
         args.run(args, rest)
     except UserError as error:
         if args.debug:

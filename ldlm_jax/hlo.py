@@ -22,6 +22,7 @@ _CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TWO_WAY = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"constant\((\d+)\)")
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8}
 
@@ -150,7 +151,9 @@ class Program:
         if kind:
             self._count(cost, said, kind, channels, waits=not opcode.endswith("-start"))
         elif opcode == "while":
-            cost.add(self._of(said.called("body")), self.trips(said.called("condition")))
+            known = _TRIPS.search(said.rest)
+            trips = int(known.group(1)) if known else self.trips(said.called("condition"))
+            cost.add(self._of(said.called("body")), trips)
         elif opcode == "conditional":
             self._branches(cost, said)
         elif opcode == "call":

@@ -1,7 +1,9 @@
 """Compile a config for devices that are not there, and say what it needs and how fast it should be.
 
 The programs are the very ones that ``train`` runs: the fused step of each phase, the evaluation of
-the denoiser, and the sampler.
+the denoiser, and the sampler. For TPUs their own compiler is asked. That for GPUs needs one to be
+there: instead the program is split over as many simulated CPU devices, which tells what lies where
+and what is sent; temporary memory is then only an estimate, and of speed only bounds are known.
 """
 
 import re
@@ -11,13 +13,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.chips import CHIPS, Chip, chip_of
+from ldlm_jax.chips import CHIPS, Chip, chip_of, count_of, gpu_of
 from ldlm_jax.config import Experiment
 from ldlm_jax.config_checks import check_mesh
 from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals.denoising import errors_at
 from ldlm_jax.mesh import make_mesh
+from ldlm_jax.models.scores import planning_for
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.phases import Phase
 from ldlm_jax.sharding import Placement, batch_sharding, in_force, placements, replicated
@@ -47,12 +50,21 @@ def devices_of(topology: str, num_slices: int = 1) -> list:
             raise UserError(
                 f"plans need the compiler for TPUs: pip install 'ldlm_jax[tpu]' ({reason})."
             ) from error
-        kinds = ", ".join(chip.name for chip in CHIPS if chip.name)
+        kinds = ", ".join(chip.name for chip in CHIPS)
         raise UserError(
             f"no topology {topology!r} ({reason}). Write KIND:AxB or KIND:AxBxC, chips along each "
-            f"axis of the network; kinds: {kinds}; such as v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:8x8."
+            f"axis of the network, or nodes by GPUs; kinds: {kinds}; such as v5e:4x4, v5e:16x16, "
+            "v5p:4x4x4, v6e:8x8, h100:8x8."
         ) from error
     return list(described.devices)
+
+
+def _simulated(topology: str) -> list:
+    """CPU devices, as many as the topology has; ``ldlm plan`` asks jax for them beforehand."""
+    count, devices = count_of(topology), jax.devices("cpu")
+    if not 0 < count <= len(devices):
+        raise UserError(f"{topology}: write nodes by GPUs of a node, such as h100:8x8.")
+    return devices[:count]
 
 
 @dataclass(frozen=True)
@@ -78,8 +90,12 @@ class Target:
         Raises:
           UserError: no such topology, or mesh and config do not fit it.
         """
-        devices = devices_of(topology, num_slices)
-        chip = chip_of(devices[0].device_kind)
+        chip = gpu_of(topology)
+        if chip:
+            devices = _simulated(topology)
+        else:
+            devices = devices_of(topology, num_slices)
+            chip = chip_of(devices[0].device_kind)
         if chip is None:
             raise UserError(f"{topology}: nothing is known of {devices[0].device_kind} chips.")
         mesh = make_mesh(experiment.mesh, devices)
@@ -181,7 +197,8 @@ class Target:
         )
 
     def _compile(self, function, *arguments):
-        with in_force(self.mesh, self.experiment.sharding):
+        platform = "gpu" if self.chip.is_gpu else "tpu"
+        with planning_for(platform), in_force(self.mesh, self.experiment.sharding):
             lowered = (function if hasattr(function, "lower") else jax.jit(function)).lower(
                 *arguments
             )

@@ -63,18 +63,13 @@ class Forecast:
     slowest: str
 
     @classmethod
-    def of(cls, cost: Cost, chip: Chip, model_flops: float, devices: int, far: bool) -> "Forecast":
-        """From a program's cost on each of some devices."""
+    def of(cls, cost: Cost, chip: Chip, model_flops: float, mesh) -> "Forecast":
+        """From a program's cost on each device of a mesh."""
         kernels = sum(runs * kernel_flops(name, shapes) for name, runs, shapes in cost.kernels)
         chip_seconds = cost.cycles / chip.clock + kernels / (KERNEL_SHARE * chip.flops)
-        rate = chip.far_rate if far else chip.network_rate
-        # Gradients that cross the slow network are a small part of what is sent; the rest is near.
-        network = sum(cost.collectives.values()) / chip.network_rate
-        exposed = sum(cost.exposed.values()) / chip.network_rate
-        if far:
-            crossing = cost.collectives.get("all-reduce", 0.0) / rate
-            network, exposed = network + crossing, exposed + crossing
-        arithmetic = model_flops / devices / chip.flops
+        network = _network_seconds(cost.collectives, chip, mesh)
+        exposed = _network_seconds(cost.exposed, chip, mesh)
+        arithmetic = model_flops / mesh.size / chip.flops
         seconds = max(chip_seconds + exposed, network)
         slowest = "arithmetic" if arithmetic > chip_seconds / 2 else "memory"
         if network >= chip_seconds or exposed > chip_seconds / 2:
@@ -117,11 +112,24 @@ def plan_step(target: Target, number: int) -> dict:
         "flops": parts,
     }
     if chip.clock:
-        far = target.mesh.shape["slice"] > 1
-        forecast = Forecast.of(cost, chip, sum(parts.values()), devices, far)
+        forecast = Forecast.of(cost, chip, sum(parts.values()), target.mesh)
         result["forecast"] = asdict(forecast)
         result["tokens_per_second"] = rows * window / forecast.seconds
+    else:
+        arithmetic = sum(parts.values()) / devices / chip.flops
+        network = _network_seconds(cost.collectives, chip, target.mesh)
+        result["bounds"] = {"arithmetic_seconds": arithmetic, "network_seconds": network,
+                            "mfu_at_most": arithmetic / max(arithmetic, network)}  # fmt: skip
     return result
+
+
+def _network_seconds(sent: dict[str, float], chip: Chip, mesh) -> float:
+    """What sending takes; sums of gradients also cross the slow network, if there is one."""
+    seconds = sum(sent.values()) / chip.network_rate
+    if mesh.shape["slice"] > 1:
+        within = mesh.size / mesh.shape["slice"]
+        seconds += sent.get("all-reduce", 0.0) / within / chip.far_rate
+    return seconds
 
 
 def plan(target: Target, topology: str, programs: tuple[str, ...]) -> dict:
@@ -234,7 +242,13 @@ def _phase_lines(phase: dict) -> list[str]:
     lines = [f"  memory     {_memory_line(phase['memory'])}", f"  sent       {sent or 'nothing'}",
              f"  FLOPs      {flops}"]  # fmt: skip
     if "forecast" not in phase:
-        return [*lines, "  forecast   the compiler gives no cycles for this chip"]
+        said = phase["bounds"]
+        return [
+            *lines,
+            f"  at least   {said['arithmetic_seconds'] * 1e3:,.0f} ms a step for products at the "
+            f"peak, {said['network_seconds'] * 1e3:,.0f} ms for the network; MFU at most "
+            f"{said['mfu_at_most']:.1%} (no cycles are known for this chip)",
+        ]
     said = phase["forecast"]
     return [
         *lines,

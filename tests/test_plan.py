@@ -122,11 +122,12 @@ def test_a_forecast_by_hand():
     chip = chip_of("TPU v5 lite")
     cost = Cost(cycles=1.5e9)
     cost.collectives["all-gather"], cost.exposed["all-gather"] = 50e9, 20e9
-    said = Forecast.of(cost, chip, model_flops=2 * 197e12, devices=4, far=False)
+    mesh = jax.sharding.AbstractMesh((1, 4), ("slice", "fsdp"))
+    said = Forecast.of(cost, chip, 2 * 197e12, mesh)
     assert said.chip_seconds == 1.0 and said.exposed_seconds == pytest.approx(0.2)
     assert said.network_seconds == pytest.approx(0.5) and said.seconds == pytest.approx(1.2)
     assert said.mfu == pytest.approx(0.5 / 1.2) and said.slowest == "memory"
-    slow = Forecast.of(dataclasses.replace(cost, cycles=1.5e8), chip, 197e12, 4, far=False)
+    slow = Forecast.of(dataclasses.replace(cost, cycles=1.5e8), chip, 197e12, mesh)
     assert slow.slowest == "network" and slow.seconds == pytest.approx(0.5)
 
 
@@ -189,6 +190,21 @@ def test_a_plan_for_a_pod_that_is_not_there(tmp_path):
     assert 0 < phase["forecast"]["mfu"] < 0.2  # a tiny model keeps no chip busy
     assert said["sampler"]["total"] > 0 and said["evaluation"]["total"] > 0
     assert "MFU" in done.stdout and "GiB" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_plan_for_gpus_gives_bounds(tmp_path):
+    file = tmp_path / "plan.json"
+    done = ldlm_plan(
+        "--topology=h100:2x4", f"--json={file}", "--programs=train", "mesh.slice=2", "mesh.data=1",
+        "mesh.fsdp=4", "phases=[{'encoder_gradient': 1.0}]", "data.vocab_size=512",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(file.read_text())
+    (phase,) = said["phases"]
+    assert said["chip"] == "NVIDIA H100" and said["mesh"]["slice"] == 2
+    assert phase["collective_bytes"]["all-reduce"] > 0 and "forecast" not in phase
+    assert 0 < phase["bounds"]["mfu_at_most"] <= 1 and "MFU at most" in done.stdout
 
 
 @needs_libtpu

@@ -3,6 +3,9 @@
 Shape letters: B batch, N positions (queries), R positions (keys), H heads, K head width.
 """
 
+import contextlib
+from contextvars import ContextVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,8 +24,23 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, axes)
 
 
+_PLANNED: ContextVar[str | None] = ContextVar("planned platform", default=None)
+
+
+@contextlib.contextmanager
+def planning_for(platform: str):
+    """Compile inside as if for that platform, whatever the devices are (for plans)."""
+    token = _PLANNED.set(platform)
+    try:
+        yield
+    finally:
+        _PLANNED.reset(token)
+
+
 def platform() -> str:
     """What is compiled for: the devices of the mesh in force, present or not, or the default."""
+    if _PLANNED.get() is not None:
+        return _PLANNED.get()
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
