@@ -6,7 +6,7 @@ Command:  ldlm train --config configs/ldlm_1b_v5e_256.py --workdir /mnt/shared/l
 Hardware: TPU v5e-256 (16x16). Planned, not run: experiments/scale/.
 Result:   none yet.
 
-Parameters, optimizer and average are split over all chips; rows are too, eight a chip.
+Parameters, optimizer and average are split over all chips; rows are too, 16 a chip.
 """
 
 
@@ -25,9 +25,9 @@ def get_config() -> dict:
             "remat": "attention",
         },
         "dit": {
-            "width": 2048,
-            "heads": 16,
-            "layers": 20,
+            "width": 2560,
+            "heads": 20,
+            "layers": 13,
             "time_tokens": 0,
             "dtype": "bfloat16",
             "attention": "splash",
@@ -44,7 +44,7 @@ def get_config() -> dict:
         },
         "train": {
             "num_steps": 300_000,
-            "batch_size": 2048,
+            "batch_size": 4096,
             "logit_parts": 8,
             "log_every": 100,
             "eval_every": 5000,

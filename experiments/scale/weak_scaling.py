@@ -1,0 +1,55 @@
+"""Weak scaling by plan: one config on more and more chips, with as many rows on each.
+
+Command: python experiments/scale/weak_scaling.py configs/ldlm_130m_v5e_16.py 32 \
+           experiments/scale/weak_scaling.json v5e:4x4 v5e:8x8 v5e:16x16 v5e:32x32
+         (rows a chip; then the topologies, smallest first)
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from ldlm_jax.chips import count_of
+
+
+def planned(config: str, topology: str, rows: int) -> dict:
+    """A plan of the training step."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        subprocess.run(
+            ["ldlm", "plan", "--config", config, "--topology", topology, "--programs", "train",
+             "--json", file.name, f"train.batch_size={rows}"],
+            check=True,
+        )  # fmt: skip
+        return json.loads(Path(file.name).read_text())
+
+
+def main(config: str, rows_a_chip: str, out: str, *topologies: str) -> None:
+    """Plan each, write the table and a plot beside it."""
+    table = []
+    for topology in topologies:
+        chips = count_of(topology)
+        phase = planned(config, topology, chips * int(rows_a_chip))["phases"][-1]
+        rate = phase["tokens_per_second"] / chips
+        table.append({
+            "topology": topology, "chips": chips, "seconds": phase["forecast"]["seconds"],
+            "exposed_seconds": phase["forecast"]["exposed_seconds"],
+            "mfu": phase["forecast"]["mfu"], "tokens_per_second_a_chip": rate,
+            "efficiency": rate / table[0]["tokens_per_second_a_chip"] if table else 1.0,
+            "share_of_hbm": phase["memory"]["share_of_hbm"],
+        })  # fmt: skip
+        Path(out).write_text(json.dumps({"config": config, "table": table}, indent=1) + "\n")
+    figure, axes = plt.subplots(figsize=(5, 3.2))
+    axes.plot([r["chips"] for r in table], [r["efficiency"] for r in table], "o-")
+    axes.set(xscale="log", xlabel="chips", ylabel="predicted efficiency", ylim=(0, 1.05))
+    axes.set_xticks([r["chips"] for r in table], [str(r["chips"]) for r in table])
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(Path(out).with_suffix(".png"), dpi=120)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
