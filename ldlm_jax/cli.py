@@ -190,7 +190,7 @@ def _no_overrides(overrides) -> None:
 def _sampling_flags(parser) -> None:
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
-    parser.add_argument("--solver", help="euler, heun or stochastic")
+    parser.add_argument("--solver", help="euler, heun, multistep or stochastic")
     parser.add_argument("--churn", type=float, help="noise of the stochastic solver")
     parser.add_argument("--guidance", type=float, help="weight of the prompt; 1 is none")
     parser.add_argument(

@@ -14,7 +14,8 @@ class SampleConfig:
 
     Attributes:
       steps: denoising steps of each block; more cost more and write better.
-      solver: ``"euler"``, ``"heun"`` or ``"stochastic"``, see ``diffusion.sampler``.
+      solver: ``"euler"``, ``"heun"``, ``"multistep"`` or ``"stochastic"``, see
+        ``diffusion.sampler``.
       churn: noise of the stochastic solver; 0 is Euler.
       guidance: weight of the prompt; 1 is none, above 1 follows it more closely.
       self_guidance: weight of the model's own earlier estimate; 1 is none, above 1 makes text more

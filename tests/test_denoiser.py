@@ -10,7 +10,7 @@ import pytest
 from flax.core import meta
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.denoiser import Denoiser, DiffusionConfig
+from ldlm_jax.denoiser import Denoiser, DiffusionConfig, nucleus
 from ldlm_jax.diffusion import path
 from ldlm_jax.models.dit import UNKNOWN
 from ldlm_jax.models.places import lay_out
@@ -108,3 +108,20 @@ def test_latents_learn_from_the_cross_entropy_and_not_from_the_squared_error(net
     assert encoder_gradient("logits_BxLxV", 0.7) > 0
     # In pure noise the posterior does not depend on the codes; nor may the estimate teach them.
     assert encoder_gradient("clean_BxNxD", 1.0) == 0
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.7, 0.95, 1.0])
+def test_the_nucleus_is_the_fewest_tokens_that_add_up(top_p):
+    logits = 3 * jax.random.normal(jax.random.key(0), (4, 2, 50))
+    kept = np.asarray(nucleus(logits, jnp.full((4, 1, 1), top_p))) > -1e3
+    probability = np.asarray(jax.nn.softmax(logits))
+    for row, keep in zip(probability.reshape(-1, 50), kept.reshape(-1, 50), strict=True):
+        order = np.argsort(-row)
+        fewest = int(np.searchsorted(np.cumsum(row[order]), top_p - 1e-6)) + 1
+        assert set(np.flatnonzero(keep)) == set(order[: fewest if top_p < 1 else None])
+
+
+def test_each_row_has_a_nucleus_of_its_own():
+    logits = jnp.log(jnp.array([[[0.6, 0.3, 0.1]], [[0.6, 0.3, 0.1]]]))
+    kept = nucleus(logits, jnp.array([0.5, 0.8])[:, None, None]) > -1e3
+    assert kept[:, 0].tolist() == [[True, False, False], [True, True, False]]

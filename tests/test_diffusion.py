@@ -63,7 +63,7 @@ def times(steps, law=None):
     return (u if law is None else law.quantile(u))[:, None]
 
 
-def test_heun_is_second_order_and_euler_first():
+def test_orders_of_the_solvers():
     noise = jax.random.normal(jax.random.key(0), (256, 2))
 
     def error(solver, steps):
@@ -75,6 +75,9 @@ def test_heun_is_second_order_and_euler_first():
 
     assert 1.7 < error("euler", 16) / error("euler", 32) < 2.4
     assert 3.3 < error("heun", 16) / error("heun", 32) < 5.0
+    assert 3.3 < error("multistep", 32) / error("multistep", 64) < 5.0
+    # For the price of Euler's evaluations.
+    assert error("multistep", 32) < error("euler", 32) / 4
 
 
 def test_stochastic_solver_without_churn_is_euler_and_with_it_is_not():

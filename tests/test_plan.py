@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -14,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldlm_jax import plan_report
 from ldlm_jax.chips import chip_of
 from ldlm_jax.config import load_config, resolve
+from ldlm_jax.errors import UserError
 from ldlm_jax.flops import Counter
 from ldlm_jax.hlo import Cost, Program, parse
 from ldlm_jax.mesh import MeshConfig, make_mesh
+from ldlm_jax.plan import OutOfMemory, Target
 from ldlm_jax.plan_report import Forecast, explain, kernel_flops, sharding_table
 from ldlm_jax.sharding import AxisRules, placements
 from ldlm_jax.train_state import LatentStats
@@ -146,6 +150,28 @@ def test_shardings_of_the_configs_of_record(name):
     assert sharding_table(experiment, expected["devices"]) == expected["parameters"]
 
 
+@pytest.mark.parametrize(("room", "largest"), [(100, 64), (33, 32), (9, 8)])
+def test_the_largest_batch_is_searched_both_ways(experiment, monkeypatch, room, largest):
+    """A row takes one unit of memory; from 16 rows on up, or down where not even they fit."""
+    monkeypatch.setattr(Target, "compile_step", lambda self, _: self.experiment.train.batch_size)
+    monkeypatch.setattr(plan_report, "memory_of", lambda rows, _: {"share_of_hbm": rows / room})
+    experiment = dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, batch_size=16)
+    )
+    target = Target(experiment, make_mesh(MeshConfig()), 128, chip_of("TPU v5"))
+    assert plan_report.largest_batch(target) == largest
+
+
+def test_no_batch_fits(experiment, monkeypatch):
+    def refuse(self, _):
+        raise OutOfMemory("too large")
+
+    monkeypatch.setattr(Target, "compile_step", refuse)
+    target = Target(experiment, make_mesh(MeshConfig()), 128, chip_of("TPU v5"))
+    with pytest.raises(UserError, match="not even the smallest batch fits"):
+        plan_report.largest_batch(target)
+
+
 def test_explain_names_everything(experiment):
     models = experiment.models(128)
     boxed = jax.eval_shape(lambda: models.init(jax.random.key(0), experiment.data.window))
@@ -233,7 +259,7 @@ def test_too_large_says_by_how_much():
     assert "train.microbatches" in done.stderr
 
 
-def test_profiles_of_a_window_and_of_a_slow_step(tmp_path):
+def test_profiles_of_a_window_on_a_signal_and_of_a_slow_step(tmp_path):
     from ldlm_jax.accounting import Profiler
     from ldlm_jax.config import TrainConfig
 
@@ -244,6 +270,16 @@ def test_profiles_of_a_window_and_of_a_slow_step(tmp_path):
         profiler.after(step, jnp.ones(2) + step)
     profiler.close()
     assert list((tmp_path / "window").rglob("*.xplane.pb"))
+
+    profiler = Profiler(tmp_path / "asked", TrainConfig(profile_steps=1))
+    for step in range(3):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        profiler.before(step)
+        assert (profiler._until is not None) == (step == 1)
+        profiler.after(step, np.float32(step))
+    profiler.close()
+    assert list((tmp_path / "asked").rglob("*.xplane.pb"))
 
     profiler = Profiler(tmp_path / "slow", TrainConfig(profile_slow=3.0, profile_steps=1))
     for step in range(14):

@@ -12,7 +12,7 @@ from ldlm_jax.diffusion import path
 # (z_t, t, earlier estimate of the clean latents) -> estimate of the clean latents
 Denoiser = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-SOLVERS = ("euler", "heun", "stochastic")
+SOLVERS = ("euler", "heun", "multistep", "stochastic")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Solver:
 
     Attributes:
       name: ``"euler"``: first order, one evaluation a step. ``"heun"``: second order, two
-        evaluations (the step to 0 is an Euler step). ``"stochastic"``: an Euler step beyond the
-        goal, then forward noise back to it.
+        evaluations (the step to 0 is an Euler step). ``"multistep"``: second order with one
+        evaluation a step, from the estimates of two steps (DPM-Solver++(2M), Lu et al. 2022).
+        ``"stochastic"``: an Euler step beyond the goal, then forward noise back to it.
       churn: how far beyond, as a share of the step; 0 makes ``"stochastic"`` equal ``"euler"``.
     """
 
@@ -37,10 +38,11 @@ class Solver:
 
 
 class Step(NamedTuple):
-    """State of the scan: noisy latents and the latest estimate of the clean ones."""
+    """State of the scan: noisy latents, the latest estimate of the clean ones, and its time."""
 
     z: jax.Array
     clean: jax.Array
+    seen_at: jax.Array
 
 
 def _drop_channels(t: jax.Array) -> jax.Array:
@@ -60,7 +62,7 @@ def row_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def _euler(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     del keys, churn
     clean = denoise(at.z, _drop_channels(t), at.clean)
-    return Step(path.move(at.z, clean, t, s), clean)
+    return Step(path.move(at.z, clean, t, s), clean, t)
 
 
 def _heun(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
@@ -70,7 +72,30 @@ def _heun(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     slope = (at.z - there.clean) / jnp.maximum(t, 1e-6) + (there.z - clean) / jnp.maximum(s, 1e-6)
     # At s = 0 the slope is 0/0; there Euler's step is exact for the estimate at hand.
     z = jnp.where((s > 0) & (s < t), at.z + (s - t) * slope / 2, there.z)
-    return Step(z, jnp.where(s > 0, clean, there.clean))
+    return Step(z, jnp.where(s > 0, clean, there.clean), s)
+
+
+def _log_snr(t: jax.Array) -> jax.Array:
+    """Logarithm of data over noise, (1 - t) / t, finite at both ends."""
+    t = jnp.clip(t, 1e-5, 1 - 1e-5)
+    return jnp.log1p(-t) - jnp.log(t)
+
+
+def _multistep(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
+    """An Euler step towards an estimate carried on in l = log((1 - t) / t) by half a step:
+
+    (6)  z_0' = z_0 + (l_s - l_t) / (2 (l_t - l_before)) (z_0 - z_0,before)
+
+    (Lu et al. 2022, "DPM-Solver++", algorithm 2, for the straight path). The first step, which has
+    none before it, and the one to 0, where l ends, are Euler steps.
+    """
+    del keys, churn
+    clean = denoise(at.z, _drop_channels(t), at.clean)
+    past, ahead = _log_snr(t) - _log_snr(at.seen_at), _log_snr(s) - _log_snr(t)
+    carry = (past > 0) & (at.seen_at < 1) & (s > 0)
+    share = jnp.where(carry, ahead / jnp.where(past > 0, 2 * past, 1.0), 0.0)
+    ahead_of_it = clean + share * (clean - at.clean)
+    return Step(path.move(at.z, ahead_of_it, t, s), clean, t)
 
 
 def _stochastic(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
@@ -85,10 +110,10 @@ def _stochastic(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     z = path.move(at.z, clean, t, beyond)
     a = jnp.where(s == beyond, 1.0, (1 - s) / jnp.maximum(1 - beyond, 1e-6))
     spread = jnp.sqrt(jnp.maximum(s**2 - (a * beyond) ** 2, 0.0))
-    return Step(a * z + spread * row_noise(keys, z.shape[1:]), clean)
+    return Step(a * z + spread * row_noise(keys, z.shape[1:]), clean, t)
 
 
-_STEPS = {"euler": _euler, "heun": _heun, "stochastic": _stochastic}
+_STEPS = {"euler": _euler, "heun": _heun, "multistep": _multistep, "stochastic": _stochastic}
 
 
 def sample(
@@ -119,10 +144,12 @@ def sample(
 
     def body(at: Step, inputs):
         t, s, index = inputs
+        t, s = jnp.broadcast_to(t, at.seen_at.shape), jnp.broadcast_to(s, at.seen_at.shape)
         at = step(denoise, at, t, s, row_keys(keys, index), solver.churn)
         return at, at.clean if keep_estimates else None
 
     times = times[..., None]
     inputs = (times[:-1], times[1:], jnp.arange(times.shape[0] - 1))
-    last, estimates = jax.lax.scan(body, Step(noise, jnp.zeros_like(noise)), inputs)
+    seen_at = jnp.broadcast_to(times[0], (*noise.shape[:-1], 1))
+    last, estimates = jax.lax.scan(body, Step(noise, jnp.zeros_like(noise), seen_at), inputs)
     return last.z, estimates

@@ -70,7 +70,7 @@ def grid(steps: int | jax.Array, most: int | None = None) -> jax.Array:
 def stagger(u: jax.Array, positions: int, lag: float | jax.Array) -> jax.Array:
     """Progress of each of some positions, of which the first runs ahead of the last.
 
-    (6)  u_i = clip((1 + lag) u - lag (1 - i / (positions - 1)), 0, 1)
+    (7)  u_i = clip((1 + lag) u - lag (1 - i / (positions - 1)), 0, 1)
 
     With lag 0 all run together; each position takes 1 / (1 + lag) of the steps (a wave of noise
     that recedes; cf. Ruhe et al. 2024, "Rolling Diffusion Models").
