@@ -25,9 +25,9 @@ def get_config() -> dict:
             "remat": "attention",
         },
         "dit": {
-            "width": 2560,
-            "heads": 20,
-            "layers": 13,
+            "width": 2048,
+            "heads": 16,
+            "layers": 20,
             "time_tokens": 0,
             "dtype": "bfloat16",
             "attention": "splash",

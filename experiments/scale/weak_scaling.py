@@ -14,14 +14,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from ldlm_jax.chips import count_of
+from ldlm_jax.config import load_config
 
 
 def planned(config: str, topology: str, rows: int) -> dict:
-    """A plan of the training step."""
+    """A plan of the training step in the last phase."""
+    phase = dict(load_config(config).phases[-1])
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         subprocess.run(
             ["ldlm", "plan", "--config", config, "--topology", topology, "--programs", "train",
-             "--json", file.name, f"train.batch_size={rows}"],
+             "--json", file.name, f"train.batch_size={rows}", f"phases={[phase]}"],
             check=True,
         )  # fmt: skip
         return json.loads(Path(file.name).read_text())
