@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from ldlm_jax.data import corpora
 from ldlm_jax.data.build import DataConfig, prepare, read_split, read_texts, windows, write_dataset
-from ldlm_jax.data.pipeline import train_batches
+from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.sources import load_documents
 from ldlm_jax.data.tokenizer import EOS, PAD, Tokenizer
 from ldlm_jax.errors import UserError
@@ -157,6 +157,23 @@ def test_batches_are_a_function_of_the_step_and_differ_by_epoch(corpus, tmp_path
     epochs = flat[:rows], flat[rows : 2 * rows]
     assert sorted(map(bytes, epochs[0])) == sorted(map(bytes, np.concatenate(first)[:rows]))
     assert not np.array_equal(epochs[0][: len(epochs[1])], epochs[1])
+
+
+def test_processes_share_each_batch_row_by_row(corpus, tmp_path):
+    """What several processes read is one batch, in its order; likewise in evaluation."""
+    config = DataConfig(source=str(corpus), root=str(tmp_path), vocab_size=300, window=32)
+    prepared = prepare(config)
+    shares = [np.array([0, 1, 4]), np.array([2, 3, 5])]
+    whole = train_batches(prepared, config, 6, start_step=2)
+    parts = [train_batches(prepared, config, 6, 2, rows) for rows in shares]
+    for _ in range(3):
+        batch = next(whole)["tokens"]
+        for rows, part in zip(shares, parts, strict=True):
+            np.testing.assert_array_equal(next(part)["tokens"], batch[rows])
+    held_out = eval_batches(prepared, "validation", 6, 2)
+    of_one = eval_batches(prepared, "validation", 6, 2, shares[1])
+    for batch, part in zip(held_out, of_one, strict=True):
+        np.testing.assert_array_equal(part["segments"], batch["segments"][shares[1]])
 
 
 def test_osis_markup_is_cleaned_without_joining_words():
