@@ -88,8 +88,8 @@ def matmul(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
 _SPLIT = ("heads", "mlp", "vocab")
 
 
-def _collected(kernel: jax.Array, axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
-    """The kernel as a product needs it, in its dtype, which halves what is sent.
+def collected(kernel: jax.Array, axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
+    """A kernel as a product needs it, in its dtype, which halves what is sent.
 
     Said here, as the compiler for TPUs would otherwise cut products into small ones to hide the
     sending, which costs far more than it hides.
@@ -111,7 +111,7 @@ class Dense(nn.Module):
         """Map ``x (..., in)`` to ``(..., features)``, in ``activation_dtype(dtype)``."""
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        return matmul(x, _collected(kernel, self.axes, self.dtype), self.dtype)
+        return matmul(x, collected(kernel, self.axes, self.dtype), self.dtype)
 
 
 class ParallelDense(nn.Module):
@@ -137,7 +137,7 @@ class ParallelDense(nn.Module):
         )
         shape = (x.shape[-1], self.maps, self.features)
         kernel = self.param("kernel", init, shape, jnp.float32)
-        kernel = _collected(kernel, (self.axes[0], None, self.axes[1]), self.dtype)
+        kernel = collected(kernel, (self.axes[0], None, self.axes[1]), self.dtype)
         if platform() != "cpu":
             # What comes out of each is used by itself: cut out of one array it would be copied.
             return [matmul(x, kernel[:, i], self.dtype) for i in range(self.maps)]

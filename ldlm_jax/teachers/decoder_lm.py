@@ -17,8 +17,9 @@ import numpy as np
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.attention import masked_attention, rotate
-from ldlm_jax.models.layers import matmul
+from ldlm_jax.models.layers import activation_dtype, collected, matmul
 from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.scores import constrain
 from ldlm_jax.teachers.rope import Rope
 
 
@@ -181,8 +182,12 @@ def hidden_states(
     same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
     causal_BxNxN = same_BxNxN & (offset_BxNxN >= 0)
 
+    axes = {name: spec.axes[1:] for name, spec in param_specs(config)["blocks"].items()}
+
     def block(x_BxNxM, inputs):
         p, window, frequency_K, scale = inputs
+        x_BxNxM = constrain(x_BxNxM, "batch", None, None)
+        p = {k: collected(v, axes[k], dtype) if v.ndim == 2 else v for k, v in p.items()}
         mask_BxNxN = causal_BxNxN & ((window == 0) | (offset_BxNxN < window))
         x_BxNxM += _attention(p, x_BxNxM, mask_BxNxN, places.positions_BxN, frequency_K, scale,
                               config, dtype)  # fmt: skip
@@ -231,7 +236,8 @@ def _attention(p, x_BxNxM, mask_BxNxN, positions_BxN, frequency_K, scale, config
         k_BxNxGxK = _norm(k_BxNxGxK, p["key_norm"], config)
     q_BxNxHxK = rotate(q_BxNxHxK, positions_BxN, frequency_K) * (scale * config.query_scale)
     k_BxNxGxK = rotate(k_BxNxGxK, positions_BxN, frequency_K) * scale
-    out_BxNxHxK = masked_attention(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, mask_BxNxN)
+    parts = (x.astype(activation_dtype(dtype)) for x in (q_BxNxHxK, k_BxNxGxK, v_BxNxGxK))
+    out_BxNxHxK = masked_attention(*parts, mask_BxNxN)
     out = matmul(out_BxNxHxK.reshape(*x_BxNxM.shape[:2], -1), p["out"], dtype).astype(jnp.float32)
     if config.out_bias:
         out += p["out_bias"].astype(jnp.float32)

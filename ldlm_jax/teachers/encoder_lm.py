@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.attention import masked_attention
-from ldlm_jax.models.layers import matmul
+from ldlm_jax.models.layers import collected, matmul
 from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.scores import constrain
 from ldlm_jax.teachers.decoder_lm import Spec, outputs_after, resolve_layers
 
 
@@ -113,7 +114,12 @@ def hidden_states(
     x_BxNxM += jnp.take(params["position"], positions_BxN, axis=0) + params["kind"]
     x_BxNxM = _norm(x_BxNxM, params, "norm", config)
 
+    axes = {name: spec.axes[1:] for name, spec in param_specs(config)["blocks"].items()}
+
     def block(x_BxNxM, p):
+        x_BxNxM = constrain(x_BxNxM, "batch", None, None)
+        p = {k: collected(v, axes[k], dtype) if v.ndim == 2 else v for k, v in p.items()}
+
         def dense(name, x):
             return matmul(x, p[name], dtype).astype(jnp.float32) + p[f"{name}_bias"]
 
