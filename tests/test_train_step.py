@@ -18,8 +18,9 @@ from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.models.attention import look_near
-from ldlm_jax.models.layers import Attention, activation_dtype, matmul
+from ldlm_jax.models.layers import Attention, Block, activation_dtype, matmul
 from ldlm_jax.models.places import lay_out, see_up_to_block
+from ldlm_jax.models.scores import planning_for
 from ldlm_jax.optim import OptimConfig, make_optimizer
 from ldlm_jax.phases import GROUPS, Phase
 from ldlm_jax.sharding import AxisRules
@@ -429,3 +430,22 @@ def test_matmul_on_cpu_equals_the_plain_product():
     ours = loss(matmul, jnp.bfloat16)  # bf16 keeps eight bits
     chex.assert_trees_all_close(ours, plain, atol=0.15, rtol=0.05)
     assert matmul(x, w, jnp.bfloat16).dtype == activation_dtype(jnp.bfloat16)
+
+
+def test_what_is_compiled_for_accelerators_computes_the_same():
+    """Products apart, kernels collected, gradients written down: layout, not arithmetic."""
+    places = lay_out(jnp.ones((2, 8), jnp.int32))
+    block = Block(2, 48, jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 32))
+    args = (None, see_up_to_block(places), places.positions_BxN)
+    params = random_parameters(block, x, *args)
+
+    def outcome():
+        def loss(params, x):
+            return jnp.sum(jnp.sin(block.apply(params, x, *args)[0]))
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, x)
+
+    here = outcome()
+    with planning_for("tpu"):
+        chex.assert_trees_all_close(outcome(), here, rtol=1e-4, atol=1e-5)
