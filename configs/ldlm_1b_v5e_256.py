@@ -6,7 +6,9 @@ Command:  ldlm train --config configs/ldlm_1b_v5e_256.py --workdir /mnt/shared/l
 Hardware: TPU v5e-256 (16x16). Planned, not run: experiments/scale/.
 Result:   none yet.
 
-Parameters, optimizer and average are split over all chips; rows are too, 16 a chip.
+Parameters, optimizer and average are split over the 16 chips of a row of the torus (split over all
+256 the parts would be too thin for the compiler to sum gradients where they lie); rows are split
+over all, 16 a chip.
 """
 
 
@@ -25,9 +27,9 @@ def get_config() -> dict:
             "remat": "attention",
         },
         "dit": {
-            "width": 2048,
-            "heads": 16,
-            "layers": 20,
+            "width": 2560,
+            "heads": 20,
+            "layers": 13,
             "time_tokens": 0,
             "dtype": "bfloat16",
             "attention": "splash",
@@ -54,7 +56,7 @@ def get_config() -> dict:
             "keep_every": 50_000,
         },
         "sample": {"steps": 50, "batch_size": 256},
-        "mesh": {"data": 1, "fsdp": -1},
+        "mesh": {"data": -1, "fsdp": 16},
         "phases": [
             {"until": 50_000, "diffusion": 0.0},
             {"until": -1, "reconstruction": 0.1, "kl": 1e-5, "train": ["decoder", "dit"]},

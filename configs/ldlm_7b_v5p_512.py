@@ -22,6 +22,7 @@ def get_config() -> dict:
     config["dit"] |= {"width": 4096, "heads": 32, "layers": 36}
     config["optim"] |= {"learning_rate": 2e-4}
     config["train"] |= {"batch_size": 2048, "logit_parts": 16}
+    config["mesh"] = {"data": -1, "fsdp": 64}
     # Only shape and layer matter to a plan; a run names the folder with the weights.
     config["teacher"] = {"model": "experiments/scale/mistral-7b", "layer": 29, "dtype": "bfloat16"}
     config["alignment"] = {"site": "encoder"}

@@ -49,9 +49,10 @@ class Instruction:
         ]
 
     @property
-    def largest_bytes(self) -> float:
-        """Bytes of the largest array of the result."""
-        return max((math.prod(dims) * _size(kind) for kind, dims in self.shapes), default=0.0)
+    def result_bytes(self) -> float:
+        """Bytes of the result; of an operation's start, which also lists its input, the largest."""
+        sizes = [math.prod(dims) * _size(kind) for kind, dims in self.shapes]
+        return max(sizes, default=0.0) if self.opcode.endswith("-start") else sum(sizes)
 
     def called(self, name: str) -> str:
         """A computation named by an attribute."""
@@ -86,7 +87,7 @@ class Cost:
     Attributes:
       cycles: expected by the compiler, kernels of others left out.
       kernels: shapes of the operands of each such kernel's runs, by name: (runs, operands).
-      collectives: bytes sent and received by kind, as the largest array of each operation.
+      collectives: bytes of what operations of each kind give, which is about what is received.
       exposed: those of them for which everything waits.
     """
 
@@ -163,6 +164,9 @@ class Program:
                 kind = next((k for k in COLLECTIVES if inner.opcode == k), None)
                 if kind:
                     alone = "async" not in said.rest.split("metadata")[0] + said.name
+                    # How this compiler writes a sum of which each device keeps a part.
+                    if "all-reduce-scatter" in said.called("calls"):
+                        kind = "reduce-scatter"
                     self._count(cost, inner, kind, channels, waits=alone)
         elif opcode == "custom-call" and "tpu_custom_call" in said.rest:
             cost.kernels.append((said.name, 1.0, _SHAPE.findall(said.rest.split("metadata")[0])))
@@ -175,9 +179,9 @@ class Program:
             return
         if channel:
             channels.add(channel.group(1))
-        cost.collectives[kind] += said.largest_bytes
+        cost.collectives[kind] += said.result_bytes
         if waits:
-            cost.exposed[kind] += said.largest_bytes
+            cost.exposed[kind] += said.result_bytes
 
     def _branches(self, cost: Cost, said: Instruction) -> None:
         listed = _BRANCHES.search(said.rest)

@@ -59,6 +59,12 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = config.shape(len(devices))
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh.slice = {shape[0]}: there are {slices} slices, and only that axis may run over "
+            f"the slow network between them; set mesh.slice={slices}."
+        )
     if shape[0] == 1:
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:

@@ -125,7 +125,9 @@ def plan_step(target: Target, number: int) -> dict:
 
 def _network_seconds(sent: dict[str, float], chip: Chip, mesh) -> float:
     """What sending takes; sums of gradients also cross the slow network, if there is one."""
-    seconds = sum(sent.values()) / chip.network_rate
+    # A sum that all receive is sent twice: in parts to be added up, and whole to all.
+    near = sum(size * (2 if kind == "all-reduce" else 1) for kind, size in sent.items())
+    seconds = near / chip.network_rate
     if mesh.shape["slice"] > 1:
         within = mesh.size / mesh.shape["slice"]
         seconds += sent.get("all-reduce", 0.0) / within / chip.far_rate

@@ -82,6 +82,12 @@ LISTING = """HloModule jit_f, is_scheduled=true
   ROOT %tuple = (s32[], bf16[8,16]) tuple(%arg, %fusion.1)
 }
 
+%all-reduce-scatter.1 (p.2: bf16[8,16]) -> bf16[8,4] {
+  %p.2 = bf16[8,16]{1,0} parameter(0)
+  %all-reduce.2 = (bf16[8,16]{1,0}, f32[4]{0}) all-reduce(%p.2), channel_id=9, to_apply=%add
+  ROOT %dynamic-slice.1 = bf16[8,4]{1,0} dynamic-slice(%all-reduce.2, %p.2)
+}
+
 %plain (p.1: bf16[8,16]) -> bf16[8,16] {
   ROOT %p.1 = bf16[8,16]{1,0} parameter(0)
 }
@@ -105,6 +111,7 @@ ENTRY %main (x: bf16[8,16]) -> bf16[8,16] {
   %while.1 = (s32[], bf16[8,16]) while(%x), condition=%condition, body=%body
   %conditional.1 = bf16[8,16]{1,0} conditional(%x, %x, %x), branch_computations={%cheap, %dear}
   %splash_mha_fwd.1 = bf16[2,4,256,128]{3,2,1,0} custom-call(%x), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,2,2]{2,1,0}, bf16[2,4,256,128]{3,2,1,0}, bf16[2,4,512,128]{3,2,1,0}}
+  %reduce = bf16[8,4]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %copy.2 = bf16[8,16]{1,0} copy(%x), backend_config={"estimated_cycles":"7"}
 }
 """  # noqa: E501
@@ -112,12 +119,15 @@ ENTRY %main (x: bf16[8,16]) -> bf16[8,16] {
 
 def test_loops_count_as_often_as_they_run():
     computations, entry = parse(LISTING)
-    assert entry == "main" and len(computations) == 7
+    assert entry == "main" and len(computations) == 8
     cost = Program(LISTING, branch_share=0.25).cost()
     assert cost.cycles == 12 * 100 + 0.25 * 1000 + 7
     # A gather whose start and end are listed apart is one gather, and nothing waits for it.
-    assert cost.collectives == {"all-reduce": 12 * 32 * 4, "all-gather": 12 * 8 * 16 * 2}
-    assert cost.exposed == {"all-reduce": 12 * 32 * 4}
+    # A sum that is cut right away is a sum of which each device keeps a part.
+    scattered = 8 * 16 * 2 + 4 * 4
+    sums = {"all-reduce": 12 * 32 * 4, "reduce-scatter": scattered}
+    assert cost.collectives == sums | {"all-gather": 12 * 8 * 16 * 2}
+    assert cost.exposed == sums
     ((name, runs, shapes),) = cost.kernels
     assert runs == 1 and kernel_flops(name, shapes) == 2 * 2 * 2 * 4 * 256 * 512 * 128
 
