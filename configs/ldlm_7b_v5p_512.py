@@ -6,8 +6,8 @@ Command:  ldlm train --config configs/ldlm_7b_v5p_512.py --workdir /mnt/shared/l
 Hardware: TPU v5p, 512 chips (8x8x8). Planned, not run: experiments/scale/.
 Result:   none yet.
 
-Eight rows of 2,048 tokens a chip. The teacher runs inside the step, split over the same chips; latents are aligned with its 29th of
-32 layers (TextLDM aligns with the third from the end).
+Eight rows of 2,048 tokens a chip. The teacher runs inside the step, split over the same chips;
+latents are aligned with its 29th of 32 layers (TextLDM aligns with the third from the end).
 """
 
 import runpy

@@ -62,11 +62,15 @@ def _plan(args, overrides) -> None:
     from ldlm_jax.plan_report import explain, largest_batch, plan, table
 
     experiment = resolve(load_config(args.config, overrides))
+    programs = tuple(args.programs.split(","))
+    for name in programs:
+        if name not in ("train", "eval", "sample"):
+            raise UserError(f"--programs: unknown {name!r}; choose of train, eval, sample.")
     target = Target.of(experiment, args.topology, args.num_slices)
     if args.explain:
         print(explain(target.placements()))
         return
-    result = plan(target, args.topology, tuple(args.programs.split(",")))
+    result = plan(target, args.topology, programs)
     if args.search_batch:
         result["largest_batch"] = largest_batch(target)
     print(table(result))
@@ -304,6 +308,8 @@ def _configure_jax(args) -> None:
     import jax
 
     cache = Path.home() / ".cache" / "ldlm_jax"
+    if args.command == "plan":
+        return  # programs for absent devices cannot be read back
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 

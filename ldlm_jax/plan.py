@@ -46,7 +46,7 @@ def devices_of(topology: str, num_slices: int = 1) -> list:
         )
     except Exception as error:  # whatever libtpu raises
         reason = str(error).splitlines()[0]
-        if "libtpu" in reason or "Unable to" in reason:
+        if "not installed" in reason:
             raise UserError(
                 f"plans need the compiler for TPUs: pip install 'ldlm_jax[tpu]' ({reason})."
             ) from error

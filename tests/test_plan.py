@@ -250,6 +250,8 @@ def test_a_plan_for_gpus_gives_bounds(tmp_path):
         (["--topology=v5e:3x5"], "no topology 'v5e:3x5'"),
         (["--topology=v9z:4x4"], "kinds: v4, v5e, v5p, v6e"),
         (["--topology=v5e:4x4", "mesh.data=3"], "do not multiply to the 16 devices"),
+        (["--topology=v5e:4x4", "--num-slices=2"], "set mesh.slice=2"),
+        (["--topology=v5e:4x4", "--programs=test"], "unknown 'test'"),
     ],
 )
 def test_what_cannot_be_planned(arguments, said):
