@@ -20,7 +20,7 @@ from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals.denoising import errors_at
 from ldlm_jax.mesh import make_mesh
-from ldlm_jax.models.scores import planning_for
+from ldlm_jax.models.scores import COMPILER_OPTIONS, planning_for
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.phases import Phase
 from ldlm_jax.sharding import Placement, batch_sharding, in_force, placements, replicated
@@ -203,7 +203,7 @@ class Target:
                 *arguments
             )
             try:
-                return lowered.compile()
+                return lowered.compile(compiler_options=COMPILER_OPTIONS.get(platform))
             except jax.errors.JaxRuntimeError as error:
                 raise _too_large(str(error)) from error
 

@@ -19,6 +19,7 @@ from ldlm_jax.generate import Writer
 from ldlm_jax.guide import load_guide
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.metrics import MetricsWriter, Screen
+from ldlm_jax.models.scores import COMPILER_OPTIONS
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.phases import phase_at
 from ldlm_jax.processes import first_alone, is_first
@@ -93,6 +94,7 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide) -> None:
         partial(train_step, recipe=recipe, optimizer=optimizer),
         donate_argnums=0,
         static_argnames="phase",
+        compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),
     )
     key = jax.random.key(config.seed)
     frozen = guide.params if guide else None

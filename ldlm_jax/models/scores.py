@@ -24,6 +24,10 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, axes)
 
 
+# For ``jax.jit``: whole products. Cut into small ones that hide what is sent, they would take far
+# longer than the sending.
+COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
+
 _PLANNED: ContextVar[str | None] = ContextVar("planned platform", default=None)
 
 
