@@ -214,6 +214,26 @@ def _sampling_flags(parser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
+def _plan_flags(commands, overriding: str) -> None:
+    plan = commands.add_parser(
+        "plan", help="compile a config for devices that are not there", epilog=overriding
+    )
+    plan.add_argument("--config", required=True, help="config file")
+    plan.add_argument("--topology", required=True, help="such as v5e:16x16, or h100:8x8")
+    plan.add_argument("--num-slices", type=int, default=1, help="slices of that topology")
+    plan.add_argument(
+        "--explain", action="store_true", help="only print where each parameter lives"
+    )
+    plan.add_argument(
+        "--programs", default="train,eval,sample", help="which to compile (train,eval,sample)"
+    )
+    plan.add_argument(
+        "--search-batch", action="store_true", help="also find the largest batch that fits"
+    )
+    plan.add_argument("--json", help="also write the plan to this file")
+    plan.set_defaults(run=_plan)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ldlm", description="Latent diffusion language models in JAX."
@@ -245,24 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
-    plan = commands.add_parser(
-        "plan", help="compile a config for devices that are not there", epilog=overriding
-    )
-    plan.add_argument("--config", required=True, help="config file")
-    plan.add_argument("--topology", required=True, help="such as v5e:16x16, or h100:8x8")
-    plan.add_argument("--num-slices", type=int, default=1, help="slices of that topology")
-    plan.add_argument(
-        "--explain", action="store_true", help="only print where each parameter lives"
-    )
-    plan.add_argument(
-        "--programs", default="train,eval,sample", help="which to compile (train,eval,sample)"
-    )
-    plan.add_argument(
-        "--search-batch", action="store_true", help="also find the largest batch that fits"
-    )
-    plan.add_argument("--json", help="also write the plan to this file")
-    plan.set_defaults(run=_plan)
-
+    _plan_flags(commands, overriding)
     sample = commands.add_parser("sample", help="write text")
     _sampling_flags(sample)
     sample.add_argument("--steps", type=int, help="denoising steps")

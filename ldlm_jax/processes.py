@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 from ldlm_jax.errors import UserError
 
 Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ def join(processes: Processes) -> None:
             raise
         # No cluster that jax knows.
         jax.distributed.initialize(f"localhost:{_free_port()}", 1, 0)
+    except RuntimeError as error:
+        if "must be called before" not in str(error):
+            raise
+        log.info("devices are in use already: no notice of preemption in this process")
 
 
 def _check_numbers(processes: Processes) -> None:
