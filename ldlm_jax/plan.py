@@ -122,8 +122,7 @@ class Target:
 
     def placements(self) -> list[Placement]:
         """Where each parameter lives."""
-        models, window = self.recipe()[0].models, self.experiment.data.window
-        boxed = jax.eval_shape(lambda: models.init(jax.random.key(0), window))
+        boxed = self.recipe()[0].models.abstract(self.experiment.data.window)
         return placements(boxed, self.mesh, self.experiment.sharding)
 
     def batch(self) -> dict:

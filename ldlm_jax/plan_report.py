@@ -280,8 +280,7 @@ def explain(placed: list[Placement]) -> str:
 def sharding_table(experiment: Experiment, devices: int) -> list[list]:
     """Name, shape, split axes and bytes on a device of every parameter, on absent devices."""
     mesh = jax.sharding.AbstractMesh(experiment.mesh.shape(devices), AXES)
-    models, window = experiment.models(experiment.data.vocab_size, 1), experiment.data.window
-    boxed = jax.eval_shape(lambda: models.init(jax.random.key(0), window))
+    boxed = experiment.models(experiment.data.vocab_size, 1).abstract(experiment.data.window)
     return [
         [p.name, list(p.shape), str(p.spec), p.bytes_per_device]
         for p in placements(boxed, mesh, experiment.sharding)

@@ -103,6 +103,10 @@ class Models:
             params["align"] = self.align.init(align_key, aligned)["params"]
         return params
 
+    def abstract(self, window: int) -> dict:
+        """What ``init`` would return, as shapes."""
+        return jax.eval_shape(lambda: self.init(jax.random.key(0), window))
+
 
 def _names(path) -> tuple[str, ...]:
     return tuple(str(getattr(entry, "key", entry)) for entry in path)
@@ -129,7 +133,7 @@ def create_state(models: Models, optimizer, seed: int, window: int) -> TrainStat
 
 def abstract_state(models: Models, optimizer, window: int, mesh, rules: AxisRules) -> TrainState:
     """Shapes, dtypes and shardings of a state, without computing anything."""
-    boxed = jax.eval_shape(lambda: models.init(jax.random.key(0), window))
+    boxed = models.abstract(window)
     placements(boxed, mesh, rules)  # raises where a dimension does not divide
     of_params = param_shardings(boxed, mesh, rules)
     shapes = jax.eval_shape(lambda: create_state(models, optimizer, 0, window))

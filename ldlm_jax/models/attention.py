@@ -62,11 +62,14 @@ def look_near(key, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
     return bias
 
 
-def masked_attention(q_BxNxHxK, k_BxRxGxK, v_BxRxGxK, mask_BxNxR, bias_BxHxNxR=None) -> jax.Array:
+def masked_attention(
+    q_BxNxHxK, k_BxRxGxK, v_BxRxGxK, mask_BxNxR, bias_BxHxNxR=None, implementation="xla"
+) -> jax.Array:
     """Scaled dot-product attention with the softmax in fp32; every query needs a visible key."""
     return jax.nn.dot_product_attention(
-        q_BxNxHxK, k_BxRxGxK, v_BxRxGxK, bias=bias_BxHxNxR, mask=mask_BxNxR[:, None]
-    )
+        q_BxNxHxK, k_BxRxGxK, v_BxRxGxK, bias=bias_BxHxNxR, mask=mask_BxNxR[:, None],
+        implementation=implementation,
+    )  # fmt: skip
 
 
 def attend(
@@ -113,10 +116,9 @@ def attend(
     bias = offset_scores(sight, offset_bias)
     if bias is not None:
         bias = bias.astype(q_BxNxHxK.dtype)
-    return jax.nn.dot_product_attention(
-        q_BxNxHxK, all_keys, all_values, bias=bias, mask=sight.mask_BxQxK[:, None],
-        implementation="cudnn" if fused else "xla",
-    )  # fmt: skip
+    return masked_attention(
+        q_BxNxHxK, all_keys, all_values, sight.mask_BxQxK, bias, "cudnn" if fused else "xla"
+    )
 
 
 def _blocked(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
