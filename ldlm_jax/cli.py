@@ -308,11 +308,10 @@ def _configure_jax(args) -> None:
                             ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_STDERR_LOG_LEVEL", "3"),
                             ("TPU_MIN_LOG_LEVEL", "3")):  # fmt: skip
             os.environ.setdefault(name, value)
+        return  # programs for absent devices cannot be read back
     import jax
 
     cache = Path.home() / ".cache" / "ldlm_jax"
-    if args.command == "plan":
-        return  # programs for absent devices cannot be read back
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
