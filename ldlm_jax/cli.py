@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from ldlm_jax.errors import UserError
+from ldlm_jax.flags import add_dials, add_flags
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
 
@@ -80,70 +81,11 @@ def _plan(args, overrides) -> None:
         Path(args.json).write_text(json.dumps(result | {"config": args.config}, indent=1) + "\n")
 
 
-def _sample_config(args, run):
-    """The run's sampling section with the flags that were given."""
-    given = {
-        name: getattr(args, name)
-        for name in (
-            "steps",
-            "solver",
-            "churn",
-            "guidance",
-            "self_guidance",
-            "grid",
-            "temperature",
-            "top_p",
-            "lag",
-            "batch_size",
-        )
-        if getattr(args, name, None) is not None
-    }
-    return type(run.experiment.sample)(**{**vars(run.experiment.sample), **given})
-
-
 def _sample(args, overrides) -> None:
-    from ldlm_jax.generate import answer
-    from ldlm_jax.request import Request, read_requests
-    from ldlm_jax.run_folder import load_run
+    from ldlm_jax import sampling
 
     _no_overrides(overrides)
-    run = load_run(args.workdir, args.step)
-    config = _sample_config(args, run)
-    if args.requests:
-        requests = read_requests(args.requests, config, args.seed)
-    else:
-        requests = Request.several(args.num_samples, args.prompt, args.seed, config)
-    drafts = _draft_steps(args.show_denoising, min(r.config.steps for r in requests))
-    samples = answer(run.writer, requests, drafts)
-    try:
-        out = open(args.jsonl, "w", encoding="utf-8") if args.jsonl else None  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"cannot write {args.jsonl}: {error.strerror}.") from error
-    for place, (request, sample) in enumerate(zip(requests, samples, strict=True), 1):
-        steps = request.config.steps
-        if out:
-            asked = {"steps": steps, "seed": request.seed, "number": request.number}
-            out.write(json.dumps(vars(sample) | asked) + "\n")
-            continue
-        for step, draft in sample.drafts.items():
-            print(f"[{place} after step {step}/{steps}] {draft}")
-        print(f"[{place}] {sample.text}", flush=True)
-    if out:
-        out.close()
-        print(f"wrote {len(requests)} samples to {args.jsonl}")
-
-
-def _draft_steps(spec: str | None, steps: int) -> tuple[int, ...]:
-    if spec is None:
-        return ()
-    if spec == "auto":
-        return tuple(sorted({max(1, steps * i // 5) for i in range(1, 5)}))
-    try:
-        return tuple(sorted({int(part) for part in spec.split(",")}))
-    except ValueError as error:
-        raise UserError(
-            f"--show-denoising {spec!r}: give steps such as 1,5,10, or nothing for five of them."
-        ) from error
+    sampling.run(args)
 
 
 def _eval(args, overrides) -> None:
@@ -152,6 +94,7 @@ def _eval(args, overrides) -> None:
     from ldlm_jax.errors import did_you_mean
     from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
     from ldlm_jax.run_folder import load_run
+    from ldlm_jax.sampling import config_of
 
     _no_overrides(overrides)
     names = tuple(args.evals.split(","))
@@ -165,7 +108,7 @@ def _eval(args, overrides) -> None:
         prepared, args.split, experiment.train.batch_size, experiment.train.eval_batches
     )
     context = EvalContext(
-        run.writer, experiment.recipe(run.models), batches, _sample_config(args, run),
+        run.writer, experiment.recipe(run.models), batches, config_of(args, run),
         args.num_samples, tuple(args.step_counts), args.seed, prepared, args.split, args.judge,
     )  # fmt: skip
     results = run_evals(names, context)
@@ -189,29 +132,6 @@ def _no_overrides(overrides) -> None:
             f"unknown argument {overrides[0]!r}: a finished run keeps its config; see --help for "
             "the flags."
         )
-
-
-def _sampling_flags(parser) -> None:
-    parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
-    parser.add_argument("--solver", help="euler, heun, multistep or stochastic")
-    parser.add_argument("--churn", type=float, help="noise of the stochastic solver")
-    parser.add_argument("--guidance", type=float, help="weight of the prompt; 1 is none")
-    parser.add_argument(
-        "--self-guidance", type=float, help="weight of the model's own earlier estimate; 1 is none"
-    )
-    parser.add_argument("--grid", help="law or uniform")
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        help="of the tokens given their context; below 1 is more ordinary",
-    )
-    parser.add_argument(
-        "--top-p", type=float, help="probability of the tokens that the context may propose"
-    )
-    parser.add_argument("--lag", type=float, help="how far a block's beginning runs ahead")
-    parser.add_argument("--batch-size", type=int, help="samples written at once")
-    parser.add_argument("--seed", type=int, default=0)
 
 
 def _plan_flags(commands, overriding: str) -> None:
@@ -267,23 +187,11 @@ def _parser() -> argparse.ArgumentParser:
 
     _plan_flags(commands, overriding)
     sample = commands.add_parser("sample", help="write text")
-    _sampling_flags(sample)
-    sample.add_argument("--steps", type=int, help="denoising steps")
-    sample.add_argument("--num-samples", type=int, default=8)
-    sample.add_argument("--prompt", default="", help="beginning to continue")
-    sample.add_argument(
-        "--requests", metavar="JSONL",
-        help="write what this file asks for instead: prompt, seed, steps, guidance... by line",
-    )  # fmt: skip
-    sample.add_argument("--jsonl", help="write samples to this file instead of the terminal")
-    sample.add_argument(
-        "--show-denoising", nargs="?", const="auto", metavar="STEPS",
-        help="print drafts after these steps (1,5,10), or after a few",
-    )  # fmt: skip
+    add_flags(sample)
     sample.set_defaults(run=_sample)
 
     evaluate = commands.add_parser("eval", help="measure a run")
-    _sampling_flags(evaluate)
+    add_dials(evaluate)
     evaluate.add_argument("--evals", default="reconstruction,denoising,samples")
     evaluate.add_argument("--split", default="validation", choices=("validation", "test"))
     evaluate.add_argument("--num-samples", type=int, default=256)

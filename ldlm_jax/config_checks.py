@@ -44,7 +44,8 @@ def check_shapes(experiment) -> None:
     parts = experiment.train.logit_parts
     if data.window % parts:
         raise UserError(f"train.logit_parts = {parts} must divide data.window = {data.window}.")
-    _check_implementations({"text_vae": vae, "dit": dit})
+    networks = {"text_vae": vae, "dit": dit}
+    _check_implementations(networks)
     if data.round_to % vae.tokens_per_latent:
         raise UserError(
             f"data.round_to = {data.round_to} must be a multiple of text_vae.tokens_per_latent = "
@@ -65,6 +66,13 @@ def check_shapes(experiment) -> None:
     block = experiment.diffusion.block_size
     if block:
         _check_blocks(block, data, vae, dit)
+        static = [name for name, part in networks.items() if part.attention == "splash"]
+        if static and experiment.diffusion.fills_holes:
+            raise UserError(
+                f"{static[0]}.attention = 'splash' sees blocks in their order only, but holes are "
+                "filled with what follows them; choose another, or set diffusion.suffix, "
+                "diffusion.infill and diffusion.spans to 0."
+            )
     if experiment.aligned:
         _check_alignment(experiment, dit)
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ldlm_jax.data.tokenizer import EOS, PAD
+from ldlm_jax.diffusion.known import Shares
 from ldlm_jax.diffusion.objective import Objective
 from ldlm_jax.diffusion.time import LogitNormal
 from ldlm_jax.errors import UserError, check_shares
@@ -32,7 +34,10 @@ class DiffusionConfig:
       self_condition: share of steps in which the denoiser is given its own earlier estimate
         (Chen et al. 2023, "Analog Bits").
       prefix: share of documents trained as continuations of a known prefix.
+      suffix: share of documents trained as what comes before a known end.
       infill: share of documents trained as the filling of one hole.
+      spans: share of documents trained as the filling of many holes.
+      at_blocks: share of all these whose known parts begin and end with blocks.
       condition_dropout: share of documents whose known part is hidden, for guidance.
       token_posterior: estimate the clean latents as the mean of the tokens' own latents under the
         posterior of the tokens, to which the network contributes what the context says and Bayes'
@@ -57,7 +62,10 @@ class DiffusionConfig:
     time_scale: float = 1.0
     self_condition: float = 0.5
     prefix: float = 0.2
+    suffix: float = 0.0
     infill: float = 0.1
+    spans: float = 0.0
+    at_blocks: float = 0.0
     condition_dropout: float = 0.1
     own_times: float = 0.0
     block_size: int = 0
@@ -69,10 +77,11 @@ class DiffusionConfig:
         for name in ("prediction", "loss_space"):
             if getattr(self, name) not in ("x", "v"):
                 raise UserError(f"diffusion.{name} = {getattr(self, name)!r}: choose 'x' or 'v'.")
-        shares = ("self_condition", "prefix", "infill", "condition_dropout", "own_times")
-        check_shares("diffusion", self, shares)
-        if self.prefix + self.infill > 1:
-            raise UserError("diffusion.prefix + diffusion.infill must not exceed 1.")
+        known = ("prefix", "suffix", "infill", "spans")
+        others = ("at_blocks", "self_condition", "condition_dropout", "own_times")
+        check_shares("diffusion", self, known + others)
+        if sum(getattr(self, name) for name in known) > 1:
+            raise UserError(f"diffusion.{' + diffusion.'.join(known)} must not exceed 1.")
         if self.block_size < 0:
             raise UserError(f"diffusion.block_size = {self.block_size}: at least 0 (whole texts).")
         if self.token_loss < 0:
@@ -80,6 +89,16 @@ class DiffusionConfig:
         for name in ("time_scale", "token_variance"):
             if getattr(self, name) <= 0:
                 raise UserError(f"diffusion.{name} = {getattr(self, name)}: must be positive.")
+
+    @property
+    def known(self) -> Shares:
+        """What training gives of documents."""
+        return Shares(self.prefix, self.suffix, self.infill, self.spans, self.at_blocks)
+
+    @property
+    def fills_holes(self) -> bool:
+        """Whether it is trained to write what known text follows."""
+        return self.suffix + self.infill + self.spans > 0
 
     @property
     def objective(self) -> Objective:
@@ -93,9 +112,20 @@ class DiffusionConfig:
         return LogitNormal(self.time_location, self.time_scale)
 
 
-def places_of(segments_BxL: jax.Array, models: Models, config: DiffusionConfig) -> Places:
-    """Where the latents of a batch stand, from the document number of each token."""
-    return lay_out(segments_BxL[:, :: models.vae.tokens_per_latent], config.block_size)
+def segments_of(segments_BxL: jax.Array, models: Models) -> jax.Array:
+    """The document number (B, N) of each latent from that of each token."""
+    return segments_BxL[:, :: models.vae.tokens_per_latent]
+
+
+def places_of(
+    segments_BxL: jax.Array, models: Models, config: DiffusionConfig, known_BxN=None
+) -> Places:
+    """Where the latents of a batch stand, from the document number of each token.
+
+    A model that fills holes reads all that is known before it writes the first block.
+    """
+    first_BxN = known_BxN if config.fills_holes else None
+    return lay_out(segments_of(segments_BxL, models), config.block_size, first_BxN)
 
 
 def nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -196,6 +226,8 @@ class Denoiser:
       top_p: probability of the tokens that the context may propose, the likeliest first; None for
         all of them.
       parts: see ``by_parts``, for everything as wide as the vocabulary.
+      inside_BxL: true where the text cannot end, as known text follows; None where it may
+        anywhere.
     """
 
     models: Models
@@ -206,6 +238,7 @@ class Denoiser:
     temperature: float | jax.Array = 1.0
     top_p: jax.Array | None = None
     parts: int = 1
+    inside_BxL: jax.Array | None = None
 
     @classmethod
     def create(
@@ -273,6 +306,9 @@ class Denoiser:
     def _context(self, features_BxLxM):
         """Logits of what the network says, made sharper as was asked for."""
         logits_BxLxV = self._vae(features_BxLxM, method="read") / self.temperature
+        if self.inside_BxL is not None:
+            ends_V = jnp.isin(jnp.arange(logits_BxLxV.shape[-1]), jnp.array([EOS, PAD]))
+            logits_BxLxV = jnp.where(self.inside_BxL[..., None] & ends_V, _IMPROBABLE, logits_BxLxV)
         return logits_BxLxV if self.top_p is None else nucleus(logits_BxLxV, self.top_p)
 
     def _vae(self, *args, method: str):

@@ -1,18 +1,23 @@
 """From prompts to text: the one path used by the command line, the evaluations and the examples."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from ldlm_jax.data.tokenizer import EOS, MASK, PAD, Tokenizer
+from ldlm_jax.choose import most_like_the_others
+from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
-from ldlm_jax.request import DIALS, SHARED, Request, SampleConfig
+from ldlm_jax.outline import Outline, Row
+from ldlm_jax.request import SHARED, Request, SampleConfig
 from ldlm_jax.train_state import LatentStats, Models, TrainState
-from ldlm_jax.write import Dials, Plan, write_tokens
+from ldlm_jax.write import write_tokens
+from ldlm_jax.writing import Dials, Page, Plan, Written
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,32 @@ class Writer:
 
     @property
     def window(self) -> int:
-        """Tokens in a row."""
+        """Tokens in a row of training."""
         return len(self.lengths) - 1
+
+    def row_length(self, config: SampleConfig) -> int:
+        """Tokens in a row that is written, whole blocks."""
+        block = max(1, self.diffusion.block_size) * self.models.vae.tokens_per_latent
+        return -(-(config.length or self.window) // block) * block
+
+
+# Lengths that are tried for a hole of open length, in tokens, as far as there is room.
+LENGTHS = (1, 2, 3, 4, 6, 8, 11, 15)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a step would have decoded to.
+
+    Attributes:
+      text: with what was given.
+      tokens: token ids.
+      confidence: probability of each to that step; 1 where it was given.
+    """
+
+    text: str
+    tokens: list[int]
+    confidence: list[float]
 
 
 @dataclass(frozen=True)
@@ -51,16 +80,20 @@ class Sample:
     """One written text.
 
     Attributes:
-      prompt: what was given.
-      text: prompt and continuation.
+      prompt: given beginning.
+      text: all of it, given text as it was to the last byte.
       tokens: token ids, up to and with the end token if there is one.
-      drafts: decoded estimates after the steps asked for, by step.
+      given: whether each was given.
+      evaluations: of the denoiser, for all blocks together (reading and decoding them not counted).
+      drafts: one a step, if they were asked for; the last is the finished text.
     """
 
     prompt: str
     text: str
     tokens: list[int]
-    drafts: dict[int, str]
+    given: list[bool]
+    evaluations: int
+    drafts: list[Draft]
 
 
 def generate(
@@ -70,7 +103,7 @@ def generate(
     *,
     num_samples: int = 1,
     prompt: str = "",
-    draft_steps: tuple[int, ...] = (),
+    keep_drafts: bool = False,
 ) -> Iterator[Sample]:
     """Write several texts of one seed; see ``answer``.
 
@@ -80,56 +113,71 @@ def generate(
       seed: of all randomness; the same seed writes the same texts.
       num_samples: how many.
       prompt: given beginning of every text, or empty.
-      draft_steps: steps after which to keep a decoded draft.
+      keep_drafts: keep what each step would decode to.
     """
-    return answer(writer, Request.several(num_samples, prompt, seed, config), draft_steps)
+    request = Request(prompt, seed, config=config)
+    return answer(writer, request.several(num_samples), keep_drafts)
 
 
 def answer(
-    writer: Writer, requests: Sequence[Request], draft_steps: tuple[int, ...] = ()
+    writer: Writer,
+    requests: Sequence[Request],
+    keep_drafts: bool = False,
+    on_block: Callable[[int, np.ndarray], None] | None = None,
 ) -> Iterator[Sample]:
     """Write the texts that were asked for, in order, batch by batch.
 
     A batch is one compiled call whatever its requests have of their own; it takes as many steps as
-    the one that asked for most.
+    the one that asked for most. A request that asks for the best of several, or leaves the length
+    of a hole open, takes several rows.
 
     Args:
       writer: the model.
       requests: what to write.
-      draft_steps: steps after which to keep a decoded draft.
+      keep_drafts: keep what each step would decode to.
+      on_block: see ``write.Plan``; the rows are those of the batch.
 
     Raises:
-      UserError: a prompt does not fit the window, guidance was asked of a model that never trained
-        without its condition, a draft step is beyond the steps, or the requests differ in what
-        must be alike.
+      UserError: given text does not fit the window, guidance or holes were asked of a model that
+        never trained with them, or the requests differ in what must be alike.
     """
     if not requests:
         return
-    prompts = [writer.tokenizer.encode([request.prompt])[0] for request in requests]
-    for request, given in zip(requests, prompts, strict=True):
-        _check(writer, request, given, draft_steps)
-    plan = _plan(writer, requests, prompts, draft_steps)
-    size = min(requests[0].config.batch_size, len(requests))
-    for start in range(0, len(requests), size):
-        part = slice(start, start + size)
-        yield from _answer_batch(writer, plan, size, requests[part], prompts[part])
+    outlines = [Outline.of(request.pieces, writer.tokenizer) for request in requests]
+    for request, outline in zip(requests, outlines, strict=True):
+        _check(writer, request, outline)
+    plan = replace(_plan(writer, requests, outlines), traced=keep_drafts, on_block=on_block)
+    asked = zip(requests, outlines, strict=True)
+    groups = [_candidates(writer, request, outline) for request, outline in asked]
+    written = _write(writer, plan, [candidate for group in groups for candidate in group])
+    for request, group in zip(requests, groups, strict=True):
+        yield _choose(request.config.choose, list(islice(written, len(group))))
 
 
-def _check(writer: Writer, request: Request, given: list[int], draft_steps) -> None:
+def _check(writer: Writer, request: Request, outline: Outline) -> None:
     config, diffusion = request.config, writer.diffusion
-    for step in draft_steps:
-        if not 1 <= step <= config.steps:
-            raise UserError(f"draft step {step} is not between 1 and steps = {config.steps}.")
-    if len(given) >= writer.window:
+    # One more for the end, or for something to write.
+    needed, most = outline.known_tokens + len(outline.free) + 1, writer.row_length(config)
+    if most > writer.window and (not diffusion.block_size or outline.has_holes):
         raise UserError(
-            f"the prompt has {len(given)} tokens; the model's window holds {writer.window}, of "
-            "which at least one must be free. Shorten the prompt."
+            f"length = {config.length} is beyond the model's window of {writer.window} tokens, "
+            "where only a model with diffusion.block_size goes on, and only to continue."
         )
-    trained = diffusion.condition_dropout > 0 and diffusion.prefix > 0
-    if config.guidance != 1.0 and given and not trained:
+    if needed > most:
         raise UserError(
-            "guidance needs a model trained with diffusion.prefix and diffusion.condition_dropout "
-            "above 0; use guidance 1."
+            f"given text and holes take {needed} tokens, with one for what comes after; the "
+            f"text may have {most} (the model's window is {writer.window}). Shorten it."
+        )
+    if outline.has_holes and not diffusion.fills_holes:
+        raise UserError(
+            "this model was trained to continue, not to write what known text follows: train with "
+            "diffusion.suffix, diffusion.infill or diffusion.spans above 0."
+        )
+    learned = diffusion.condition_dropout > 0 and (diffusion.prefix > 0 or diffusion.fills_holes)
+    if config.guidance != 1.0 and outline.known_tokens and not learned:
+        raise UserError(
+            "guidance needs a model trained with diffusion.condition_dropout and a share of known "
+            "text (diffusion.prefix) above 0; use guidance 1."
         )
     for name in ("temperature", "top_p"):
         if getattr(config, name) != 1.0 and not diffusion.token_posterior:
@@ -138,81 +186,128 @@ def _check(writer: Writer, request: Request, given: list[int], draft_steps) -> N
             )
 
 
-def _plan(writer: Writer, requests, prompts, draft_steps) -> Plan:
+def _plan(writer: Writer, requests, outlines) -> Plan:
     """What all requests have in common."""
     configs = [request.config for request in requests]
     for name in SHARED:
         values = {getattr(config, name) for config in configs}
         if len(values) > 1:
             raise UserError(f"requests written together must agree on {name}, not {values}.")
-    asked = zip(configs, prompts, strict=True)
+    asked = list(zip(configs, outlines, strict=True))
     return Plan(
         writer.models,
         writer.diffusion,
         Solver(configs[0].solver, configs[0].churn),
         max(config.steps for config in configs),
         configs[0].grid,
-        guided=any(config.guidance != 1.0 and given for config, given in asked),
+        guided=any(c.guidance != 1.0 and outline.known_tokens > 0 for c, outline in asked),
         self_guided=writer.diffusion.self_condition > 0
         and any(config.self_guidance != 1.0 for config in configs),
         truncated=any(config.top_p < 1.0 for config in configs),
-        draft_steps=tuple(draft_steps),
+        early=any(config.patience > 0 for config in configs),
+        scored=any(
+            c.choose == "likelihood" and (c.best_of > 1 or outline.free) for c, outline in asked
+        ),
+        memory=writer.window // writer.models.vae.tokens_per_latent,
     )
 
 
-def _answer_batch(writer: Writer, plan: Plan, size: int, requests, prompts) -> Iterator[Sample]:
-    """Texts of one batch, filled up to ``size`` rows with copies of its last request."""
-    count = len(requests)
-    requests = [*requests, *[requests[-1]] * (size - count)]
-    prompts = [*prompts, *[prompts[-1]] * (size - count)]
-    places = np.arange(writer.window)
+class Candidate(NamedTuple):
+    """A text to be written, of which a request may have several to choose from."""
+
+    request: Request
+    number: int
+    outline: Outline
+    length: int
+    row: Row
+
+    @property
+    def key(self) -> jax.Array:
+        """Of all its randomness."""
+        key = jax.random.fold_in(jax.random.key(self.request.seed), self.request.number)
+        return jax.random.fold_in(key, self.number) if self.number else key
+
+
+class Finished(NamedTuple):
+    """A written candidate, and how likely the model finds it (logarithm, a token)."""
+
+    sample: Sample
+    likelihood: float
+
+
+def _candidates(writer: Writer, request: Request, outline: Outline) -> list[Candidate]:
+    """The rows of one request."""
+    config = request.config
+    count = max(config.best_of, len(LENGTHS) if outline.free else 1)
     per_latent = writer.models.vae.tokens_per_latent
-    lengths = np.array([_length(writer, r, len(p)) for r, p in zip(requests, prompts, strict=True)])
-    tokens = np.full((size, writer.window), MASK, np.int32)
-    for row, given in zip(tokens, prompts, strict=True):
-        row[: len(given)] = given
-    known = np.array([[len(given) // per_latent] for given in prompts])
-    written, drafts = write_tokens(
-        writer.params,
-        writer.latents,
-        tokens,
-        (places < lengths[:, None]).astype(np.int32),
-        places[: writer.window // per_latent] < known,
-        _dials(requests),
-        plan=plan,
-    )
-    written, drafts = np.array(written), np.array(drafts)
-    for row in range(count):
-        request, given = requests[row], prompts[row]
-
-        def read(ids, row=row, request=request, given=given):
-            ids = _finish(ids, given, lengths[row])
-            return ids, request.prompt + writer.tokenizer.decode(ids[len(given) :])
-
-        ids, text = read(written[row])
-        texts = {
-            step: read(draft[row])[1] for step, draft in zip(plan.draft_steps, drafts, strict=True)
+    block = max(1, writer.diffusion.block_size) * per_latent
+    window = writer.row_length(config)
+    room = (window - outline.known_tokens - 1) // max(1, len(outline.free))
+    possible = [length for length in LENGTHS if length <= room]
+    candidates = []
+    for number in range(count):
+        rng = np.random.default_rng((request.seed, request.number, number))
+        # The lengths in turn, and with several holes in all combinations by chance.
+        lengths = {
+            hole: possible[number % len(possible)] if not i else int(rng.choice(possible))
+            for i, hole in enumerate(outline.free)
         }
-        yield Sample(request.prompt, text, ids, texts)
+        own = outline.with_lengths(lengths)
+        length = window
+        if own.goes_on and not writer.diffusion.block_size:
+            # A text written block by block ends where its end token falls; others end here.
+            length = int(draw_lengths(writer.lengths, own.known_tokens, 1, rng)[0])
+        row = own.lay_out(window, length, block, per_latent)
+        candidates.append(Candidate(request, number, own, length, row))
+    return candidates
 
 
-def _dials(requests: Sequence[Request]) -> Dials:
-    keys = [
-        jax.random.fold_in(jax.random.key(request.seed), request.number) for request in requests
-    ]
-    columns = (
-        np.array([getattr(request.config, name) for request in requests], np.float32)
-        for name in DIALS
-    )
-    return Dials(jax.numpy.stack(keys), *columns)  # whose fields stand in the order of DIALS
+def _write(writer: Writer, plan: Plan, candidates: Sequence[Candidate]) -> Iterator[Finished]:
+    """The candidates in order, in batches of one size: the last is filled up."""
+    size = min(candidates[0].request.config.batch_size, len(candidates))
+    for start in range(0, len(candidates), size):
+        batch = list(candidates[start : start + size])
+        count = len(batch)
+        batch += [batch[-1]] * (size - count)
+        rows = [c.row for c in batch]
+        tokens, segments, known, inside = (np.stack(x) for x in zip(*rows, strict=True))
+        page = Page(tokens, segments, known[:, :: writer.models.vae.tokens_per_latent], inside)
+        dials = Dials.of([c.key for c in batch], [c.request.config for c in batch])
+        written = write_tokens(writer.params, writer.latents, page, dials, plan=plan)
+        written = jax.device_get(written)
+        for i, candidate in enumerate(batch[:count]):
+            yield _finish(writer.tokenizer, candidate, jax.tree.map(lambda x, i=i: x[i], written))
 
 
-def _length(writer: Writer, request: Request, given: int) -> int:
-    """Tokens to write: a text written block by block ends where its end token falls."""
-    if writer.diffusion.block_size:
-        return writer.window
-    rng = np.random.default_rng((request.seed, request.number))
-    return int(draw_lengths(writer.lengths, given, 1, rng)[0])
+def _finish(tokenizer: Tokenizer, candidate: Candidate, written: Written) -> Finished:
+    """The text of one row of what was written."""
+    request, outline = candidate.request, candidate.outline
+
+    def read(tokens_L):
+        return outline.read(tokens_L, candidate.length, tokenizer)
+
+    ids, text = read(written.tokens_BxL)
+    drafts = []
+    if written.trace:
+        steps = [*written.trace.tokens_BxKxL[: request.config.steps - 1], written.tokens_BxL]
+        for tokens_L, confidence_L in zip(steps, written.trace.confidence_BxKxL, strict=False):
+            draft, words = read(tokens_L)
+            confidence_L = np.where(candidate.row.known_L, 1.0, confidence_L)
+            drafts.append(Draft(words, draft, confidence_L[: len(draft)].round(3).tolist()))
+    given = candidate.row.known_L[: len(ids)].tolist()
+    sample = Sample(request.prompt, text, ids, given, int(written.evaluations_B), drafts)
+    return Finished(sample, float(written.likelihood_B))
+
+
+def _choose(choose: str, finished: Sequence[Finished]) -> Sample:
+    """One of the candidates, with the evaluations that all of them took."""
+    best = 0
+    if len(finished) > 1 and choose == "consensus":
+        best = most_like_the_others([f.sample.text for f in finished])
+    elif len(finished) > 1:
+        best = int(np.argmax([f.likelihood for f in finished]))
+    evaluations = sum(f.sample.evaluations for f in finished)
+    return replace(finished[best].sample, evaluations=evaluations)
 
 
 def draw_lengths(
@@ -231,11 +326,3 @@ def draw_lengths(
     if not weights.any():  # no training text was ever that long
         return np.full(count, len(weights) - 1)
     return rng.choice(len(weights), size=count, p=weights / weights.sum())
-
-
-def _finish(ids: np.ndarray, given: list[int], length: int) -> list[int]:
-    """Put the prompt back word for word and stop at the end of the text."""
-    ids = [*given, *map(int, ids[len(given) : length])]
-    rest = ids[len(given) :]
-    stop = next((i for i, token in enumerate(rest) if token in (EOS, PAD)), len(rest) - 1)
-    return ids[: len(given) + stop + 1]

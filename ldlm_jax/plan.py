@@ -29,7 +29,8 @@ from ldlm_jax.teachers.named import find_model
 from ldlm_jax.teachers.teacher import PretrainedTeacher
 from ldlm_jax.train_state import abstract_state
 from ldlm_jax.train_step import Recipe, train_step
-from ldlm_jax.write import Dials, Plan, write_tokens
+from ldlm_jax.write import write_tokens
+from ldlm_jax.writing import Dials, Page, Plan
 
 
 def devices_of(topology: str, num_slices: int = 1) -> list:
@@ -189,11 +190,10 @@ class Target:
             models, recipe.diffusion, Solver(config.solver, config.churn), config.steps,
             config.grid,
         )  # fmt: skip
-        texts = array((rows, window), jnp.int32)
-        known = array((rows, window // models.vae.tokens_per_latent), jnp.bool_)
-        return self._compile(
-            partial(write_tokens, plan=plan), state.ema, state.latents, texts, texts, known, dials
-        )
+        page = Page.blank(rows, window, models.vae.tokens_per_latent)
+        page = jax.tree.map(lambda x: array(x.shape, x.dtype), page)
+        run = partial(write_tokens, plan=plan)
+        return self._compile(run, state.ema, state.latents, page, dials)
 
     def _compile(self, function, *arguments):
         platform = "gpu" if self.chip.is_gpu else "tpu"

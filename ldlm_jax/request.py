@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ldlm_jax.diffusion.sampler import SOLVERS
-from ldlm_jax.errors import UserError, did_you_mean, fits_type
+from ldlm_jax.errors import UserError, check_shares, did_you_mean, fits_type
+from ldlm_jax.outline import Hole, Pieces, parse_template
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,18 @@ class SampleConfig:
       top_p: probability of the tokens that the context may propose, the likeliest first; 1 admits
         all. It cuts off what is unlikely and leaves the rest as varied as it was. Likewise.
       lag: how far the beginning of a block is ahead of its end; 0 writes all of it together.
+      guidance_from: guide at times from this one on (Kynkaanniemi et al. 2024, arXiv 2404.07724:
+        guidance harms where noise is high and does nothing where it is low).
+      guidance_to: and up to this one.
+      patience: a block is finished early once its tokens have stayed the same for so many steps; 0
+        takes all steps.
+      sure: and the least probable of them is at least so probable.
+      strength: how much of a text to be revised is forgotten; 1 keeps nothing but its length.
+      best_of: texts written for one that is asked for, of which one is chosen.
+      choose: ``"likelihood"``: the one that the model itself finds likeliest, token by token.
+        ``"consensus"``: the one most like the others (minimum Bayes risk under chrF).
+      length: tokens of the longest text, end included; 0 for the model's window. Beyond the window,
+        which is all that is remembered, goes only a model with blocks.
       batch_size: samples written at once.
     """
 
@@ -39,6 +52,14 @@ class SampleConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     lag: float = 0.0
+    guidance_from: float = 0.0
+    guidance_to: float = 1.0
+    patience: int = 0
+    sure: float = 0.9
+    strength: float = 1.0
+    best_of: int = 1
+    choose: str = "likelihood"
+    length: int = 0
     batch_size: int = 32
 
     def __post_init__(self):
@@ -48,19 +69,31 @@ class SampleConfig:
             raise UserError(f"solver = {self.solver!r}: choose one of {', '.join(SOLVERS)}.")
         if self.grid not in ("law", "uniform"):
             raise UserError(f"grid = {self.grid!r}: choose 'law' or 'uniform'.")
-        if min(self.churn, self.guidance, self.self_guidance, self.lag) < 0:
-            raise UserError("churn, guidance, self_guidance and lag must not be negative.")
+        if self.choose not in ("likelihood", "consensus"):
+            raise UserError(f"choose = {self.choose!r}: choose 'likelihood' or 'consensus'.")
+        for name in ("churn", "guidance", "self_guidance", "lag", "patience", "length"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} = {getattr(self, name)}: must not be negative.")
+        check_shares("sample", self, ("guidance_from", "guidance_to", "sure"))
+        if not 0 < self.strength <= 1:
+            raise UserError(f"strength = {self.strength}: must be above 0 and at most 1.")
         if self.temperature <= 0:
             raise UserError(f"temperature = {self.temperature}: must be positive.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1.")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size = {self.batch_size}: at least 1.")
+        for name in ("batch_size", "best_of"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: at least 1.")
 
 
-# Settings in which the texts of one compiled call may differ, and those in which they may not.
-DIALS = ("steps", "guidance", "self_guidance", "temperature", "top_p", "lag")
-SHARED = tuple(field.name for field in fields(SampleConfig) if field.name not in DIALS)
+# Settings in which the texts of one compiled call may differ: the fields of ``write.Dials``.
+DIALS = (
+    "steps", "guidance", "self_guidance", "temperature", "top_p", "lag", "guidance_from",
+    "guidance_to", "patience", "sure", "strength",
+)  # fmt: skip
+# What is said of each text alone, and what all of one call must agree on.
+OWN = (*DIALS, "best_of", "choose")
+SHARED = tuple(field.name for field in fields(SampleConfig) if field.name not in OWN)
 
 
 @dataclass(frozen=True)
@@ -71,20 +104,39 @@ class Request:
       prompt: given beginning, or empty.
       seed: of all randomness: a request gives the same text whatever is written beside it.
       number: tells apart the texts of one seed.
-      config: how to write it. The requests of one call may differ in ``DIALS``.
+      config: how to write it. The requests of one call may differ in ``OWN``.
+      suffix: given end, or empty.
+      template: instead of both: given text with holes, see ``outline.parse_template``.
+      revise: instead of all these: pieces of a text, see ``outline.cut_spans``.
     """
 
     prompt: str = ""
     seed: int = 0
     number: int = 0
     config: SampleConfig = SampleConfig()
+    suffix: str = ""
+    template: str = ""
+    revise: Pieces = ()
 
-    @classmethod
-    def several(cls, count: int, prompt: str, seed: int, config: SampleConfig) -> list["Request"]:
-        """``count`` texts of one seed."""
+    def __post_init__(self):
+        if self.template and (self.prompt or self.suffix):
+            raise UserError("a template holds all that is given: leave prompt and suffix empty.")
+
+    @property
+    def pieces(self) -> Pieces:
+        """Text and holes in turn."""
+        if self.revise:
+            return self.revise
+        if self.template:
+            return parse_template(self.template)
+        hole = Hole(last=not self.suffix)
+        return tuple(piece for piece in (self.prompt, hole, self.suffix) if piece)
+
+    def several(self, count: int) -> list["Request"]:
+        """This text and others of its seed, ``count`` in all."""
         if count < 1:
             raise UserError(f"num_samples = {count}: at least 1.")
-        return [cls(prompt, seed, number, config) for number in range(count)]
+        return [replace(self, number=number) for number in range(count)]
 
 
 _EXAMPLE = '{"prompt": "The king", "steps": 20}'
@@ -94,8 +146,8 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
     """Requests from a JSONL file, one a line.
 
     Args:
-      path: the file. A line may hold ``prompt``, ``seed``, ``number`` and any of ``steps``,
-        ``guidance``, ``self_guidance``, ``temperature``, ``top_p`` and ``lag``.
+      path: the file. A line may hold ``prompt``, ``suffix``, ``template``, ``seed``, ``number``
+        and any of ``OWN``.
       config: for what a line does not say.
       seed: likewise; the number of a line is then its place in the file.
 
@@ -122,15 +174,14 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
 def _parse(said: dict, default: Request) -> Request:
     if not isinstance(said, dict):
         raise UserError(f"not a JSON object such as {_EXAMPLE}.")
-    of_request = {field.name: field.type for field in fields(Request) if field.name != "config"}
-    types = of_request | {
-        field.name: field.type for field in fields(SampleConfig) if field.name in DIALS
-    }
+    names = ("prompt", "suffix", "template", "seed", "number")
+    types = {field.name: field.type for field in fields(Request) if field.name in names}
+    types |= {field.name: field.type for field in fields(SampleConfig) if field.name in OWN}
     for name, value in said.items():
         if name not in types:
             raise UserError(f"unknown field {name!r}; {did_you_mean(name, types)}")
         if not fits_type(value, types[name]):
             raise UserError(f"{name} = {value!r} is not of type {types[name].__name__}.")
-    dials = {name: value for name, value in said.items() if name in DIALS}
-    own = {name: value for name, value in said.items() if name not in DIALS}
+    dials = {name: value for name, value in said.items() if name in OWN}
+    own = {name: value for name, value in said.items() if name not in OWN}
     return replace(default, **own, config=replace(default.config, **dials))

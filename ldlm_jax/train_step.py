@@ -14,14 +14,14 @@ import optax
 
 from ldlm_jax.alignment import AlignmentConfig, alignment_loss
 from ldlm_jax.data.tokenizer import MASK
-from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of
+from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of, segments_of
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion.known import draw_known
 from ldlm_jax.diffusion.objective import masked_mean
 from ldlm_jax.diffusion.time import stratified
 from ldlm_jax.errors import UserError, check_shares
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
-from ldlm_jax.models.places import Places
+from ldlm_jax.models.places import Places, positions_of
 from ldlm_jax.optim import OptimConfig, ema_step_size
 from ldlm_jax.phases import LOSSES, Phase, weight_at
 from ldlm_jax.teachers.teacher import Teacher
@@ -197,14 +197,15 @@ def fused_loss(
     )
     mask_key, known_key, z_key, rec_key, diff_key = jax.random.split(key, 5)
     tokens_BxL = batch["tokens"]
-    places = places_of(batch["segments"], models, recipe.diffusion)
+    segments_BxN = segments_of(batch["segments"], models)
     known_BxN = draw_known(
         known_key,
-        places.segments_BxN,
-        places.positions_BxN,
-        prefix=recipe.diffusion.prefix,
-        infill=recipe.diffusion.infill,
+        segments_BxN,
+        positions_of(segments_BxN),
+        recipe.diffusion.known,
+        recipe.diffusion.block_size or 1,
     )
+    places = places_of(batch["segments"], models, recipe.diffusion, known_BxN)
 
     def encode(tokens):
         return models.vae.apply(

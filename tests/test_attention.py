@@ -23,9 +23,10 @@ def documents(length: int) -> jax.Array:
     return jnp.asarray(segments)
 
 
-def case(length: int, block: int, with_memory: bool, radius: int):
+def case(length: int, block: int, with_memory: bool, radius: int, holes: bool = False):
     """Queries, keys and values by part, who sees whom, and a bias."""
-    places = lay_out(documents(length), block)
+    first = jax.random.bernoulli(jax.random.key(9), 0.3, (2, length)) if holes else None
+    places = lay_out(documents(length), block, first)
     sight = see_memory_and_own_block(places, places) if with_memory else see_up_to_block(places)
     keys = jax.random.split(jax.random.key(length + block), 6)
     draw = [jax.random.normal(key, (2, length, HEADS, WIDTH)) for key in keys[:5]]
@@ -51,9 +52,10 @@ def plainly(q, keys, values, sight, bias):
 CASES = [(0, False), (8, False), (8, True), (4, True)]
 
 
+@pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize(("block", "with_memory"), CASES)
-def test_xla_is_the_definition(block, with_memory):
-    args = case(64, block, with_memory, radius=3)
+def test_xla_is_the_definition(block, with_memory, holes):
+    args = case(64, block, with_memory, radius=3, holes=holes)
     chex.assert_trees_all_close(attend(*args), plainly(*args), atol=1e-5)
 
 

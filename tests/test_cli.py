@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+from dataclasses import fields
 
 import pytest
 
 from ldlm_jax.cli import main
+from ldlm_jax.flags import DIALS
+from ldlm_jax.request import SampleConfig
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,52 @@ def test_sample_prints_and_writes(trained, tmp_path, capsys):
     assert main([*command, "--requests", str(asked), "--jsonl", str(tmp_path / "r.jsonl")]) == 0
     mixed = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [r["steps"] for r in mixed] == [4, 2] and mixed[0]["text"].startswith("My son")
+
+
+def test_every_setting_has_a_flag_and_every_flag_a_setting():
+    settings = {field.name: field.type for field in fields(SampleConfig)}
+    assert {name: kind for name, kind, _ in DIALS} == settings
+
+
+def test_holes_are_filled_and_files_revised(trained, tmp_path, capsys):
+    command = ["sample", "--workdir", str(trained), "--num-samples", "2", "--steps", "2"]
+    assert main([*command, "--template", "My ____ went ____{2} home"]) == 0
+    lines = capsys.readouterr().out
+    assert len(re.findall("] My .+ went .+ home", lines)) == 2
+    assert main([*command, "--prompt", "The king ", "--suffix", " people."]) == 0
+    assert len(re.findall("] The king .+ people.", capsys.readouterr().out)) == 2
+    file = tmp_path / "letter.txt"
+    file.write_bytes("My son went\n \nThe king.\r\n\n\nEnd\ttoo ".encode())
+    out = tmp_path / "revised.jsonl"
+    asked = ["--revise", str(file), "--spans", "17:21,3:6", "--strength", "0.5"]
+    assert main([*command, *asked, "--jsonl", str(out)]) == 0
+    for line in out.read_text().splitlines():
+        text = json.loads(line)["text"]
+        assert re.fullmatch("My .+ went\n \nThe.+g\\.\r\n\n\nEnd\ttoo ", text, re.DOTALL), text
+    refused(capsys, [*command, "--revise", str(file), "--spans", "3:15"], "crosses paragraphs")
+    refused(capsys, [*command, "--revise", str(file), "--spans", "3:99"], "outside the text")
+    refused(capsys, [*command, "--revise", str(file)], "needs --spans")
+    refused(capsys, [*command, "--template", "none"], "has no hole")
+    refused(capsys, [*command, "--template", "a ____", "--prompt", "b"], "do not go together")
+    refused(capsys, [*command, "--show-denoising", "1,9"], "steps are 1 to 2")
+    refused(capsys, [*command, "--stream"], "one text")
+
+
+def test_text_sharpens_on_a_page(trained, tmp_path):
+    out = tmp_path / "out.html"
+    command = ["sample", "--workdir", str(trained), "--num-samples", "2", "--prompt", "The"]
+    assert main([*command, "--html", str(out), "--panels", "2", "5"]) == 0
+    page = out.read_text()
+    assert "src=" not in page and "href=" not in page  # nothing comes from elsewhere
+    data = json.loads(re.search("const DATA = (.*);\n", page)[1])
+    assert [panel["steps"] for panel in data["panels"]] == [2, 5]
+    for panel in data["panels"]:
+        assert len(panel["texts"]) == 2
+        for text in panel["texts"]:
+            assert len(text["steps"]) == panel["steps"] and text["given"][0]
+            assert text["steps"][-1][0] == text["final"]
+            words = "".join(data["words"][str(i)] for i in text["final"])
+            assert words.startswith("The")
 
 
 def test_eval_writes_json(trained, tmp_path, capsys):

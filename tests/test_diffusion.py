@@ -9,9 +9,9 @@ from scipy import stats
 
 from ldlm_jax.diffusion import path, time
 from ldlm_jax.diffusion.guidance import guide
-from ldlm_jax.diffusion.known import draw_known
+from ldlm_jax.diffusion.known import Shares, draw_known
 from ldlm_jax.diffusion.objective import Objective
-from ldlm_jax.diffusion.sampler import SOLVERS, Solver, sample
+from ldlm_jax.diffusion.sampler import EVALUATIONS, SOLVERS, Solver, Watch, sample
 from ldlm_jax.models.places import lay_out
 
 MEAN = np.array([1.0, -2.0])
@@ -23,7 +23,8 @@ def gaussian_denoiser(z, t, _):
     t = jnp.ravel(t)[0]
     marginal = (1 - t) ** 2 * COVARIANCE + t**2 * jnp.eye(2)
     gain = (1 - t) * COVARIANCE @ jnp.linalg.inv(marginal)
-    return MEAN + (z - (1 - t) * MEAN) @ gain.T
+    clean = MEAN + (z - (1 - t) * MEAN) @ gain.T
+    return clean, clean
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -32,7 +33,7 @@ def test_exact_velocity_recovers_the_distribution(solver, law):
     # 20,000 samples: standard error of a mean is below 0.009, of a covariance below 0.016.
     noise = jax.random.normal(jax.random.key(0), (20_000, 2))
     steps = 50 if solver == "heun" else 300
-    z, _ = sample(gaussian_denoiser, noise, times(steps, law), keys(noise), Solver(solver))
+    z = sample(gaussian_denoiser, noise, times(steps, law), keys(noise), Solver(solver)).z
     np.testing.assert_allclose(np.mean(z, axis=0), MEAN, atol=0.04)
     np.testing.assert_allclose(np.cov(z.T), COVARIANCE, atol=0.06)
 
@@ -42,7 +43,7 @@ def test_positions_may_run_at_times_of_their_own():
 
     def denoise(z, t, _):
         gain = (1 - t) / ((1 - t) ** 2 + t**2)  # E[z_0 | z_t] of a standard normal
-        return gain[..., None] * z
+        return gain[..., None] * z, ()
 
     noise = jax.random.normal(jax.random.key(0), (20_000, 2, 1))
     u = time.stagger(time.grid(800), 2, 1.0)[:, None]
@@ -50,7 +51,7 @@ def test_positions_may_run_at_times_of_their_own():
     assert u[400].tolist() == [[0.0, 1.0]]  # one is done when the other begins
     np.testing.assert_array_equal(time.stagger(time.grid(5), 3, 0.0)[:, 2], time.grid(5))
     for solver in SOLVERS:
-        z, _ = sample(denoise, noise, u, keys(noise), Solver(solver))
+        z = sample(denoise, noise, u, keys(noise), Solver(solver)).z
         np.testing.assert_allclose(np.cov(z[..., 0].T), np.eye(2), atol=0.05)
 
 
@@ -93,29 +94,53 @@ def test_a_row_is_solved_alike_whatever_stands_beside_it(solver):
     """Rows with fewer steps are done earlier and then stay."""
 
     def denoise(z, t, earlier):
-        return jnp.sin(z) + 0.3 * earlier + t[..., None]
+        return jnp.sin(z) + 0.3 * earlier + t[..., None], ()
 
     noise, rows = jax.random.normal(jax.random.key(0), (3, 5, 2)), keys(jnp.zeros(3))
     steps = jnp.array([3, 7, 1])
     grid = jnp.broadcast_to(time.grid(steps, 7)[..., None], (8, 3, 5))
-    together, _ = sample(denoise, noise, grid, rows, Solver(solver))
+    together = sample(denoise, noise, grid, rows, Solver(solver)).z
     for i, count in enumerate(steps.tolist()):
         part, grid = (
             slice(i, i + 1),
             jnp.broadcast_to(time.grid(count)[:, None, None], (count + 1, 1, 5)),
         )
-        alone, _ = sample(denoise, noise[part], grid, rows[part], Solver(solver))
+        alone = sample(denoise, noise[part], grid, rows[part], Solver(solver)).z
         chex.assert_trees_all_close(together[part], alone, atol=1e-5)
 
 
 def test_estimates_are_kept_for_every_step():
     noise = jax.random.normal(jax.random.key(0), (4, 2))
-    z, estimates = sample(
-        gaussian_denoiser, noise, times(7), keys(noise), Solver("euler"),
-        keep_estimates=True,
-    )  # fmt: skip
-    chex.assert_shape(estimates, (7, 4, 2))
-    chex.assert_trees_all_close(estimates[-1], z, atol=1e-5)
+    found = sample(gaussian_denoiser, noise, times(7), keys(noise), Solver("euler"))
+    chex.assert_shape(found.said, (7, 4, 2))
+    chex.assert_trees_all_close(found.said[-1], found.z, atol=1e-5)
+    assert found.steps_B.tolist() == [7] * 4
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_rows_stop_when_they_are_told_to_and_do_not_care_for_the_others(solver):
+    """A row stops after as many steps as its first number says; the model then rests."""
+    seen = []
+
+    def denoise(z, t, _):
+        jax.debug.callback(lambda: seen.append(1))
+        clean = 0.5 * z
+        return clean, clean
+
+    def look(count, said):
+        return count + 1, count + 1 >= limits
+
+    start, grid = jax.random.normal(jax.random.key(0), (3, 2)), times(9)
+    for limits in (jnp.array([2, 4, 3]), jnp.array([2, 9, 9])):
+        seen.clear()
+        watch = Watch(jnp.zeros(3, int), look)
+        found = sample(denoise, start, grid, keys(start), Solver(solver), watch)
+        jax.effects_barrier()
+        assert found.steps_B.tolist() == limits.tolist()
+        assert len(seen) == EVALUATIONS[solver] * int(limits.max())
+        # It ends at its last estimate, which is kept in what it said.
+        chex.assert_trees_all_close(found.z[0], found.said[1, 0], atol=1e-6)
+        chex.assert_trees_all_close(found.said[8, 0], found.said[1, 0], atol=1e-6)
 
 
 def test_path_identities():
@@ -181,17 +206,37 @@ def test_positions_restart_with_every_document():
 def test_known_parts_have_the_asked_shape_and_never_fill_a_document():
     segments = jnp.tile(SEGMENTS, (500, 1))
     positions = lay_out(segments).positions_BxN
-    prefix = np.asarray(draw_known(jax.random.key(0), segments, positions, prefix=1.0, infill=0.0))
-    infill = np.asarray(draw_known(jax.random.key(0), segments, positions, prefix=0.0, infill=1.0))
-    mixed = np.asarray(draw_known(jax.random.key(0), segments, positions, prefix=0.2, infill=0.1))
-    for row, numbers in enumerate(np.asarray(segments)):
-        for number in set(numbers) - {0}:
-            at = numbers == number
-            assert not prefix[row, at].all() and not infill[row, at].all()
-            assert (np.diff(prefix[row, at].astype(int)) <= 0).all()  # known, then unknown
-            changes = np.diff((~infill[row, at]).astype(int))
-            assert (changes == 1).sum() <= 1  # one hole
-    assert not prefix[np.asarray(segments) == 0].any()
-    assert prefix.mean() > 0.25 and infill.mean() > 0.25
+
+    def draw(block_size=1, **shares):
+        args = jax.random.key(0), segments, positions, Shares(**shares), block_size
+        return np.asarray(draw_known(*args))
+
+    def documents(known):
+        for row, numbers in enumerate(np.asarray(segments)):
+            for number in set(numbers) - {0}:
+                yield known[row, numbers == number].astype(int)
+
+    cases = {name: draw(**{name: 1.0}) for name in ("prefix", "suffix", "infill", "spans")}
+    for known in cases.values():
+        assert not known[np.asarray(segments) == 0].any() and known.mean() > 0.25
+        assert not any(document.all() for document in documents(known))
+    assert all((np.diff(known) <= 0).all() for known in documents(cases["prefix"]))
+    assert all((np.diff(known) >= 0).all() for known in documents(cases["suffix"]))
+    assert all((np.diff(1 - known) == 1).sum() <= 1 for known in documents(cases["infill"]))
+    holes = [(np.diff(1 - known) == 1).sum() for known in documents(cases["spans"])]
+    assert max(holes) >= 2
+    mixed = draw(prefix=0.2, infill=0.1)
     some = [mixed[r, np.asarray(segments[r]) == 2].any() for r in range(len(mixed))]
     assert 0.1 < np.mean(some) < 0.35
+
+
+def test_known_parts_may_begin_and_end_with_blocks():
+    segments = jnp.ones((400, 16), jnp.int32)
+    positions = lay_out(segments).positions_BxN
+    for name in ("prefix", "suffix", "infill", "spans"):
+        for share, least, most in ((1.0, 1.0, 1.0), (0.5, 0.5, 0.9), (0.0, 0.0, 0.7)):
+            shares = Shares(**{name: 1.0}, at_blocks=share)
+            known = np.asarray(draw_known(jax.random.key(3), segments, positions, shares, 4))
+            blocks = known.reshape(400, 4, 4)
+            whole = (blocks == blocks[..., :1]).all((1, 2))
+            assert least <= whole.mean() <= most, (name, share, whole.mean())

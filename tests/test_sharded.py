@@ -16,11 +16,13 @@ from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.optim import make_optimizer
+from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules, batch_sharding, in_force, own_rows, put_batch
 from ldlm_jax.teachers.teacher import TrunkTeacher
 from ldlm_jax.train_state import abstract_state, init_state
 from ldlm_jax.train_step import train_step
-from ldlm_jax.write import Dials, Plan, write_tokens
+from ldlm_jax.write import write_tokens
+from ldlm_jax.writing import Dials, Page, Plan
 
 RULES = AxisRules()
 ONE = {"data": 1}
@@ -139,17 +141,15 @@ def test_ring_attention_in_the_step(overrides):
 def test_text_is_the_same_on_a_mesh(overrides, changes):
     setup = Setup(overrides, changes)
     models, rows = setup.recipe.models, 4
-    segments = np.ones((rows, setup.window), np.int32)
-    known = np.zeros((rows, setup.window), bool)
-    ones = np.ones(rows, np.float32)
-    dials = Dials(jax.random.split(jax.random.key(0), rows), 3 * ones, *[ones] * 4, 0 * ones)
+    page = Page.blank(rows, setup.window, 1)
+    dials = Dials.of(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=3)] * rows)
     plan = Plan(models, setup.experiment.diffusion, Solver("stochastic"), steps=3)
 
     def write(shape, devices=None):
         mesh, state = setup.on(shape, devices)
         with in_force(mesh, RULES):
-            args = (state.ema, state.latents, 0 * segments, segments, known)
-            return np.asarray(write_tokens(*args, dials, plan=plan)[0])
+            written = write_tokens(state.ema, state.latents, page, dials, plan=plan)
+            return np.asarray(written.tokens_BxL)
 
     expected = write(ONE, jax.devices()[:1])
     assert len(np.unique(expected)) > 3

@@ -23,10 +23,12 @@ from ldlm_jax.models.places import lay_out, see_up_to_block
 from ldlm_jax.models.scores import planning_for
 from ldlm_jax.optim import OptimConfig, make_optimizer
 from ldlm_jax.phases import GROUPS, Phase
+from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.train_state import LatentStats, Models, group_of, init_state
 from ldlm_jax.train_step import draw_progress, fused_loss, train_step
-from ldlm_jax.write import Dials, Plan, write_tokens
+from ldlm_jax.write import write_tokens
+from ldlm_jax.writing import Dials, Page, Plan
 
 WEIGHTS = {"reconstruction": 0.7, "kl": 0.3, "diffusion": 1.3, "alignment": 0.5}
 
@@ -244,6 +246,41 @@ def test_block_by_block_with_memory_equals_all_blocks_at_once(setup, conditionin
     assert float(jnp.abs(noisy[:, 8:] - other[:, 8:]).max()) > 1e-4
 
 
+def test_known_text_is_seen_from_everywhere_and_sees_nothing_unknown(setup):
+    """Also by a block that stands before it, out of one memory for all blocks."""
+    dit = setup[0].models.dit.clone(time_tokens=0)
+    first = jnp.isin(jnp.arange(12), jnp.array([2, 3, 9, 10, 11]))[None]
+    places = lay_out(jnp.ones((1, 12), jnp.int32), 4, first)
+    z = jax.random.normal(jax.random.key(0), (1, 12, dit.latent_channels))
+    t, state = jnp.where(first, 0.0, 0.3), first.astype(jnp.int32)
+    params = random_parameters(dit, z, t, state, z, places)
+
+    def remember(z):
+        said = dit.apply(params, z, 0 * t, 0 * state + 1, z, places)
+        return said.output_BxNxD, said.memory
+
+    def changed(run, at):
+        difference = jnp.abs(run(z.at[:, at].add(10.0)) - run(z)).max((0, 2))
+        return set(np.flatnonzero(np.asarray(difference) > 1e-4))
+
+    # Of clean text, known positions see known ones before their block's end; the others see all
+    # that is known, and what was written before.
+    assert changed(lambda z: remember(z)[0], 10) == {0, 1, 4, 5, 6, 7, 8, 9, 10, 11}
+    assert changed(lambda z: remember(z)[0], 5) == {4, 5, 6, 7, 8}
+
+    def noisy(memory_of):
+        return dit.apply(params, z, t, state, z, places, remember(memory_of)[1]).output_BxNxD
+
+    assert changed(noisy, 10) == {0, 1, 4, 5, 6, 7, 8}
+    assert changed(noisy, 3) == {0, 1, 4, 5, 6, 7, 8, 9, 10, 11}
+    assert changed(noisy, 5) == {8}
+    for start in (0, 4, 8):  # block by block, as they are written
+        part = slice(start, start + 4)
+        alone = dit.apply(params, z[:, part], t[:, part], state[:, part], z[:, part],
+                          places.cut(start, 4), remember(z)[1]).output_BxNxD  # fmt: skip
+        chex.assert_trees_all_close(alone, noisy(z)[:, part], atol=1e-4)
+
+
 def test_heads_look_at_their_neighbours_from_the_start():
     """Each head of the first few favours one offset: before, after, two before; the last none."""
     bias = np.asarray(look_near(None, (4, 9)))
@@ -403,15 +440,10 @@ def test_variants_learn(overrides, changes):
 
 
 def write(models, experiment, state, window):
-    segments = np.ones((2, window), np.int32)
-    latents = window // models.vae.tokens_per_latent
-    ones = np.ones(2, np.float32)
-    dials = Dials(jax.random.split(jax.random.key(0), 2), 2 * ones, *[ones] * 4, 0 * ones)
-    return write_tokens(
-        state.ema, state.latents, np.zeros_like(segments), segments,
-        np.zeros((2, latents), bool), dials,
-        plan=Plan(models, experiment.diffusion, Solver("heun"), steps=2),
-    )[0]  # fmt: skip
+    page = Page.blank(2, window, models.vae.tokens_per_latent)
+    dials = Dials.of(jax.random.split(jax.random.key(0), 2), [SampleConfig(steps=2)] * 2)
+    plan = Plan(models, experiment.diffusion, Solver("heun"), steps=2)
+    return write_tokens(state.ema, state.latents, page, dials, plan=plan).tokens_BxL
 
 
 def test_matmul_on_cpu_equals_the_plain_product():

@@ -1,8 +1,9 @@
 """Weak scaling by plan: one config on more and more chips, with as many rows on each.
 
 Command: python experiments/scale/weak_scaling.py configs/ldlm_130m_v5e_16.py 32 \
-           experiments/scale/weak_scaling.json v5e:4x4 v5e:8x8 v5e:16x16 v5e:32x32
-         (rows a chip; then the topologies, smallest first)
+           experiments/scale/weak_scaling.json v5e:4x4 v5e:8x8 v5e:16x16 v5e:16x16*4
+         (rows a chip; then the topologies, smallest first, and how many slices of each; what the
+         file holds already is not planned again)
 """
 
 import json
@@ -17,13 +18,14 @@ from ldlm_jax.chips import count_of
 from ldlm_jax.config import load_config
 
 
-def planned(config: str, topology: str, rows: int) -> dict:
+def planned(config: str, topology: str, slices: int, rows: int) -> dict:
     """A plan of the training step in the last phase."""
     phase = dict(load_config(config).phases[-1])
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         subprocess.run(
             ["ldlm", "plan", "--config", config, "--topology", topology, "--programs", "train",
-             "--json", file.name, f"train.batch_size={rows}", f"phases={[phase]}"],
+             "--num-slices", str(slices), "--json", file.name, f"mesh.slice={slices}",
+             f"train.batch_size={rows}", f"phases={[phase]}"],
             check=True,
         )  # fmt: skip
         return json.loads(Path(file.name).read_text())
@@ -31,10 +33,12 @@ def planned(config: str, topology: str, rows: int) -> dict:
 
 def main(config: str, rows_a_chip: str, out: str, *topologies: str) -> None:
     """Plan each, write the table and a plot beside it."""
-    table = []
-    for topology in topologies:
-        chips = count_of(topology)
-        phase = planned(config, topology, chips * int(rows_a_chip))["phases"][-1]
+    table = json.loads(Path(out).read_text())["table"] if Path(out).exists() else []
+    for topology in topologies[len(table) :]:
+        shape, _, slices = topology.partition("*")
+        chips = count_of(shape) * int(slices or 1)
+        plan = planned(config, shape, int(slices or 1), chips * int(rows_a_chip))
+        phase = plan["phases"][-1]
         rate = phase["tokens_per_second"] / chips
         table.append({
             "topology": topology, "chips": chips, "seconds": phase["forecast"]["seconds"],

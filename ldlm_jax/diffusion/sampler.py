@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ldlm_jax.diffusion import path
 
-# (z_t, t, earlier estimate of the clean latents) -> estimate of the clean latents
-Denoiser = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# (z_t, t, earlier estimate of the clean latents) -> estimate of the clean latents, and whatever
+# else is to be kept of it (any tree of arrays)
+Denoiser = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 SOLVERS = ("euler", "heun", "multistep", "stochastic")
 
@@ -38,11 +40,25 @@ class Solver:
 
 
 class Step(NamedTuple):
-    """State of the scan: noisy latents, the latest estimate of the clean ones, and its time."""
+    """Noisy latents, the latest estimate of the clean ones, its time, and what else it said."""
 
     z: jax.Array
     clean: jax.Array
     seen_at: jax.Array
+    said: Any
+
+
+class Watch(NamedTuple):
+    """When to stop before the last step, row by row.
+
+    Attributes:
+      start: state before the first step.
+      look: (state, what an estimate said) -> (state, bool (B,): true where no further step is
+        needed). The row's latents are then its estimate of the clean ones.
+    """
+
+    start: Any
+    look: Callable[[Any, Any], tuple[Any, jax.Array]]
 
 
 def _drop_channels(t: jax.Array) -> jax.Array:
@@ -61,18 +77,19 @@ def row_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _euler(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     del keys, churn
-    clean = denoise(at.z, _drop_channels(t), at.clean)
-    return Step(path.move(at.z, clean, t, s), clean, t)
+    clean, said = denoise(at.z, _drop_channels(t), at.clean)
+    return Step(path.move(at.z, clean, t, s), clean, t, said)
 
 
 def _heun(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     """Heun's method (Karras et al. 2022, algorithm 1) in time t."""
     there = _euler(denoise, at, t, s, keys, churn)
-    clean = denoise(there.z, _drop_channels(s), there.clean)
+    clean, said = denoise(there.z, _drop_channels(s), there.clean)
     slope = (at.z - there.clean) / jnp.maximum(t, 1e-6) + (there.z - clean) / jnp.maximum(s, 1e-6)
     # At s = 0 the slope is 0/0; there Euler's step is exact for the estimate at hand.
     z = jnp.where((s > 0) & (s < t), at.z + (s - t) * slope / 2, there.z)
-    return Step(z, jnp.where(s > 0, clean, there.clean), s)
+    kept = jnp.where(s > 0, clean, there.clean)
+    return Step(z, kept, s, said)
 
 
 def _log_snr(t: jax.Array) -> jax.Array:
@@ -90,12 +107,12 @@ def _multistep(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     none before it, and the one to 0, where l ends, are Euler steps.
     """
     del keys, churn
-    clean = denoise(at.z, _drop_channels(t), at.clean)
+    clean, said = denoise(at.z, _drop_channels(t), at.clean)
     past, ahead = _log_snr(t) - _log_snr(at.seen_at), _log_snr(s) - _log_snr(t)
     carry = (past > 0) & (at.seen_at < 1) & (s > 0)
     share = jnp.where(carry, ahead / jnp.where(past > 0, 2 * past, 1.0), 0.0)
     ahead_of_it = clean + share * (clean - at.clean)
-    return Step(path.move(at.z, ahead_of_it, t, s), clean, t)
+    return Step(path.move(at.z, ahead_of_it, t, s), clean, t, said)
 
 
 def _stochastic(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
@@ -106,50 +123,83 @@ def _stochastic(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     which leaves the marginal law at s as it was, whatever the churn.
     """
     beyond = jnp.maximum(s - churn * (t - s), 0.0)
-    clean = denoise(at.z, _drop_channels(t), at.clean)
+    clean, said = denoise(at.z, _drop_channels(t), at.clean)
     z = path.move(at.z, clean, t, beyond)
     a = jnp.where(s == beyond, 1.0, (1 - s) / jnp.maximum(1 - beyond, 1e-6))
     spread = jnp.sqrt(jnp.maximum(s**2 - (a * beyond) ** 2, 0.0))
-    return Step(a * z + spread * row_noise(keys, z.shape[1:]), clean, t)
+    return Step(a * z + spread * row_noise(keys, z.shape[1:]), clean, t, said)
 
 
 _STEPS = {"euler": _euler, "heun": _heun, "multistep": _multistep, "stochastic": _stochastic}
 
 
+# Evaluations of the model that a step takes.
+EVALUATIONS = {"euler": 1, "heun": 2, "multistep": 1, "stochastic": 1}
+
+
+class Sampled(NamedTuple):
+    """What a solver found.
+
+    Attributes:
+      z: the clean latents.
+      said: what every step's estimate said besides, stacked as (steps, ...).
+      steps_B: steps that each row took; those after it stopped say what its last one said.
+    """
+
+    z: jax.Array
+    said: Any
+    steps_B: jax.Array
+
+
 def sample(
     denoise: Denoiser,
-    noise: jax.Array,
+    start: jax.Array,
     times: jax.Array,
     keys: jax.Array,
     solver: Solver,
-    *,
-    keep_estimates: bool = False,
-) -> tuple[jax.Array, jax.Array | None]:
+    watch: Watch | None = None,
+) -> Sampled:
     """Solve from noise to data.
 
     Args:
       denoise: the model; guidance, known positions and the like are its own business.
-      noise: latents at the first time, (B, ..., D).
-      times: (steps + 1, ...) with the dimensions of ``noise`` but its last (or 1), descending;
+      start: latents at the first time, (B, ..., D).
+      times: (steps + 1, ...) with the dimensions of ``start`` but its last (or 1), descending;
         rows and positions may stand at different times, and all end at 0; one that is there
         early stays as it is.
       keys: random keys (B,) of the stochastic solver, one for each row.
       solver: how to step.
-      keep_estimates: also return the estimate of the clean latents after every step.
-
-    Returns:
-      The clean latents, and the estimates stacked as (steps, ...) or None.
+      watch: when to stop early. A row's result does not depend on the others'; the model is no
+        longer evaluated once all have stopped.
     """
     step = _STEPS[solver.name]
+    times = jnp.broadcast_to(times[..., None], (len(times), *start.shape[:-1], 1))
+    said = jax.eval_shape(denoise, start, _drop_channels(times[0]), start)[1]
+    said = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), said)
 
-    def body(at: Step, inputs):
+    def body(carry, inputs):
+        at, watched, stopped_B = carry
         t, s, index = inputs
-        t, s = jnp.broadcast_to(t, at.seen_at.shape), jnp.broadcast_to(s, at.seen_at.shape)
-        at = step(denoise, at, t, s, row_keys(keys, index), solver.churn)
-        return at, at.clean if keep_estimates else None
 
-    times = times[..., None]
-    inputs = (times[:-1], times[1:], jnp.arange(times.shape[0] - 1))
-    seen_at = jnp.broadcast_to(times[0], (*noise.shape[:-1], 1))
-    last, estimates = jax.lax.scan(body, Step(noise, jnp.zeros_like(noise), seen_at), inputs)
-    return last.z, estimates
+        def take_step(at: Step) -> Step:
+            return step(denoise, at, t, s, row_keys(keys, index), solver.churn)
+
+        if watch is None:
+            at = take_step(at)
+            return (at, watched, stopped_B), (at.said, ~stopped_B)
+        new = jax.lax.cond(jnp.all(stopped_B), lambda at: at, take_step, at)
+        at = jax.tree.map(partial(_where_rows, stopped_B), at, new)
+        watched, enough_B = watch.look(watched, at.said)
+        stops_B = enough_B & ~stopped_B
+        at = at._replace(z=_where_rows(stops_B, at.clean, at.z))
+        return (at, watched, stopped_B | stops_B), (at.said, ~stopped_B)
+
+    first = Step(start, jnp.zeros_like(start), times[0], said)
+    carry = first, watch.start if watch else None, jnp.zeros(len(start), bool)
+    inputs = (times[:-1], times[1:], jnp.arange(len(times) - 1))
+    (last, *_), (said, took_KxB) = jax.lax.scan(body, carry, inputs)
+    return Sampled(last.z, said, jnp.sum(took_KxB, 0))
+
+
+def _where_rows(rows_B: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(rows_B.reshape(-1, *[1] * (a.ndim - 1)), a, b)

@@ -15,7 +15,8 @@ class Places:
     Attributes:
       segments_BxN: document number, 0 for empty space (which sees only itself).
       positions_BxN: position within the document.
-      blocks_BxN: block within the document; 0 everywhere when a text is written as a whole.
+      blocks_BxN: block within the document, in the order in which they are read and written; 0
+        everywhere when a text is written as a whole.
       block_size: positions of a block, 0 for whole texts. Documents begin at multiples of it
         (``data.round_to`` sees to that), so that a row falls into blocks, too.
     """
@@ -34,14 +35,8 @@ class Places:
         return jax.tree.map(lambda x: x.reshape(-1, self.block_size), self)
 
 
-def lay_out(segments_BxN: jax.Array, block_size: int = 0) -> Places:
-    """The places of packed documents.
-
-    Args:
-      segments_BxN: document number, 0 for empty space.
-      block_size: positions that are written together, each after the blocks before it; 0 writes
-        whole documents together.
-    """
+def positions_of(segments_BxN: jax.Array) -> jax.Array:
+    """Position of each place within its document, int32 (B, N)."""
     index = jnp.broadcast_to(jnp.arange(segments_BxN.shape[1]), segments_BxN.shape)
     starts = jnp.concatenate(
         [
@@ -50,8 +45,25 @@ def lay_out(segments_BxN: jax.Array, block_size: int = 0) -> Places:
         ],
         axis=1,
     )
-    positions_BxN = index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-    blocks_BxN = positions_BxN // block_size if block_size else jnp.zeros_like(positions_BxN)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def lay_out(segments_BxN: jax.Array, block_size: int = 0, first_BxN=None) -> Places:
+    """The places of packed documents.
+
+    Args:
+      segments_BxN: document number, 0 for empty space.
+      block_size: positions that are written together, each after the blocks before it; 0 writes
+        whole documents together.
+      first_BxN: true where text is read before anything is written, wherever it stands: a block
+        that is only partly so falls into two. None where known text stands before all other.
+    """
+    positions_BxN = positions_of(segments_BxN)
+    if not block_size:
+        return Places(segments_BxN, positions_BxN, jnp.zeros_like(positions_BxN))
+    blocks_BxN = positions_BxN // block_size
+    if first_BxN is not None:
+        blocks_BxN -= jnp.where(first_BxN, segments_BxN.shape[1], 0)
     return Places(segments_BxN, positions_BxN, blocks_BxN, block_size)
 
 

@@ -1,0 +1,224 @@
+"""A text with holes: how it is spelled, laid out in a row of tokens, and read back."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ldlm_jax.data.tokenizer import EOS, MASK, PAD, Tokenizer
+from ldlm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A part of a text that is to be written.
+
+    Attributes:
+      tokens: how many; 0 leaves that open.
+      was: text that stands there now, to be revised; empty for none.
+      last: nothing comes after it, so that the text ends within it, wherever it likes.
+    """
+
+    tokens: int = 0
+    was: str = ""
+    last: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Whether its length must be chosen before it is written."""
+        return self.tokens == 0 and not self.was and not self.last
+
+
+Pieces = tuple[str | Hole, ...]
+_HOLE = re.compile(r"_{3,}(?:\{(\d+)\})?")
+
+
+def parse_template(template: str) -> Pieces:
+    """Text and holes of a template: three or more underscores are a hole.
+
+    ``The king ____ the gates`` leaves the hole's length open, ``The king ____{3} the gates`` asks
+    for three tokens. A template that ends with a hole of open length is continued to wherever the
+    text ends.
+
+    Raises:
+      UserError: there is no hole, or one of no tokens.
+    """
+    pieces, at = [], 0
+    for found in _HOLE.finditer(template):
+        if found[1] and int(found[1]) < 1:
+            raise UserError(f"template {template!r}: {found[0]} is a hole of no tokens.")
+        last = found.end() == len(template) and not found[1]
+        pieces += [template[at : found.start()], Hole(int(found[1] or 0), last=last)]
+        at = found.end()
+    if not pieces:
+        raise UserError(f"template {template!r} has no hole: write ____ or ____{{5}} where one is.")
+    return tuple(piece for piece in (*pieces, template[at:]) if piece)
+
+
+def parse_spans(spec: str) -> list[tuple[int, int]]:
+    """Spans ``begin:end`` of characters, separated by commas, in order.
+
+    Raises:
+      UserError: it is not so written, a span is empty, or two overlap.
+    """
+    spans = []
+    for part in spec.split(","):
+        found = re.fullmatch(r"\s*(\d+):(\d+)\s*", part)
+        if not found:
+            raise UserError(f"spans {spec!r}: write characters such as 10:25 or 10:25,40:52.")
+        spans.append((int(found[1]), int(found[2])))
+    spans.sort()
+    for i, (begin, end) in enumerate(spans):
+        if begin >= end:
+            raise UserError(f"span {begin}:{end} is empty.")
+        if i and begin < spans[i - 1][1]:
+            raise UserError(f"spans {spans[i - 1][0]}:{spans[i - 1][1]} and {begin}:{end} overlap.")
+    return spans
+
+
+def cut_spans(text: str, spans: list[tuple[int, int]]) -> Pieces:
+    """A text of which some spans (see ``parse_spans``) are to be revised.
+
+    Raises:
+      UserError: a span ends outside the text.
+    """
+    if spans and spans[-1][1] > len(text):
+        begin, end = spans[-1]
+        raise UserError(f"span {begin}:{end} ends outside the text of {len(text)} characters.")
+    pieces, at = [], 0
+    for begin, end in spans:
+        pieces += [text[at:begin], Hole(was=text[begin:end])]
+        at = end
+    return tuple(piece for piece in (*pieces, text[at:]) if piece)
+
+
+class Row(NamedTuple):
+    """A text laid out in a window of L tokens.
+
+    Attributes:
+      tokens_L: known tokens, what is to be revised, and masks elsewhere.
+      segments_L: 1 within the text, 0 beyond its length.
+      known_L: true where tokens are known.
+      inside_L: true where the text cannot end.
+    """
+
+    tokens_L: np.ndarray
+    segments_L: np.ndarray
+    known_L: np.ndarray
+    inside_L: np.ndarray
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Pieces of a text with their tokens; every hole but a last one has its length.
+
+    Attributes:
+      pieces: text and holes in turn.
+      tokens: of each piece; masks in a hole that holds nothing yet.
+    """
+
+    pieces: Pieces
+    tokens: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, pieces: Pieces, tokenizer: Tokenizer) -> "Outline":
+        """The outline of these pieces, free holes with no tokens yet."""
+        tokens = []
+        for i, piece in enumerate(pieces):
+            if isinstance(piece, Hole):
+                ids = _encode(tokenizer, piece.was) if piece.was else [MASK] * piece.tokens
+            else:
+                # Words bring the space before them along: one at the end belongs to the hole.
+                follows = i + 1 < len(pieces)
+                ids = _encode(tokenizer, piece.removesuffix(" ") if follows else piece)
+            tokens.append(tuple(ids))
+        return cls(pieces, tuple(tokens))
+
+    @property
+    def free(self) -> list[int]:
+        """Which pieces are holes of open length."""
+        return [i for i, p in enumerate(self.pieces) if isinstance(p, Hole) and p.free]
+
+    def with_lengths(self, lengths: dict[int, int]) -> "Outline":
+        """The same with so many tokens in these pieces."""
+        tokens = list(self.tokens)
+        for i, length in lengths.items():
+            tokens[i] = (MASK,) * length
+        return replace(self, tokens=tuple(tokens))
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the text ends wherever it likes."""
+        return isinstance(self.pieces[-1], Hole) and self.pieces[-1].last
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether known text, if only its end, follows what is to be written."""
+        return any(isinstance(piece, Hole) and not piece.last for piece in self.pieces)
+
+    @property
+    def known_tokens(self) -> int:
+        """How many tokens are known, or have their place."""
+        return sum(map(len, self.tokens))
+
+    def lay_out(self, window: int, length: int, round_to: int, per_latent: int) -> Row:
+        """The text in a row of ``window`` tokens.
+
+        Args:
+          window: L.
+          length: of a text that goes on, end token included.
+          round_to: texts end at multiples of this.
+          per_latent: tokens of a latent, which is known if all of them are.
+        """
+        tokens, known = [], []
+        for piece, ids in zip(self.pieces, self.tokens, strict=True):
+            tokens += ids
+            known += [not isinstance(piece, Hole)] * len(ids)
+        if not self.goes_on:
+            tokens.append(EOS)
+            tokens += [PAD] * (-len(tokens) % round_to)
+            known += [True] * (len(tokens) - len(known))
+            length = len(tokens)
+        rest = window - len(tokens)
+        inside_L = np.array([not k for k in known] + [False] * rest)
+        known_L = np.array(known + [False] * rest).reshape(-1, per_latent).all(axis=1)
+        return Row(
+            np.array(tokens + [MASK] * rest, np.int32),
+            (np.arange(window) < length).astype(np.int32),
+            np.repeat(known_L, per_latent),
+            inside_L,
+        )
+
+    def read(self, written_L: np.ndarray, length: int, tokenizer: Tokenizer):
+        """Token ids and text of a finished row, known text as it was given to the last byte.
+
+        Args:
+          written_L: the row.
+          length: of a text that goes on; it ends before, at its end token.
+          tokenizer: of the model.
+
+        Returns:
+          Token ids, up to and with the end token if there is one, and the text.
+        """
+        ids, text = [], ""
+        for piece, given in zip(self.pieces, self.tokens, strict=True):
+            if not isinstance(piece, Hole):
+                ids += given
+                text += piece
+                continue
+            end = length if piece.last else len(ids) + len(given)
+            filled = [int(token) for token in written_L[len(ids) : end]]
+            if piece.last:
+                stop = next((i for i, t in enumerate(filled) if t in (EOS, PAD)), len(filled) - 1)
+                filled = filled[: stop + 1]
+            ids += filled
+            words = tokenizer.decode(filled)
+            text += words.removeprefix(" ") if text.endswith(" ") else words
+        if not self.goes_on:
+            ids.append(EOS)
+        return ids, text
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode([text])[0]
