@@ -73,7 +73,7 @@ def test_holes_are_filled_and_files_revised(trained, tmp_path, capsys):
     assert main([*command, "--prompt", "The king ", "--suffix", " people."]) == 0
     assert len(re.findall("] The king .+ people.", capsys.readouterr().out)) == 2
     file = tmp_path / "letter.txt"
-    file.write_bytes("My son went\n \nThe king.\r\n\n\nEnd\ttoo ".encode())
+    file.write_bytes(b"My son went\n \nThe king.\r\n\n\nEnd\ttoo ")
     out = tmp_path / "revised.jsonl"
     asked = ["--revise", str(file), "--spans", "17:21,3:6", "--strength", "0.5"]
     assert main([*command, *asked, "--jsonl", str(out)]) == 0
