@@ -40,7 +40,8 @@ def get_config() -> dict:
             "self_condition": 0.25,
             "own_times": 0.5,
             "prefix": 0.1,
-            "infill": 0.0,
+            "suffix": 0.05,
+            "infill": 0.15,
         },
         "optim": {"learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99},
         "train": {
