@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from ldlm_jax.alignment import AlignmentConfig, Projection
 from ldlm_jax.config_checks import check_shapes
+from ldlm_jax.consistency import ConsistencyConfig
 from ldlm_jax.data.build import DataConfig
 from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.errors import UserError, did_you_mean, fits_type
@@ -99,6 +100,7 @@ SECTIONS = {
     "sharding": AxisRules,
     "teacher": TeacherConfig,
     "alignment": AlignmentConfig,
+    "consistency": ConsistencyConfig,
 }
 # Set from elsewhere, so not keys of their section.
 _DERIVED = {"text_vae": {"vocab_size"}, "dit": {"latent_channels", "tap"}}
@@ -201,6 +203,7 @@ class Experiment:
     sharding: AxisRules
     teacher: TeacherConfig
     alignment: AlignmentConfig
+    consistency: ConsistencyConfig
     phases: tuple[Phase, ...]
 
     @property
@@ -223,7 +226,7 @@ class Experiment:
         """What the train step depends on."""
         return Recipe(
             models, self.autoencoding, self.diffusion, self.optim, self.alignment, teacher,
-            self.train.microbatches, self.train.logit_parts,
+            self.consistency, self.train.microbatches, self.train.logit_parts,
         )  # fmt: skip
 
 

@@ -73,6 +73,12 @@ def check_shapes(experiment) -> None:
                 "filled with what follows them; choose another, or set diffusion.suffix, "
                 "diffusion.infill and diffusion.spans to 0."
             )
+    near = any(phase.has("consistency") for phase in experiment.phases)
+    if near and experiment.train.logit_parts > 1:
+        raise UserError(
+            f"train.logit_parts = {experiment.train.logit_parts}: consistency compares whole "
+            "posteriors of the tokens; set train.logit_parts=1."
+        )
     if experiment.aligned:
         _check_alignment(experiment, dit)
 

@@ -153,7 +153,17 @@ class Counter:
                 add("decoder", self.read(), True)
             if diffusion.token_posterior:
                 add("decoder", diffusion.self_condition * self.read(), False)
-        if phase.has("diffusion") or (phase.has("reconstruction") and shares):
+        if phase.has("consistency"):
+            # One pass that learns, and two of the averaged model.
+            for trained, passes in ((True, 1), (False, 2)):
+                add("denoiser", passes * self.denoise(), trained)
+                if diffusion.block_size:
+                    add("denoiser", self.denoise(remembering=True), trained)
+                if diffusion.token_posterior:
+                    add("decoder", passes * self.read(), trained)
+        if any(map(phase.has, ("diffusion", "consistency"))) or (
+            phase.has("reconstruction") and shares
+        ):
             add("encoder", self.codes(), trains)
         if phase.has("alignment") and recipe.teacher is not None:
             add("teacher", teacher_forward(recipe.teacher, self.rows, self.window), False)

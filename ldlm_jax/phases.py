@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ldlm_jax.errors import UserError
 
-LOSSES = ("reconstruction", "kl", "diffusion", "alignment")
+LOSSES = ("reconstruction", "kl", "diffusion", "alignment", "consistency")
 GROUPS = ("encoder", "decoder", "dit", "align")
 
 # A constant, or (step, value) corners of a piecewise linear schedule.
@@ -32,6 +32,8 @@ class Phase:
       kl: weight of the divergence of the posterior from N(0, I), in nats a channel.
       diffusion: weight of the denoising error.
       alignment: weight of minus the cosine between latents and teacher features.
+      consistency: weight of the distance between estimates at neighbouring times, for text in few
+        steps; meant for a last phase, see ``consistency.consistency_loss``.
       train: which parameter groups receive gradient: encoder, decoder, dit, align.
       encoder_gradient: share of the diffusion loss's gradient that reaches the encoder; a weight.
 
@@ -43,6 +45,7 @@ class Phase:
     kl: Weight = 1e-4
     diffusion: Weight = 1.0
     alignment: Weight = 0.0
+    consistency: Weight = 0.0
     train: tuple[str, ...] = GROUPS
     encoder_gradient: Weight = 0.0
 

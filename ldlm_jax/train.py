@@ -162,7 +162,8 @@ def _with_best(scores: dict, best_metric: str) -> dict | None:
 
 
 def _summary(values: dict) -> str:
-    names = {"reconstruction": "rec", "kl": "kl", "diffusion": "diff", "alignment": "align"}
+    names = {"reconstruction": "rec", "kl": "kl", "diffusion": "diff", "alignment": "align",
+             "consistency": "cons"}  # fmt: skip
     losses = [
         f"{short} {values[f'loss/{name}']:.3f}"
         for name, short in names.items()

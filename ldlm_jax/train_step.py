@@ -2,6 +2,8 @@
 
     loss = w_rec CE + w_kl KL + w_diff |z_0 - z_0^|^2 + w_align (1 - cos)     (alignment.py)
 
+A phase that teaches to write in few steps adds a fifth, consistency (consistency.py).
+
 Shape letters: B rows, L tokens, N latents, D latent channels, M width, V vocabulary, H features.
 """
 
@@ -13,12 +15,13 @@ import jax.numpy as jnp
 import optax
 
 from ldlm_jax.alignment import AlignmentConfig, alignment_loss
+from ldlm_jax.consistency import ConsistencyConfig, consistency_loss
 from ldlm_jax.data.tokenizer import MASK
 from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of, segments_of
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion.known import draw_known
 from ldlm_jax.diffusion.objective import masked_mean
-from ldlm_jax.diffusion.time import stratified
+from ldlm_jax.diffusion.time import draw_progress
 from ldlm_jax.errors import UserError, check_shares
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
 from ldlm_jax.models.places import Places, positions_of
@@ -60,6 +63,7 @@ class Recipe:
     optim: OptimConfig
     alignment: AlignmentConfig = AlignmentConfig()
     teacher: Teacher | None = None
+    consistency: ConsistencyConfig = ConsistencyConfig()
     microbatches: int = 1
     logit_parts: int = 1
 
@@ -112,19 +116,6 @@ def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_Bx
     return masked_mean(scores.loss_BxL, valid_BxL), masked_mean(scores.hit_BxL, valid_BxL)
 
 
-def draw_progress(key, rows: int, positions: int, config: DiffusionConfig) -> jax.Array:
-    """Uniform draws (rows, positions), one for each block (or text) or for each position."""
-    block_key, own_key, choice_key = jax.random.split(key, 3)
-    block = config.block_size or positions
-    together = stratified(block_key, rows * positions // block).reshape(rows, -1)
-    together = jnp.repeat(together, block, axis=1)
-    if config.own_times == 0:
-        return together
-    apart = stratified(own_key, rows * positions).reshape(rows, positions)
-    chosen = jax.random.bernoulli(choice_key, config.own_times, (rows, 1))
-    return jnp.where(chosen, apart, together)
-
-
 def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places: Places):
     """Denoising error over the positions to be written, and what came out of the DiT's tap."""
     config = denoiser.config
@@ -135,7 +126,8 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     memory = None
     if config.block_size:
         memory = denoiser.remember(z_0_BxNxD, given_BxN, places)
-    t_BxN = jnp.where(known_BxN, 0.0, config.law(D).quantile(draw_progress(time_key, B, N, config)))
+    progress_BxN = draw_progress(time_key, B, N, config.block_size, config.own_times)
+    t_BxN = jnp.where(known_BxN, 0.0, config.law(D).quantile(progress_BxN))
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(noise_key, (B, N, D)), t_BxN)
     state_BxN = jnp.where(known_BxN, given_BxN, UNKNOWN)
 
@@ -172,7 +164,16 @@ def _alignment(recipe: Recipe, params, features, teacher_BxNxH, segments_BxN):
 
 
 def fused_loss(
-    params, batch: dict, stats: LatentStats, key, step, frozen=None, *, phase: Phase, recipe: Recipe
+    params,
+    batch: dict,
+    stats: LatentStats,
+    key,
+    step,
+    frozen=None,
+    ema=None,
+    *,
+    phase: Phase,
+    recipe: Recipe,
 ):
     """The loss of one (micro)batch.
 
@@ -184,6 +185,7 @@ def fused_loss(
       key: random key.
       step: for the schedules of the weights.
       frozen: parameters of the teacher.
+      ema: averaged parameters, for consistency.
       phase: which losses, and who receives gradient.
       recipe: networks and their corruption.
 
@@ -196,6 +198,7 @@ def fused_loss(
         lambda p, x: x if group_of(p) in phase.train else jax.lax.stop_gradient(x), params
     )
     mask_key, known_key, z_key, rec_key, diff_key = jax.random.split(key, 5)
+    near_key = jax.random.fold_in(diff_key, 1)
     tokens_BxL = batch["tokens"]
     segments_BxN = segments_of(batch["segments"], models)
     known_BxN = draw_known(
@@ -233,10 +236,18 @@ def fused_loss(
         )
     if phase.has("kl"):
         parts["kl"] = _kl(posterior, valid_BxN)
-    if phase.has("diffusion"):
+    if phase.has("diffusion") or phase.has("consistency"):
         # The denoiser learns the latents of whole texts, not of texts with masked tokens.
         whole = encode(tokens_BxL) if masked else posterior
-        z_0_BxNxD = _share_gradient(stats.normalise(_gaussian(z_key, whole)), phase, step)
+        z_0_BxNxD = stats.normalise(_gaussian(z_key, whole))
+    if phase.has("consistency"):
+        average = Denoiser.create(models, ema, recipe.diffusion, stats)
+        still_BxNxD = jax.lax.stop_gradient(z_0_BxNxD)
+        parts["consistency"] = consistency_loss(
+            denoiser, average, recipe.consistency, near_key, still_BxNxD, known_BxN, places
+        )
+    if phase.has("diffusion"):
+        z_0_BxNxD = _share_gradient(z_0_BxNxD, phase, step)
         parts["diffusion"], tapped_BxNxM = _diffusion(
             denoiser, diff_key, z_0_BxNxD, tokens_BxL, known_BxN, places
         )
@@ -260,7 +271,7 @@ def _gradients(state: TrainState, batch, key, frozen, phase, recipe):
     gradient = jax.value_and_grad(partial(fused_loss, phase=phase, recipe=recipe), has_aux=True)
     count = recipe.microbatches
     if count == 1:
-        return gradient(state.params, batch, state.latents, key, state.step, frozen)
+        return gradient(state.params, batch, state.latents, key, state.step, frozen, state.ema)
     # Rows are dealt out in turn, so that every device keeps its share of each microbatch.
     dealt = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
@@ -269,13 +280,17 @@ def _gradients(state: TrainState, batch, key, frozen, phase, recipe):
     def add(total, inputs):
         index, rows = inputs
         key_of_part = jax.random.fold_in(key, index)
-        result = gradient(state.params, rows, state.latents, key_of_part, state.step, frozen)
+        result = gradient(
+            state.params, rows, state.latents, key_of_part, state.step, frozen, state.ema
+        )
         return jax.tree.map(lambda a, b: a + b / count, total, result), None
 
     rows = jax.tree.map(lambda x: x[0], dealt)
     zeros = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),
-        jax.eval_shape(gradient, state.params, rows, state.latents, key, state.step, frozen),
+        jax.eval_shape(
+            gradient, state.params, rows, state.latents, key, state.step, frozen, state.ema
+        ),
     )
     return jax.lax.scan(add, zeros, (jnp.arange(count), dealt))[0]
 

@@ -39,8 +39,9 @@ GOLDEN = "experiments/scale/shardings"
          "text_vae.decoder_layers=0", "diffusion.token_posterior=True",
          "autoencoding.token_mask=0.0"],
         ["phases=[{'encoder_gradient': 0.5}]", "dit.conditioning=adaln"],
+        ["phases=[{'consistency': 1.0}]", "dit.conditioning=adaln"],
     ],
-    ids=["autoencoder", "posterior", "all"],
+    ids=["autoencoder", "posterior", "all", "consistency"],
 )  # fmt: skip
 def test_flops_are_those_the_compiler_counts(overrides, changes):
     """On an unrolled model, whose attention sees everything; element-wise work is a few percent."""
@@ -61,7 +62,8 @@ def test_flops_are_those_the_compiler_counts(overrides, changes):
     loss = partial(fused_loss, phase=phase, recipe=recipe)
     key, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
     gradient = jax.jit(jax.grad(loss, has_aux=True))
-    counted = gradient.lower(params, batch, stats, key, step).cost_analysis()["flops"]
+    lowered = gradient.lower(params, batch, stats, key, step, None, params)
+    counted = lowered.cost_analysis()["flops"]
     ours = sum(Counter(recipe, rows, window).step(phase).values())
     assert 0.85 < ours / counted < 1.02, (ours, counted)
 

@@ -12,10 +12,11 @@ from flax.core import meta
 
 from ldlm_jax.alignment import Projection
 from ldlm_jax.config import load_config, resolve
+from ldlm_jax.consistency import ConsistencyConfig
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.diffusion.sampler import Solver
+from ldlm_jax.diffusion.time import draw_progress
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.models.attention import look_near
 from ldlm_jax.models.layers import Attention, Block, activation_dtype, matmul
@@ -26,7 +27,7 @@ from ldlm_jax.phases import GROUPS, Phase
 from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.train_state import LatentStats, Models, group_of, init_state
-from ldlm_jax.train_step import draw_progress, fused_loss, train_step
+from ldlm_jax.train_step import fused_loss, train_step
 from ldlm_jax.write import write_tokens
 from ldlm_jax.writing import Dials, Page, Plan
 
@@ -188,6 +189,30 @@ def test_scheduled_weights_follow_the_step(setup):
         assert float(loss_of(setup, phase, step=step)[0]) == pytest.approx(share * float(full))
 
 
+def test_consistency_is_the_distance_between_neighbouring_times(setup):
+    """Nothing where they are the same; it teaches the denoiser, and neither average nor encoder."""
+    base, _, state, batch = setup
+    keys = iter(jax.random.split(jax.random.key(2), 1000))
+    params, ema = (
+        jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), state.params)
+        for _ in range(2)
+    )
+    alone = {"reconstruction": 0.0, "kl": 0.0, "diffusion": 0.0, "consistency": 1.0}
+
+    def loss(params, ema, steps):
+        recipe = dataclasses.replace(base, consistency=ConsistencyConfig(steps))
+        args = params, batch, state.latents, jax.random.key(1), 0, None, ema
+        return fused_loss(*args, phase=Phase(**alone), recipe=recipe)[0]
+
+    loss = jax.jit(loss, static_argnums=2)
+    same, apart = float(loss(params, params, 10**7)), float(loss(params, params, 4))
+    assert same < 1e-6 < 1e-3 < apart
+    assert float(loss(params, ema, 10**7)) > 1e-3
+    of_model, of_average = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)(params, ema, 4)
+    moved = {group_of(p) for p, g in jax.tree.leaves_with_path(of_model) if np.any(g)}
+    assert moved == {"dit"} and not any(np.any(g) for g in jax.tree.leaves(of_average))
+
+
 def test_latents_of_known_text_hold_nothing_of_the_unknown(setup):
     recipe, _, state, batch = setup
     segments = jnp.asarray(batch["segments"])
@@ -322,9 +347,8 @@ def test_the_encoder_sees_no_later_block(setup):
 
 
 def test_times_are_drawn_by_block_or_by_position():
-    def draw(**config):
-        config = DiffusionConfig(**config)
-        return np.asarray(draw_progress(jax.random.key(0), 64, 12, config))
+    def draw(block_size=0, own_times=0.0):
+        return np.asarray(draw_progress(jax.random.key(0), 64, 12, block_size, own_times))
 
     whole, blocks = draw(), draw(block_size=4).reshape(64, 3, 4)
     assert (whole == whole[:, :1]).all() and len(np.unique(whole[:, 0])) == 64

@@ -45,6 +45,29 @@ def stratified(key: jax.Array, count: int) -> jax.Array:
     return jax.random.permutation(order_key, u)
 
 
+def draw_progress(
+    key: jax.Array, rows: int, positions: int, block_size: int, own_times: float
+) -> jax.Array:
+    """Stratified draws (rows, positions), one for each block (or text) or for each position.
+
+    Args:
+      key: random key.
+      rows: how many rows.
+      positions: of a row.
+      block_size: positions of a block; 0 draws one for the whole row.
+      own_times: share of rows in which every position draws for itself.
+    """
+    block_key, own_key, choice_key = jax.random.split(key, 3)
+    block = block_size or positions
+    together = stratified(block_key, rows * positions // block).reshape(rows, -1)
+    together = jnp.repeat(together, block, axis=1)
+    if own_times == 0:
+        return together
+    apart = stratified(own_key, rows * positions).reshape(rows, positions)
+    chosen = jax.random.bernoulli(choice_key, own_times, (rows, 1))
+    return jnp.where(chosen, apart, together)
+
+
 def grid(steps: int | jax.Array, most: int | None = None) -> jax.Array:
     """Progress from 1 (noise) to 0 (data) at which a sampler stands.
 
