@@ -2,6 +2,7 @@
 
 Command: export PYTHONPATH=.
          python experiments/half_hour/baseline.py train ar|mdlm WORKDIR STEPS [key=value ...]
+           (of the optimizer, or batch_size, layers, width, and config: whose data to read)
          python experiments/half_hour/baseline.py judge ar|mdlm WORKDIR OUT.json [key=value ...]
 """
 
@@ -66,11 +67,17 @@ class Kind:
 KINDS = {"ar": Kind(causal=True), "mdlm": Kind(causal=False)}
 
 
+def data_of(config: str):
+    """The experiment of a latent model, whose data a baseline reads without rounding."""
+    return resolve(load_config(config, ["data.round_to=1", "diffusion.block_size=0"]))
+
+
 def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
     """Train for some steps; keep the averaged parameters of the best validation loss."""
-    data = resolve(load_config("configs/web_cpu.py", ["data.round_to=1", "diffusion.block_size=0"]))
-    prepared = prepare(data.data)
     given = dict(item.split("=") for item in overrides)
+    name = given.pop("config", "configs/web_cpu.py")
+    data = data_of(name)
+    prepared = prepare(data.data)
     config = OptimConfig(**{
         "learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99,
         **{k: float(v) for k, v in given.items() if k not in ("batch_size", "layers", "width")},
@@ -111,7 +118,7 @@ def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
                 best = (validation, jax.device_get(state[1]), step + 1)
     workdir.mkdir(parents=True, exist_ok=True)
     count = sum(x.size for x in jax.tree.leaves(params))
-    facts = {"parameters": count, "best_step": best[2], "sizes": sizes, "log": log}
+    facts = {"config": name, "parameters": count, "best_step": best[2], "sizes": sizes, "log": log}
     (workdir / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
     (workdir / "params.pickle").write_bytes(pickle.dumps(best[1]))
 
@@ -179,11 +186,9 @@ class Baseline:
     @classmethod
     def load(cls, kind: str, workdir: str):
         """Read what ``train`` wrote."""
-        data = resolve(
-            load_config("configs/web_cpu.py", ["data.round_to=1", "diffusion.block_size=0"])
-        ).data
-        prepared = prepare(data)
         facts = json.loads((Path(workdir) / "facts.json").read_text())
+        data = data_of(facts["config"]).data
+        prepared = prepare(data)
         params = pickle.loads((Path(workdir) / "params.pickle").read_bytes())
         model = TokenTransformer(prepared.tokenizer.vocab_size, **facts["sizes"])
         return cls(kind, model, params, prepared, data.window)
