@@ -23,6 +23,8 @@ demo: $(VENV)/.installed
 	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 1 --seed 2 --show-denoising
 	@echo "--- continuing a prompt"
 	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 3 --guidance 1.5 --prompt "The king said"
+	@echo "--- filling holes"
+	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 3 --template "The ____ said to the people, ____{6} God."
 
 test: $(VENV)/.installed
 	$(BIN)/pytest

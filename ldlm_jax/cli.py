@@ -110,6 +110,7 @@ def _eval(args, overrides) -> None:
     context = EvalContext(
         run.writer, experiment.recipe(run.models), batches, config_of(args, run),
         args.num_samples, tuple(args.step_counts), args.seed, prepared, args.split, args.judge,
+        tuple(args.guidances),
     )  # fmt: skip
     results = run_evals(names, context)
     for name, value in results.items():
@@ -196,6 +197,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="validation", choices=("validation", "test"))
     evaluate.add_argument("--num-samples", type=int, default=256)
     evaluate.add_argument("--step-counts", type=int, nargs="+", default=[5, 20, 100])
+    evaluate.add_argument(
+        "--guidances", type=float, nargs="+", default=[],
+        help="also continue prompts with these weights of guidance (evaluation quality)",
+    )  # fmt: skip
     evaluate.add_argument(
         "--judge", default="smollm2-135m", help="model that the evaluation quality reads with"
     )

@@ -26,6 +26,7 @@ class EvalContext:
       prepared: the corpus.
       split: the held-out split that ``batches`` come from.
       judge: name or path of the model that reads what was written, see ``teachers.named``.
+      guidances: weights of guidance to write continuations with, besides that of ``sample``.
     """
 
     writer: Writer
@@ -38,6 +39,7 @@ class EvalContext:
     prepared: Prepared
     split: str = "validation"
     judge: str = "smollm2-135m"
+    guidances: tuple[float, ...] = ()
 
     @property
     def key(self) -> jax.Array:

@@ -7,6 +7,7 @@ word salad. Each set of texts gets all of them, and so does real text, in its or
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.evals import measures
 from ldlm_jax.evals.base import EvalContext, Results
 from ldlm_jax.evals.judge import Judge, Reading
+from ldlm_jax.evals.midpoints import decode_midpoints
 from ldlm_jax.generate import answer, generate
 from ldlm_jax.request import Request
 
@@ -163,23 +165,29 @@ def evaluate(context: EvalContext) -> Results:
     """All measures of unconditional texts and continuations at each number of steps.
 
     Beside them stand the held-out texts themselves, two ceilings (real texts of the training split
-    and of the other held-out split) and a floor (the former with their words shuffled).
+    and of the other held-out split) and a floor (the former with their words shuffled); and what
+    the latents of held-out texts, and midpoints between them, decode to (MAUVE of the last is
+    iMAUVE). Continuations are also written with each of ``guidances``.
     """
     examiner = Examiner(
         context.prepared, context.judge, context.split, context.writer.window, context.num_samples
     )
     rows = examiner.real_text()
+    decoded, midpoints = decode_midpoints(context.writer, examiner.held_out)
+    rows["decoded"], rows["midpoints"] = examiner.measure(decoded), examiner.measure(midpoints)
     for steps in context.step_counts:
         config = replace(context.sample, steps=steps)
         samples = generate(context.writer, config, context.seed, num_samples=context.num_samples)
         rows[f"unconditional_steps_{steps}"] = examiner.measure([s.text for s in samples])
-        for share in PROMPTS:
+        for share, guidance in product(PROMPTS, (config.guidance, *context.guidances)):
+            guided = replace(config, guidance=guidance)
             requests = [
-                Request(prompt, context.seed, number, config)
+                Request(prompt, context.seed, number, guided)
                 for number, prompt in enumerate(beginnings(examiner.held_out, share))
             ]
             written = [s.text for s in answer(context.writer, requests)]
-            rows[f"continuation_{share:g}_steps_{steps}"] = examiner.measure(written)
+            name = f"_guidance_{guidance:g}" if guidance != config.guidance else ""
+            rows[f"continuation_{share:g}{name}_steps_{steps}"] = examiner.measure(written)
     return named(rows)
 
 

@@ -1,0 +1,21 @@
+"""The demo's recipe, then a phase that teaches to write in few steps.
+
+Command:  ldlm train --config configs/web_few_steps.py --workdir runs/web_few_steps
+Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
+Result:   see experiments/few_steps/.
+"""
+
+import runpy
+from pathlib import Path
+
+
+def get_config() -> dict:
+    """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
+    config = runpy.run_path(str(Path(__file__).with_name("web_cpu.py")))["get_config"]()
+    (phase,) = config["phases"]
+    # Latents stay where they are, so that what is near can teach what is far.
+    last = phase | {"encoder_gradient": 0.0, "consistency": 1.0, "train": ("dit", "decoder")}
+    config["phases"] = [phase | {"until": 1100}, last]
+    config["consistency"] = {"steps": 10}
+    config["train"] |= {"num_steps": 1500, "eval_every": 1500, "checkpoint_every": 550}
+    return config
