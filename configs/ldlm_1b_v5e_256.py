@@ -11,54 +11,18 @@ Parameters, optimizer and average are split over the 16 chips of a row of the to
 over all, 16 a chip.
 """
 
+import runpy
+from pathlib import Path
+
 
 def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
-    return {
-        "data": {"source": "web_text/", "vocab_size": 65_536, "window": 1024},
-        "text_vae": {
-            "width": 1024,
-            "heads": 8,
-            "encoder_layers": 6,
-            "decoder_layers": 6,
-            "latent_channels": 64,
-            "dtype": "bfloat16",
-            "attention": "splash",
-            "remat": "attention",
-        },
-        "dit": {
-            "width": 2560,
-            "heads": 20,
-            "layers": 13,
-            "time_tokens": 0,
-            "dtype": "bfloat16",
-            "attention": "splash",
-            "remat": "attention",
-        },
-        "autoencoding": {"token_mask": 0.3, "decoder_noise": 2.0},
-        "diffusion": {"self_condition": 0.5, "prefix": 0.3, "infill": 0.2},
-        "optim": {
-            "name": "adamw",
-            "learning_rate": 4e-4,
-            "warmup_steps": 2000,
-            "schedule": "cosine",
-            "ema_decay": 0.9999,
-        },
-        "train": {
-            "num_steps": 300_000,
-            "batch_size": 4096,
-            "logit_parts": 8,
-            "log_every": 100,
-            "eval_every": 5000,
-            "eval_batches": 8,
-            "checkpoint_every": 2500,
-            "keep_last": 3,
-            "keep_every": 50_000,
-        },
-        "sample": {"steps": 50, "batch_size": 256},
-        "mesh": {"data": -1, "fsdp": 16},
-        "phases": [
-            {"until": 50_000, "diffusion": 0.0},
-            {"until": -1, "reconstruction": 0.1, "kl": 1e-5, "train": ["decoder", "dit"]},
-        ],
-    }
+    config = runpy.run_path(str(Path(__file__).with_name("ldlm_130m_v5e_16.py")))["get_config"]()
+    config["data"] = {"source": "web_text/", "vocab_size": 65_536, "window": 1024}
+    config["text_vae"] |= {"encoder_layers": 6, "decoder_layers": 6, "mlp_ratio": 2.5}
+    config["dit"] |= {"width": 2560, "heads": 20, "layers": 13}
+    config["optim"] |= {"name": "adamw", "learning_rate": 4e-4}
+    config["train"] |= {"batch_size": 4096, "logit_parts": 8, "checkpoint_every": 2500}
+    config["sample"] |= {"batch_size": 256}
+    config["mesh"] = {"data": -1, "fsdp": 16}
+    return config

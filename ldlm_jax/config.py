@@ -146,7 +146,7 @@ def load_config(path: str | None, overrides: list[str] = ()) -> ConfigDict:
         section, dot, name = key.partition(".")
         if not equals or (not dot and key != "phases"):
             raise UserError(f"override {override!r}: write section.key=value.")
-        value = _literal(value)
+        value = literal(value)
         _merge(config, section, {name: value} if dot else value)
     return config.lock()
 
@@ -180,7 +180,8 @@ def _merge(config: ConfigDict, section: str, values) -> None:
         config[section][key] = value
 
 
-def _literal(text: str):
+def literal(text: str):
+    """A value as an override spells it; words need no quotes."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

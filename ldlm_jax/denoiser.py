@@ -280,26 +280,24 @@ class Denoiser:
             scores = None if tokens_BxL is None else self._score(clean_BxNxD, places, tokens_BxL)
             return Estimate(clean_BxNxD, None, scores, said.memory, said.tapped_BxNxM)
         features_BxLxM = self._token_features(said.features_BxNxM, places)
-        if self.codes_VxD is None:
-            scores = logits = None
-            if tokens_BxL is not None and self.parts > 1:
-                scores = self._score_features(features_BxLxM, tokens_BxL)
-            elif self.parts == 1:
-                logits = self._context(features_BxLxM)
-                scores = None if tokens_BxL is None else Scores.of(logits, tokens_BxL)
-            return Estimate(clean_BxNxD, logits, scores, said.memory, said.tapped_BxNxM)
-        inputs = features_BxLxM, z_BxNxD, t_BxN, tokens_BxL
-        mean_BxNxD, logits, scores = by_parts(self._posterior, self.parts, inputs)
-        return Estimate(clean_BxNxD + mean_BxNxD, logits, scores, said.memory, said.tapped_BxNxM)
+        noisy = None if self.codes_VxD is None else (z_BxNxD, t_BxN)
+        inputs = features_BxLxM, noisy, tokens_BxL
+        mean_BxNxD, logits, scores = by_parts(self._tell, self.parts, inputs)
+        if mean_BxNxD is not None:
+            clean_BxNxD += mean_BxNxD
+        return Estimate(clean_BxNxD, logits, scores, said.memory, said.tapped_BxNxM)
 
-    def _posterior(self, inputs):
-        """Mean of the tokens' latents under their posterior, its logits, and scores of tokens."""
-        features_BxLxM, z_BxNxD, t_BxN, tokens_BxL = inputs
-        logits_BxLxV = self._context(features_BxLxM) + self._evidence(z_BxNxD, t_BxN)
-        # Codes that learned from the squared error would all become one.
-        codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
-        posterior_BxNxV = jax.nn.softmax(logits_BxLxV)
-        mean_BxNxD = matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
+    def _tell(self, inputs):
+        """From features, noisy latents and tokens, either of which may be None: the mean of the
+        tokens' latents under their posterior, its logits if they exist all at once, and scores."""
+        features_BxLxM, noisy, tokens_BxL = inputs
+        logits_BxLxV, mean_BxNxD = self._context(features_BxLxM), None
+        if noisy is not None:
+            logits_BxLxV += self._evidence(*noisy)
+            # Codes that learned from the squared error would all become one.
+            codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
+            posterior_BxNxV = jax.nn.softmax(logits_BxLxV)
+            mean_BxNxD = matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
         scores = None if tokens_BxL is None else Scores.of(logits_BxLxV, tokens_BxL)
         return mean_BxNxD, logits_BxLxV if self.parts == 1 else None, scores
 
@@ -379,11 +377,5 @@ class Denoiser:
         return self._vae(self._token_features(inputs, places), method="read")
 
     def _score(self, inputs, places: Places, tokens_BxL) -> Scores:
-        return self._score_features(self._token_features(inputs, places), tokens_BxL)
-
-    def _score_features(self, features_BxLxM, tokens_BxL) -> Scores:
-        def of_part(arrays):
-            features, tokens = arrays
-            return Scores.of(self._context(features), tokens)
-
-        return by_parts(of_part, self.parts, (features_BxLxM, tokens_BxL))
+        features_BxLxM = self._token_features(inputs, places)
+        return by_parts(self._tell, self.parts, (features_BxLxM, None, tokens_BxL))[2]

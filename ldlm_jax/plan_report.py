@@ -69,7 +69,7 @@ class Forecast:
         chip_seconds = cost.cycles / chip.clock + kernels / (KERNEL_SHARE * chip.flops)
         network = _network_seconds(cost.collectives, chip, mesh)
         exposed = _network_seconds(cost.exposed, chip, mesh)
-        arithmetic = model_flops / mesh.size / chip.flops
+        arithmetic = _products_seconds(model_flops, chip, mesh)
         seconds = max(chip_seconds + exposed, network)
         slowest = "arithmetic" if arithmetic > chip_seconds / 2 else "memory"
         if network >= chip_seconds or exposed > chip_seconds / 2:
@@ -103,7 +103,7 @@ def plan_step(target: Target, number: int) -> dict:
     recipe, _ = target.recipe()
     compiled = target.compile_step(phase)
     cost = Program(compiled.as_text(), experiment.diffusion.self_condition).cost()
-    rows, window, devices = experiment.train.batch_size, experiment.data.window, target.mesh.size
+    rows, window = experiment.train.batch_size, experiment.data.window
     parts = Counter(recipe, rows, window).step(phase)
     result = {
         "memory": memory_of(compiled, chip),
@@ -116,11 +116,16 @@ def plan_step(target: Target, number: int) -> dict:
         result["forecast"] = asdict(forecast)
         result["tokens_per_second"] = rows * window / forecast.seconds
     else:
-        arithmetic = sum(parts.values()) / devices / chip.flops
+        arithmetic = _products_seconds(sum(parts.values()), chip, target.mesh)
         network = _network_seconds(cost.collectives, chip, target.mesh)
         result["bounds"] = {"arithmetic_seconds": arithmetic, "network_seconds": network,
                             "mfu_at_most": arithmetic / max(arithmetic, network)}  # fmt: skip
     return result
+
+
+def _products_seconds(model_flops: float, chip: Chip, mesh) -> float:
+    """What the products take at the peak of all devices."""
+    return model_flops / mesh.size / chip.flops
 
 
 def _network_seconds(sent: dict[str, float], chip: Chip, mesh) -> float:

@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import replace
 
-from ldlm_jax.config import _literal
+from ldlm_jax.config import literal
 from ldlm_jax.data.build import prepare
 from ldlm_jax.evals.quality import Examiner
 from ldlm_jax.generate import generate
@@ -28,7 +28,7 @@ def main(workdir: str, out: str, num_samples: str, *settings: str) -> None:
     _show(rows)
     for setting in settings:
         changes = dict(part.split("=") for part in setting.split())
-        changes = {name: _literal(value) for name, value in changes.items()}
+        changes = {name: literal(value) for name, value in changes.items()}
         config = replace(run.experiment.sample, batch_size=64, **changes)
         texts = [s.text for s in generate(run.writer, config, SEED, num_samples=count)]
         rows[setting] = examiner.measure(texts)
