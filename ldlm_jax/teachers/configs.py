@@ -11,6 +11,8 @@ from ldlm_jax.teachers.weights import Gguf
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ENCODERS = ("bert", "roberta", "xlm-roberta")
+# What divides each rotary frequency, in a GGUF file.
+FREQUENCIES = "rope_freqs.weight"
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 
 
@@ -149,7 +151,7 @@ def decoder_from_gguf(weights: Gguf) -> tuple[DecoderConfig, str]:
         return value
 
     scaling = weights.field(f"{kind}.rope.scaling.type", "none")
-    if scaling not in ("none", "linear") or "rope_freqs.weight" in weights.names():
+    if scaling not in ("none", "linear"):
         raise UserError(
             f"{weights.where}: its rotary scaling is not supported from GGUF; use the model's "
             "safetensors."
@@ -158,7 +160,11 @@ def decoder_from_gguf(weights: Gguf) -> tuple[DecoderConfig, str]:
     width, heads, layers = of("embedding_length"), of("attention.head_count"), of("block_count")
     head_dim = of("attention.key_length", width // heads)
     factor = of("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0
-    far = Rope(of("rope.freq_base", 10_000.0), "linear" if factor != 1 else "default", factor)
+    divisors: tuple[float, ...] = ()
+    if FREQUENCIES in weights.names():
+        divisors = tuple(weights.read(FREQUENCIES, (slice(None),)).tolist())
+    base, stretch = of("rope.freq_base", 10_000.0), "linear" if factor != 1 else "default"
+    far = Rope(base, stretch, factor, divisors=divisors)
     window = of("attention.sliding_window", 0) if gemma else 0
     config = DecoderConfig(
         vocab_size=weights.shape("token_embd.weight")[0],

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ldlm_jax.errors import UserError
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.teachers import decoder_lm, encoder_lm
-from ldlm_jax.teachers.configs import decoder_from_gguf, read_config
+from ldlm_jax.teachers.configs import FREQUENCIES, decoder_from_gguf, read_config
 from ldlm_jax.teachers.decoder_lm import DecoderConfig, Spec
 from ldlm_jax.teachers.encoder_lm import EncoderConfig
 from ldlm_jax.teachers.weights import Gguf, Safetensors, Weights
@@ -151,8 +151,8 @@ def _encoder_names(weights: Weights) -> dict:
     }
 
 
-# Tensors that a model's files may hold and its hidden states do not need.
-_UNUSED = ("rotary_emb.inv_freq", "position_ids", "pooler.dense.", "cls.", "lm_head.")
+# Tensors that are no parameters of ours, or that hidden states do not need.
+_UNUSED = (FREQUENCIES, "rotary_emb.inv_freq", "position_ids", "pooler.dense.", "cls.", "lm_head.")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class Rope:
       low: of llama3 ``low_freq_factor``, of yarn ``beta_slow``.
       high: of llama3 ``high_freq_factor``, of yarn ``beta_fast``.
       scale: what rotated queries and keys are multiplied by.
+      divisors: of every frequency, where a file lists them (GGUF); they stand for all scalings.
     """
 
     theta: float
@@ -32,6 +33,7 @@ class Rope:
     low: float = 1.0
     high: float = 1.0
     scale: float = 1.0
+    divisors: tuple[float, ...] = ()
 
     @classmethod
     def from_config(cls, said: dict, theta: float, context: int) -> "Rope":
@@ -70,6 +72,8 @@ class Rope:
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Radians a position (head_dim / 2,), fp32."""
         plain = self.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        if self.divisors:
+            return (plain / np.array(self.divisors)).astype(np.float32)
         if self.kind == "default":
             return plain.astype(np.float32)
         stretched = plain / self.factor
