@@ -4,6 +4,7 @@ Every tensor is read straight into the shards that need it, so that a host never
 one parameter beside the model itself. Every missing, misshapen or unknown tensor is an error.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,7 +210,9 @@ def load_pretrained(
         config = _cut(config, top)
         expected = _flat(module.param_specs(config), names)
     params: dict = {"blocks": {}}
-    for (*outer, key), (spec, name) in expected.items():
+    # The largest first, while there is room beside them for what reading takes.
+    ordered = sorted(expected.items(), key=lambda item: -math.prod(item[1][0].shape))
+    for (*outer, key), (spec, name) in ordered:
         array = _place(spec, name, weights, mesh, rules, dtype)
         (params["blocks"] if outer else params)[key] = array
     return Pretrained(config, params, weights.where)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -41,11 +42,14 @@ class Safetensors:
         except ImportError as error:
             raise UserError(f"reading {folder} needs safetensors: {_EXTRA}.") from error
         self.where = str(folder)
-        self._files = {}
+        self._open = partial(safetensors.safe_open, framework="np")
+        self._files, self._shapes = {}, {}
         for file in _shards(folder):
             try:
-                opened = safetensors.safe_open(file, framework="np")
-                self._files |= dict.fromkeys(opened.keys(), opened)
+                with self._open(file) as opened:
+                    for name in opened.keys():  # noqa: SIM118 - it is no dict
+                        self._files[name] = file
+                        self._shapes[name] = tuple(opened.get_slice(name).get_shape())
             except (safetensors.SafetensorError, OSError) as error:
                 raise UserError(f"{file} cannot be read ({error}); fetch it again.") from error
 
@@ -55,11 +59,16 @@ class Safetensors:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return self._shapes[name]
 
     def read(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
-        """Part of a tensor; no more than that is read."""
-        return self._files[name].get_slice(name)[part]
+        """Part of a tensor; no more than that is read.
+
+        The file is opened anew: what a mapped file was once read stays in memory until it is
+        closed, and in the end that would be the whole model a second time.
+        """
+        with self._open(self._files[name]) as opened:
+            return opened.get_slice(name)[part]
 
 
 def _shards(folder: Path) -> Iterable[Path]:
