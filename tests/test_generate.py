@@ -12,6 +12,8 @@ from flax.core import meta
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare, windows
 from ldlm_jax.data.tokenizer import EOS, PAD
+from ldlm_jax.denoiser import Denoiser, places_of
+from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
 from ldlm_jax.evals.measures import text_statistics
@@ -24,7 +26,8 @@ from ldlm_jax.phases import phase_at
 from ldlm_jax.request import Request, SampleConfig, read_requests
 from ldlm_jax.train_state import LatentStats, init_state
 from ldlm_jax.train_step import train_step
-from ldlm_jax.write import write_tokens
+from ldlm_jax.write import Desk, write_tokens
+from ldlm_jax.writing import Dials, Page, Plan
 from tests.conftest import sentences
 
 STEPS = 1100
@@ -212,6 +215,28 @@ def test_text_goes_on_beyond_the_window_with_a_memory_of_one(overfitted_in_block
     # As long as nothing has left the memory, it is as if the text were short.
     (short,) = answer(writer, [Request("", 0, 1, config)])
     assert second.tokens[: len(short.tokens)] == short.tokens
+
+
+def test_the_memory_holds_the_latest_blocks(overrides):
+    """One window of them, in turn; what is not yet written takes its place beforehand."""
+    writer = babbling([*overrides, *BLOCKS])
+    reach, size, rows = writer.window, 4, 2
+    page = Page.blank(rows, 3 * reach, 1)
+    page = page._replace(inside_BxL=np.ones_like(page.inside_BxL))  # no text ends
+    dials = Dials.of(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=1)] * rows)
+    plan = Plan(writer.models, writer.diffusion, Solver("euler"), 1, memory=reach)
+    places = places_of(page.segments_BxL, writer.models, writer.diffusion, page.known_BxN)
+    denoiser = Denoiser.create(writer.models, writer.params, writer.diffusion, writer.latents)
+    desk = Desk(plan, denoiser, page, places, dials)
+    next_block = jax.jit(lambda carry, index: desk.next_block(carry, index)[0])
+    memories = jax.jit(desk.first_memories)()
+    carry = jax.numpy.asarray(page.tokens_BxL), memories, jax.numpy.zeros(rows, bool)
+    for index in range(desk.blocks):
+        carry = next_block(carry, index)
+        (memory,) = carry[1]
+        held = np.unique(np.asarray(memory.places.blocks_BxN))
+        first = max(0, index - reach // size)
+        assert held.tolist() == list(range(first, first + reach // size)), index
 
 
 def test_text_between_texts_is_decoded(overfitted_in_blocks):

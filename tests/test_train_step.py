@@ -427,19 +427,24 @@ def test_clipping_bounds_the_gradient():
 @pytest.mark.parametrize(
     "changes",
     [
-        ["text_vae.tokens_per_latent=2", "data.round_to=2"],
+        ["text_vae.tokens_per_latent=2", "data.round_to=2", "dit.conditioning=adaln"],
         ["text_vae.decoder_layers=0", "diffusion.token_loss=0.5"],
-        ["dit.conditioning=adaln"],
         [
             "diffusion.block_size=4",
             "data.round_to=4",
             "dit.time_tokens=0",
-            "diffusion.infill=0.0",
+            "diffusion.suffix=0.1",
             "text_vae.decoder_layers=0",
             "text_vae.encoder_layers=0",
         ],
-        ["diffusion.prediction=v", "diffusion.loss_space=v", "text_vae.remat=full"],
-        ["optim.name=muon", "dit.dtype=bfloat16", "text_vae.dtype=bfloat16"],
+        [
+            "diffusion.prediction=v",
+            "diffusion.loss_space=v",
+            "text_vae.remat=full",
+            "optim.name=muon",
+            "dit.dtype=bfloat16",
+            "text_vae.dtype=bfloat16",
+        ],
     ],
     ids=lambda changes: changes[0],
 )
