@@ -374,7 +374,7 @@ class Denoiser:
 
     def read(self, inputs, places: Places) -> jax.Array:
         """Logits (B, L, V), fp32, of what the decoder reads: latents, or features of the DiT."""
-        return self._vae(self._token_features(inputs, places), method="read")
+        return self._context(self._token_features(inputs, places))
 
     def _score(self, inputs, places: Places, tokens_BxL) -> Scores:
         features_BxLxM = self._token_features(inputs, places)

@@ -305,11 +305,18 @@ def test_unlike_requests_are_written_as_if_alone(overrides, changes):
 
 @pytest.mark.parametrize("changes", [(), BLOCKS], ids=["whole", "blocks"])
 def test_no_text_ends_within_a_hole(overrides, changes):
+    """Not even if nothing is likelier than an end."""
     writer = babbling([*overrides, *changes, "diffusion.infill=0.2"])
-    request = Request(template="My ____{9} went ____{8} home", config=SampleConfig(steps=2))
+    kernel = writer.params["text_vae"]["decoder"]["head"]["kernel"]
+    ends = kernel.at[:, EOS].set(9 * kernel[:, 7]).at[:, PAD].set(-9 * kernel[:, 7])
+    writer.params["text_vae"]["decoder"]["head"]["kernel"] = ends
+    config = SampleConfig(steps=2)
+    request = Request(template="My ____{9} went ____{8} home", config=config)
     for sample in answer(writer, request.several(8)):
         assert len(sample.tokens) > 17 and not {EOS, PAD} & set(sample.tokens[:-1])
         assert re.fullmatch("My .* went .* home", sample.text, re.DOTALL)
+    free = list(answer(writer, Request("My", config=config).several(8)))
+    assert any(sample.tokens[-1] in (EOS, PAD) for sample in free)
 
 
 def babbling(overrides):
