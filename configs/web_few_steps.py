@@ -2,7 +2,7 @@
 
 Command:  ldlm train --config configs/web_few_steps.py --workdir runs/web_few_steps
 Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
-Result:   see experiments/few_steps/.
+Result:   none yet.
 """
 
 import runpy
