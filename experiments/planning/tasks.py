@@ -60,10 +60,11 @@ TASKS: dict[str, Callable[[random.Random], Puzzle]] = {
 
 
 def right(task: str, puzzle: Puzzle, text: str) -> bool:
-    """Whether a whole text solves the puzzle (of brackets, whether it balances)."""
+    """Whether a whole text solves the puzzle (brackets: with any middle that balances)."""
     before, hole, after = puzzle
     if task == "brackets":
-        return len(text) == 13 and balanced(text[1:])
+        kept = text.startswith(before) and text.endswith(after)
+        return kept and len(text) == 13 and balanced(text[1:])
     return text == before + hole + after
 
 
