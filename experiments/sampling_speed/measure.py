@@ -104,7 +104,13 @@ def main(config: str, out: str) -> None:
     """Measure, print and write; a plot of memory beside."""
     latent = Latent(config)
     left_to_right = Autoregressive(latent)
-    rows = []
+    rows: list[dict] = []
+    result = {
+        "config": config, "date": date.today().isoformat(), "jax": jax.__version__,
+        "hardware": f"{jax.device_count()} x {jax.default_backend()}, {platform.machine()}",
+        "parameters": {"latent": count(latent.params), "ar": count(left_to_right.params)},
+        "rows": rows,
+    }  # fmt: skip
     for batch in BATCHES:
         for length in LENGTHS:
             row = {"batch": batch, "length": length,
@@ -117,14 +123,8 @@ def main(config: str, out: str) -> None:
                 row[f"latent_{steps}"] = own
             rows.append(row)
             print(json.dumps(row), flush=True)
-    doubling = {steps: latent.run(32, 64, steps)["seconds"] for steps in (25, 50, 100)}
-    result = {
-        "config": config, "date": date.today().isoformat(), "jax": jax.__version__,
-        "hardware": f"{jax.device_count()} x {jax.default_backend()}, {platform.machine()}",
-        "parameters": {"latent": count(latent.params), "ar": count(left_to_right.params)},
-        "rows": rows,
-        "seconds_by_steps": doubling,
-    }  # fmt: skip
+            Path(out).write_text(json.dumps(result, indent=1) + "\n")
+    result["seconds_by_steps"] = {s: latent.run(32, 64, s)["seconds"] for s in (25, 50, 100)}
     Path(out).write_text(json.dumps(result, indent=1) + "\n")
     figure, axes = plt.subplots(figsize=(5, 3.2))
     for name, label in (("autoregressive", "autoregressive"), ("latent_5", "blocks")):
