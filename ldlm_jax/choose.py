@@ -70,7 +70,7 @@ def most_like_the_others(texts: Sequence[str]) -> int:
     except ImportError as error:
         raise UserError(
             "choose = 'consensus' needs sacrebleu: pip install 'ldlm_jax[eval]'."
-        ) from error  # noqa: E501
+        ) from error
     likeness = [
         sum(sentence_chrf(text, [other]).score for j, other in enumerate(texts) if j != i)
         for i, text in enumerate(texts)

@@ -50,10 +50,14 @@ class Writer:
         """Tokens in a row of training."""
         return len(self.lengths) - 1
 
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block; of a latent where whole texts are written."""
+        return max(1, self.diffusion.block_size) * self.models.vae.tokens_per_latent
+
     def row_length(self, config: SampleConfig) -> int:
         """Tokens in a row that is written, whole blocks."""
-        block = max(1, self.diffusion.block_size) * self.models.vae.tokens_per_latent
-        return -(-(config.length or self.window) // block) * block
+        return -(-(config.length or self.window) // self.block_tokens) * self.block_tokens
 
 
 # Lengths that are tried for a hole of open length, in tokens, as far as there is room.
@@ -135,7 +139,7 @@ def answer(
       writer: the model.
       requests: what to write.
       keep_drafts: keep what each step would decode to.
-      on_block: see ``write.Plan``; the rows are those of the batch.
+      on_block: see ``writing.Plan``; the rows are those of the batch.
 
     Raises:
       UserError: given text does not fit the window, guidance or holes were asked of a model that
@@ -240,7 +244,6 @@ def _candidates(writer: Writer, request: Request, outline: Outline) -> list[Cand
     config = request.config
     count = max(config.best_of, len(LENGTHS) if outline.free else 1)
     per_latent = writer.models.vae.tokens_per_latent
-    block = max(1, writer.diffusion.block_size) * per_latent
     window = writer.row_length(config)
     room = (window - outline.known_tokens - 1) // max(1, len(outline.free))
     possible = [length for length in LENGTHS if length <= room]
@@ -257,7 +260,7 @@ def _candidates(writer: Writer, request: Request, outline: Outline) -> list[Cand
         if own.goes_on and not writer.diffusion.block_size:
             # A text written block by block ends where its end token falls; others end here.
             length = int(draw_lengths(writer.lengths, own.known_tokens, 1, rng)[0])
-        row = own.lay_out(window, length, block, per_latent)
+        row = own.lay_out(window, length, writer.block_tokens, per_latent)
         candidates.append(Candidate(request, number, own, length, row))
     return candidates
 

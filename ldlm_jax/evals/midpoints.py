@@ -45,11 +45,8 @@ def decode_midpoints(writer: Writer, texts: Sequence[str]) -> tuple[list[str], l
       texts: at least two that fit its window.
     """
     per_latent = writer.models.vae.tokens_per_latent
-    block = max(1, writer.diffusion.block_size) * per_latent
-    rows = [
-        Outline.of((text,), writer.tokenizer).lay_out(writer.window, 0, block, per_latent)
-        for text in texts
-    ]
+    shape = writer.window, 0, writer.block_tokens, per_latent
+    rows = [Outline.of((text,), writer.tokenizer).lay_out(*shape) for text in texts]
     tokens, segments = (np.stack(x) for x in ([r.tokens_L for r in rows],
                                               [r.segments_L for r in rows]))  # fmt: skip
     run = {"models": writer.models, "diffusion": writer.diffusion}
