@@ -26,6 +26,7 @@ from ldlm_jax.optim import OptimConfig
 from ldlm_jax.phases import Phase, check_phases
 from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules
+from ldlm_jax.teachers.foundation import Foundation, FoundationConfig
 from ldlm_jax.teachers.teacher import Teacher, TeacherConfig
 from ldlm_jax.train_step import AutoencodingConfig, Models, Recipe
 
@@ -101,9 +102,10 @@ SECTIONS = {
     "teacher": TeacherConfig,
     "alignment": AlignmentConfig,
     "consistency": ConsistencyConfig,
+    "foundation": FoundationConfig,
 }
 # Set from elsewhere, so not keys of their section.
-_DERIVED = {"text_vae": {"vocab_size"}, "dit": {"latent_channels", "tap"}}
+_DERIVED = {"text_vae": {"vocab_size", "foundation"}, "dit": {"latent_channels", "tap"}}
 _FLAX_FIELDS = {"name", "parent"}
 
 
@@ -205,6 +207,7 @@ class Experiment:
     teacher: TeacherConfig
     alignment: AlignmentConfig
     consistency: ConsistencyConfig
+    foundation: FoundationConfig
     phases: tuple[Phase, ...]
 
     @property
@@ -212,9 +215,11 @@ class Experiment:
         """Whether any phase aligns latents with a teacher."""
         return any(phase.has("alignment") for phase in self.phases)
 
-    def models(self, vocab_size: int, teacher_width: int = 0) -> Models:
+    def models(
+        self, vocab_size: int, teacher_width: int = 0, foundation: Foundation | None = None
+    ) -> Models:
         """The networks."""
-        vae = TextVAE(vocab_size=vocab_size, **self.text_vae)
+        vae = TextVAE(vocab_size=vocab_size, foundation=foundation, **self.text_vae)
         site = self.alignment.site if self.aligned else ""
         tap = self.alignment.block if site == "dit" else 0
         dit = DiT(latent_channels=vae.latent_channels, tap=tap, **self.dit)

@@ -79,6 +79,8 @@ def check_shapes(experiment) -> None:
             f"train.logit_parts = {experiment.train.logit_parts}: consistency compares whole "
             "posteriors of the tokens; set train.logit_parts=1."
         )
+    if experiment.foundation.model:
+        _check_foundation(experiment)
     if experiment.aligned:
         _check_alignment(experiment, dit)
 
@@ -125,6 +127,25 @@ def _check_alignment(experiment, dit) -> None:
                 f"phases[{number}]: alignment.site = 'dit' needs a diffusion weight above 0, since "
                 "the DiT does not run without."
             )
+
+
+def _check_foundation(experiment) -> None:
+    said, diffusion = experiment.foundation.model, experiment.diffusion
+    if experiment.data.tokenizer != said:
+        raise UserError(
+            f"foundation.model = {said!r} reads and speaks in tokens of its own; set "
+            f"data.tokenizer={said}."
+        )
+    if diffusion.block_size:
+        raise UserError(
+            f"diffusion.block_size = {diffusion.block_size}: the upper blocks of foundation.model "
+            "remember no earlier block; set it to 0."
+        )
+    if diffusion.token_posterior:
+        raise UserError(
+            "diffusion.token_posterior needs a latent for each token alone, but those of "
+            "foundation.model hold what stands before it; set it to False."
+        )
 
 
 def _check_blocks(block: int, data, vae, dit) -> None:

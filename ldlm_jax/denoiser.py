@@ -254,7 +254,7 @@ class Denoiser:
         """The denoiser of latents with these statistics."""
         codes_VxD = None
         if config.token_posterior:
-            codes_VxD = models.vae.apply({"params": params["text_vae"]}, method="codes")
+            codes_VxD = models.text_vae(params, method="codes")
             codes_VxD = latents.normalise(codes_VxD)
         return cls(models, params, config, latents, codes_VxD, temperature, top_p, parts)
 
@@ -310,7 +310,7 @@ class Denoiser:
         return logits_BxLxV if self.top_p is None else nucleus(logits_BxLxV, self.top_p)
 
     def _vae(self, *args, method: str):
-        return self.models.vae.apply({"params": self.params["text_vae"]}, *args, method=method)
+        return self.models.text_vae(self.params, *args, method=method)
 
     def _token_features(self, inputs, places: Places):
         return self._vae(inputs, places, method="token_features")

@@ -83,6 +83,8 @@ class Counter:
         stack = Stack(vae.encoder_layers, vae.width, vae.mlp_ratio)
         total = stack.forward(self.rows, self._positions, up_to_block(self._positions, block))
         tokens = self.rows * self.window
+        if vae.foundation is not None:
+            total += 2 * tokens * vae.foundation.width * vae.width
         if vae.tokens_per_latent > 1:
             total += 2 * tokens * vae.width**2
         return total + 2 * self.rows * self._positions * vae.width * 2 * vae.latent_channels
@@ -101,7 +103,8 @@ class Counter:
         """From what the decoder reads to logits, and back to latents by the posterior; forward."""
         vae, tokens = self._vae, self.rows * self.window
         block = self.recipe.diffusion.block_size
-        total = 2.0 * tokens * vae.width * vae.vocab_size
+        out = vae.vocab_size if vae.foundation is None else vae.foundation.width
+        total = 2.0 * tokens * vae.width * out
         if vae.decoder_layers:
             stack = Stack(vae.decoder_layers, vae.width, vae.mlp_ratio)
             total += stack.forward(self.rows, self._positions, up_to_block(self._positions, block))
@@ -111,6 +114,13 @@ class Counter:
         if self.recipe.diffusion.token_posterior:
             total += 2 * 2 * tokens * vae.latent_channels * vae.vocab_size
         return total
+
+    def founded(self, above: bool) -> float:
+        """What the foundation reads, or (``above``) says, forward; 0 without one."""
+        foundation = self._vae.foundation
+        if foundation is None:
+            return 0.0
+        return self.rows * foundation.forward_flops(self.window, above)
 
     def denoise(self, remembering: bool = False) -> float:
         """One pass of the DiT, forward: over noisy latents, or over the clean ones to remember."""
@@ -132,27 +142,36 @@ class Counter:
         def add(name: str, forward: float, trained: bool) -> None:
             parts[name] = parts.get(name, 0.0) + forward * (3 if trained else 1)
 
+        def encode(trained: bool) -> None:
+            add("encoder", self.encode(), trained)
+            add("foundation", self.founded(above=False), False)
+
+        def read(trained: bool = True, times: float = 1.0) -> None:
+            add("decoder", times * self.read(), trained)
+            # Frozen: the gradient goes through it, to no weight of it.
+            add("foundation", (2 if trained else 1) * times * self.founded(above=True), False)
+
         encodes = phase.has("reconstruction") or phase.has("kl") or phase.has("alignment")
         masked = recipe.autoencoding.token_mask > 0 and encodes
         by_diffusion = phase.has("diffusion") and phase.has("encoder_gradient")
         trains = "encoder" in phase.train
-        add("encoder", self.encode(), trains and (encodes or by_diffusion))
+        encode(trains and (encodes or by_diffusion))
         shares = self._vae.decoder_layers == 0
         if phase.has("reconstruction"):
-            add("decoder", self.read(), True)
+            read()
             if shares:
                 add("denoiser", self.denoise(), True)
         if phase.has("diffusion"):
             if masked:
-                add("encoder", self.encode(), trains and by_diffusion)
+                encode(trains and by_diffusion)
             add("denoiser", self.denoise(), True)
             if diffusion.block_size:
                 add("denoiser", self.denoise(remembering=True), True)
             add("denoiser", diffusion.self_condition * self.denoise(), False)
             if diffusion.token_loss > 0 or diffusion.token_posterior:
-                add("decoder", self.read(), True)
+                read()
             if diffusion.token_posterior:
-                add("decoder", diffusion.self_condition * self.read(), False)
+                read(False, diffusion.self_condition)
         if phase.has("consistency"):
             # One pass that learns, and two of the averaged model.
             for trained, passes in ((True, 1), (False, 2)):
@@ -160,14 +179,14 @@ class Counter:
                 if diffusion.block_size:
                     add("denoiser", self.denoise(remembering=True), trained)
                 if diffusion.token_posterior:
-                    add("decoder", passes * self.read(), trained)
+                    read(trained, passes)
         if any(map(phase.has, ("diffusion", "consistency"))) or (
             phase.has("reconstruction") and shares
         ):
             add("encoder", self.codes(), trains)
         if phase.has("alignment") and recipe.teacher is not None:
             add("teacher", teacher_forward(recipe.teacher, self.rows, self.window), False)
-        return parts
+        return {name: count for name, count in parts.items() if count}
 
 
 def teacher_forward(teacher: Teacher, rows: int, tokens: int) -> float:

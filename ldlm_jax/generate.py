@@ -15,7 +15,7 @@ from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.outline import Outline, Row
 from ldlm_jax.request import SHARED, Request, SampleConfig
-from ldlm_jax.train_state import LatentStats, Models, TrainState
+from ldlm_jax.train_state import LatentStats, Models, TrainState, with_foundation
 from ldlm_jax.write import write_tokens
 from ldlm_jax.writing import Dials, Page, Plan, Written
 
@@ -41,9 +41,10 @@ class Writer:
     lengths: Sequence[int]
 
     @classmethod
-    def of(cls, models: Models, diffusion, state: TrainState, tokenizer, lengths):
-        """The averaged model of a training state."""
-        return cls(models, diffusion, state.ema, state.latents, tokenizer, tuple(lengths))
+    def of(cls, models: Models, diffusion, state: TrainState, tokenizer, lengths, foundation=None):
+        """The averaged model of a training state, and the weights of its foundation."""
+        params = with_foundation(state.ema, foundation)
+        return cls(models, diffusion, params, state.latents, tokenizer, tuple(lengths))
 
     @property
     def window(self) -> int:

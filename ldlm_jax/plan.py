@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from ldlm_jax.chips import CHIPS, Chip, chip_of, count_of, gpu_of
 from ldlm_jax.config import Experiment
 from ldlm_jax.config_checks import check_mesh
+from ldlm_jax.data.build import vocab_size
 from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals.denoising import errors_at
@@ -24,11 +25,12 @@ from ldlm_jax.models.scores import COMPILER_OPTIONS, planning_for
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.phases import Phase
 from ldlm_jax.sharding import Placement, batch_sharding, in_force, placements, replicated
+from ldlm_jax.teachers.foundation import abstract_foundation
 from ldlm_jax.teachers.load import abstract_pretrained
 from ldlm_jax.teachers.named import find_model
 from ldlm_jax.teachers.teacher import PretrainedTeacher
-from ldlm_jax.train_state import abstract_state
-from ldlm_jax.train_step import Recipe, train_step
+from ldlm_jax.train_state import abstract_state, with_foundation
+from ldlm_jax.train_step import Frozen, Recipe, train_step
 from ldlm_jax.write import write_tokens
 from ldlm_jax.writing import Dials, Page, Plan
 
@@ -101,25 +103,27 @@ class Target:
             raise UserError(f"{topology}: nothing is known of {devices[0].device_kind} chips.")
         mesh = make_mesh(experiment.mesh, devices)
         check_mesh(experiment, mesh)
-        return cls(experiment, mesh, experiment.data.vocab_size, chip)
+        return cls(experiment, mesh, vocab_size(experiment.data), chip)
 
-    def recipe(self) -> tuple[Recipe, dict | None]:
-        """The recipe, and the teacher's parameters as shapes."""
-        experiment = self.experiment
+    def recipe(self) -> tuple[Recipe, Frozen]:
+        """The recipe, and what never learns, as shapes."""
+        experiment, rules = self.experiment, self.experiment.sharding
         said = experiment.teacher
+        founded = abstract_foundation(experiment.foundation, self.mesh, rules)
         if not experiment.aligned:
-            return experiment.recipe(experiment.models(self.vocab_size)), None
+            models = experiment.models(self.vocab_size, foundation=founded.foundation)
+            return experiment.recipe(models), Frozen(None, founded.weights)
         if not said.model:
             raise UserError("plans know open models as teachers (teacher.model), not own runs.")
         model = abstract_pretrained(
-            find_model(said.model), mesh=self.mesh, rules=experiment.sharding,
-            dtype=jnp.dtype(said.dtype), top=said.layer,
+            find_model(said.model), mesh=self.mesh, rules=rules, dtype=jnp.dtype(said.dtype),
+            top=said.layer,
         )  # fmt: skip
         teacher = PretrainedTeacher(
             model.config, said.dtype, experiment.text_vae["tokens_per_latent"]
         )
-        models = experiment.models(self.vocab_size, teacher.width)
-        return experiment.recipe(models, teacher), model.params
+        models = experiment.models(self.vocab_size, teacher.width, founded.foundation)
+        return experiment.recipe(models, teacher), Frozen(model.params, founded.weights)
 
     def placements(self) -> list[Placement]:
         """Where each parameter lives."""
@@ -166,17 +170,19 @@ class Target:
 
     def compile_evaluation(self):
         """The denoiser's error on held-out text."""
-        recipe, _ = self.recipe()
+        recipe, frozen = self.recipe()
         _, state = self.state(recipe)
+        params = with_foundation(state.ema, frozen.foundation)
         batch = {name: self.batch()[name] for name in ("tokens", "segments")}
         run = partial(errors_at, models=recipe.models, diffusion=recipe.diffusion)
         t = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(self.mesh))
-        return self._compile(jax.jit(run), state.ema, state.latents, batch, self.key(), t)
+        return self._compile(jax.jit(run), params, state.latents, batch, self.key(), t)
 
     def compile_sampler(self):
         """Writing one batch of texts."""
-        recipe, _ = self.recipe()
+        recipe, frozen = self.recipe()
         _, state = self.state(recipe)
+        params = with_foundation(state.ema, frozen.foundation)
         config, models = self.experiment.sample, recipe.models
         rows, window = config.batch_size, self.experiment.data.window
         everywhere = replicated(self.mesh)
@@ -193,7 +199,7 @@ class Target:
         page = Page.blank(rows, window, models.vae.tokens_per_latent)
         page = jax.tree.map(lambda x: array(x.shape, x.dtype), page)
         run = partial(write_tokens, plan=plan)
-        return self._compile(run, state.ema, state.latents, page, dials)
+        return self._compile(run, params, state.latents, page, dials)
 
     def _compile(self, function, *arguments):
         platform = "gpu" if self.chip.is_gpu else "tpu"

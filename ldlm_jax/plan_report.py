@@ -7,6 +7,7 @@ import jax
 
 from ldlm_jax.chips import Chip
 from ldlm_jax.config import Experiment
+from ldlm_jax.data.build import vocab_size
 from ldlm_jax.errors import UserError
 from ldlm_jax.flops import Counter
 from ldlm_jax.hlo import Cost, Program
@@ -285,7 +286,7 @@ def explain(placed: list[Placement]) -> str:
 def sharding_table(experiment: Experiment, devices: int) -> list[list]:
     """Name, shape, split axes and bytes on a device of every parameter, on absent devices."""
     mesh = jax.sharding.AbstractMesh(experiment.mesh.shape(devices), AXES)
-    boxed = experiment.models(experiment.data.vocab_size, 1).abstract(experiment.data.window)
+    boxed = experiment.models(vocab_size(experiment.data), 1).abstract(experiment.data.window)
     return [
         [p.name, list(p.shape), str(p.spec), p.bytes_per_device]
         for p in placements(boxed, mesh, experiment.sharding)

@@ -18,6 +18,7 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.generate import Writer
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.optim import make_optimizer
+from ldlm_jax.teachers.foundation import load_foundation
 from ldlm_jax.train_state import Models, TrainState, abstract_state
 
 # What may differ when a run is resumed: none of it changes what was learned so far.
@@ -150,13 +151,14 @@ class LoadedRun:
     state: TrainState
     tokenizer: Tokenizer
     facts: dict
+    foundation: dict | None = None
 
     @property
     def writer(self) -> Writer:
         """The averaged model, ready to write."""
         return Writer.of(
             self.models, self.experiment.diffusion, self.state,
-            self.tokenizer, self.facts["lengths"],
+            self.tokenizer, self.facts["lengths"], self.foundation,
         )  # fmt: skip
 
 
@@ -164,14 +166,15 @@ def load_run(path: str | Path, step: int | None = None) -> LoadedRun:
     """Read a run folder; its newest readable checkpoint, or the one of a step.
 
     Raises:
-      UserError: no run folder, no checkpoint, or none that can be read.
+      UserError: no run folder, no checkpoint, or none that can be read; or its foundation is gone.
     """
     folder = RunFolder(Path(path))
     experiment, tokenizer, facts = folder.open()
-    models = experiment.models(tokenizer.vocab_size, facts["teacher_width"])
     optimizer = make_optimizer(experiment.optim, experiment.train.num_steps)
     # Sampling is done on one device; training may have used any number.
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
+    founded = load_foundation(experiment.foundation, mesh, experiment.sharding)
+    models = experiment.models(tokenizer.vocab_size, facts["teacher_width"], founded.foundation)
     window = experiment.data.window
     abstract = abstract_state(models, optimizer, window, mesh, experiment.sharding)
     if not folder.checkpoints.is_dir():
@@ -181,4 +184,4 @@ def load_run(path: str | Path, step: int | None = None) -> LoadedRun:
     checkpoints.close()
     if state is None:
         raise UserError(f"{folder.path} has no checkpoint yet; train it first.")
-    return LoadedRun(experiment, models, state, tokenizer, facts)
+    return LoadedRun(experiment, models, state, tokenizer, facts, founded.weights)

@@ -25,8 +25,9 @@ from ldlm_jax.phases import phase_at
 from ldlm_jax.processes import first_alone, is_first
 from ldlm_jax.run_folder import RunFolder
 from ldlm_jax.sharding import batch_sharding, in_force, own_rows, put_batch
+from ldlm_jax.teachers.foundation import load_foundation
 from ldlm_jax.train_state import abstract_state, init_state
-from ldlm_jax.train_step import Recipe, train_step
+from ldlm_jax.train_step import Frozen, Recipe, train_step
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +64,11 @@ def train(config, workdir: str) -> None:
         "teacher_width": teacher_width,
     }
     first_alone("folder", lambda: folder.start(config, prepared.tokenizer, facts))
-    models = experiment.models(prepared.tokenizer.vocab_size, teacher_width)
+    founded = load_foundation(experiment.foundation, mesh, experiment.sharding)
+    models = experiment.models(prepared.tokenizer.vocab_size, teacher_width, founded.foundation)
     recipe = experiment.recipe(models, guide.teacher if guide else None)
     with in_force(mesh, experiment.sharding):
-        _run(experiment, recipe, prepared, folder, mesh, sharding, guide)
+        _run(experiment, recipe, prepared, folder, mesh, sharding, guide, founded.weights)
 
 
 def _restore_or_create(experiment, recipe: Recipe, optimizer, checkpoints: Checkpoints, mesh):
@@ -79,7 +81,7 @@ def _restore_or_create(experiment, recipe: Recipe, optimizer, checkpoints: Check
     return state
 
 
-def _run(experiment, recipe, prepared, folder, mesh, sharding, guide) -> None:
+def _run(experiment, recipe, prepared, folder, mesh, sharding, guide, foundation) -> None:
     config = experiment.train
     optimizer = make_optimizer(experiment.optim, config.num_steps)
     checkpoints = Checkpoints(
@@ -97,7 +99,7 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide) -> None:
         compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),
     )
     key = jax.random.key(config.seed)
-    frozen = guide.params if guide else None
+    frozen = Frozen(guide.params if guide else None, foundation)
     beside = {"add": guide.add, "cache": guide.cache} if guide else {}
     rows = own_rows(sharding, config.batch_size)
     batches = train_batches(prepared, experiment.data, config.batch_size, start, rows, **beside)
@@ -138,7 +140,9 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide) -> None:
             profiler.after(step, metrics)
             preempted = checkpoints.reached_preemption(done)
             if not preempted and (done % config.eval_every == 0 or last):
-                evaluated = _evaluate(experiment, recipe, state, held_out, prepared, done)
+                evaluated = _evaluate(
+                    experiment, recipe, state, foundation, held_out, prepared, done
+                )
                 writer.write(done, evaluated)
                 _show(screen, done, evaluated)
                 account.lap("evaluation")
@@ -177,10 +181,10 @@ def _summary(values: dict) -> str:
     )
 
 
-def _evaluate(experiment, recipe, state, held_out, prepared, step) -> dict:
+def _evaluate(experiment, recipe, state, foundation, held_out, prepared, step) -> dict:
     writer = Writer.of(
         recipe.models, recipe.diffusion, state, prepared.tokenizer,
-        prepared.stats["lengths"],
+        prepared.stats["lengths"], foundation,
     )  # fmt: skip
     context = EvalContext(
         writer, recipe, held_out, experiment.sample, _LOOP_SAMPLES, _LOOP_STEP_COUNTS,

@@ -84,6 +84,13 @@ class Models:
     align: Projection | None = None
     aligned_width: int = 0
 
+    def text_vae(self, params: dict, *args, method: str):
+        """A method of the autoencoder; ``params`` may hold a ``foundation``'s weights as well."""
+        variables = {"params": params["text_vae"]}
+        if FOUNDATION in params:
+            variables[FOUNDATION] = {"weights": params[FOUNDATION]}
+        return self.vae.apply(variables, *args, method=method)
+
     def init(self, key: jax.Array, window: int) -> dict:
         """Parameters, boxed with their logical axis names."""
         vae_key, dit_key, align_key = jax.random.split(key, 3)
@@ -106,6 +113,14 @@ class Models:
     def abstract(self, window: int) -> dict:
         """What ``init`` would return, as shapes."""
         return jax.eval_shape(lambda: self.init(jax.random.key(0), window))
+
+
+FOUNDATION = "foundation"
+
+
+def with_foundation(params: dict, weights: dict | None) -> dict:
+    """Parameters together with the weights of a frozen foundation, if there is one."""
+    return params if weights is None else params | {FOUNDATION: weights}
 
 
 def _names(path) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ Shape letters: B rows, L tokens, N latents, D latent channels, M width, V vocabu
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from ldlm_jax.models.places import Places, positions_of
 from ldlm_jax.optim import OptimConfig, ema_step_size
 from ldlm_jax.phases import LOSSES, Phase, weight_at
 from ldlm_jax.teachers.teacher import Teacher
-from ldlm_jax.train_state import LatentStats, Models, TrainState, group_of
+from ldlm_jax.train_state import LatentStats, Models, TrainState, group_of, with_foundation
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,21 @@ class Recipe:
     consistency: ConsistencyConfig = ConsistencyConfig()
     microbatches: int = 1
     logit_parts: int = 1
+
+
+class Frozen(NamedTuple):
+    """What never learns, and is in no checkpoint.
+
+    Attributes:
+      teacher: parameters of the model with which a phase aligns, or None.
+      foundation: weights of the model between whose blocks the latents stand, or None.
+    """
+
+    teacher: dict | None = None
+    foundation: dict | None = None
+
+
+NOTHING_FROZEN = Frozen()
 
 
 def _gaussian(key, posterior):
@@ -169,7 +185,7 @@ def fused_loss(
     stats: LatentStats,
     key,
     step,
-    frozen=None,
+    frozen: Frozen = NOTHING_FROZEN,
     ema=None,
     *,
     phase: Phase,
@@ -184,7 +200,7 @@ def fused_loss(
       stats: running latent statistics, constants here.
       key: random key.
       step: for the schedules of the weights.
-      frozen: parameters of the teacher.
+      frozen: see ``Frozen``.
       ema: averaged parameters, for consistency.
       phase: which losses, and who receives gradient.
       recipe: networks and their corruption.
@@ -197,6 +213,7 @@ def fused_loss(
     params = jax.tree.map_with_path(
         lambda p, x: x if group_of(p) in phase.train else jax.lax.stop_gradient(x), params
     )
+    params = with_foundation(params, frozen.foundation)
     mask_key, known_key, z_key, rec_key, diff_key = jax.random.split(key, 5)
     near_key = jax.random.fold_in(diff_key, 1)
     tokens_BxL = batch["tokens"]
@@ -211,9 +228,7 @@ def fused_loss(
     places = places_of(batch["segments"], models, recipe.diffusion, known_BxN)
 
     def encode(tokens):
-        return models.vae.apply(
-            {"params": params["text_vae"]}, tokens, places, known_BxN, method="encode"
-        )
+        return models.text_vae(params, tokens, places, known_BxN, method="encode")
 
     denoiser = Denoiser.create(models, params, recipe.diffusion, stats, parts=recipe.logit_parts)
     parts = {}
@@ -241,7 +256,8 @@ def fused_loss(
         whole = encode(tokens_BxL) if masked else posterior
         z_0_BxNxD = stats.normalise(_gaussian(z_key, whole))
     if phase.has("consistency"):
-        average = Denoiser.create(models, ema, recipe.diffusion, stats)
+        average = with_foundation(ema, frozen.foundation)
+        average = Denoiser.create(models, average, recipe.diffusion, stats)
         still_BxNxD = jax.lax.stop_gradient(z_0_BxNxD)
         parts["consistency"] = consistency_loss(
             denoiser, average, recipe.consistency, near_key, still_BxNxD, known_BxN, places
@@ -255,7 +271,7 @@ def fused_loss(
         if "teacher" in batch:
             teacher_BxNxH = batch["teacher"]
         else:
-            teacher_BxNxH = recipe.teacher.features(frozen, batch)
+            teacher_BxNxH = recipe.teacher.features(frozen.teacher, batch)
         sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}
         site = recipe.alignment.site
         features = tapped_BxNxM if site == "dit" else sites[site]
@@ -296,7 +312,14 @@ def _gradients(state: TrainState, batch, key, frozen, phase, recipe):
 
 
 def train_step(
-    state: TrainState, batch: dict, key, frozen=None, *, phase: Phase, recipe: Recipe, optimizer
+    state: TrainState,
+    batch: dict,
+    key,
+    frozen: Frozen = NOTHING_FROZEN,
+    *,
+    phase: Phase,
+    recipe: Recipe,
+    optimizer,
 ):
     """One step of training; jit it with ``state`` donated and the keywords static.
 
@@ -304,7 +327,7 @@ def train_step(
       state: before the step.
       batch: see ``fused_loss``.
       key: the run's key; the step is folded in here.
-      frozen: parameters of the teacher, if the phase aligns with one.
+      frozen: see ``Frozen``.
       phase: see ``Phase``.
       recipe: see ``Recipe``.
       optimizer: from ``optim.make_optimizer``.

@@ -73,7 +73,7 @@ def test_both_tokenizers_speak_of_the_same_bytes(ours):
     raw = b"\0" + "".join(TEXTS).encode()
     for token, (first, last) in zip(row["tokens"], row["spans"], strict=True):
         assert raw[first:last] == ours.bytes_of(token)
-    letters = {i: c for c, i in theirs._backend.get_vocab().items()}
+    letters = {i: c for c, i in theirs.backend.get_vocab().items()}
     starts = 0
     for token, number, (first, last) in zip(
         row["teacher_tokens"], row["teacher_segments"], row["teacher_spans"], strict=True

@@ -20,7 +20,7 @@ from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules, batch_sharding, in_force, own_rows, put_batch
 from ldlm_jax.teachers.teacher import TrunkTeacher
 from ldlm_jax.train_state import abstract_state, init_state
-from ldlm_jax.train_step import train_step
+from ldlm_jax.train_step import Frozen, train_step
 from ldlm_jax.write import write_tokens
 from ldlm_jax.writing import Dials, Page, Plan
 
@@ -83,9 +83,9 @@ class Setup:
         """Losses of two steps, and the parameters after them."""
         mesh, state = self.on(shape, devices)
         (phase,) = self.experiment.phases
-        frozen = None
+        frozen = Frozen()
         if self.recipe.teacher is not None:
-            frozen = self.state.ema["text_vae"]
+            frozen = Frozen(teacher=self.state.ema["text_vae"])
         step = jax.jit(
             partial(train_step, phase=phase, recipe=self.recipe, optimizer=self.optimizer)
         )

@@ -23,9 +23,11 @@ from rich.console import Console
 from rich.progress import track
 
 from ldlm_jax.data.corpora import REGISTRY, SPLITS
+from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from ldlm_jax.data.sources import load_documents
 from ldlm_jax.data.tokenizer import EOS, PAD, SPECIAL_TOKENS, Tokenizer
 from ldlm_jax.errors import UserError
+from ldlm_jax.teachers.named import find_model
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class DataConfig:
       root: folder that holds prepared corpora.
       text_field: field of JSONL, Parquet or TFDS records that holds the text.
       vocab_size: tokens of the BPE, special tokens and the 256 bytes included.
+      tokenizer: a pretrained model (named, folder or GGUF file, see ``teachers.named``) whose
+        byte-level BPE is used instead of one trained on the corpus; ``vocab_size`` then says
+        nothing.
       window: tokens in one row of a batch.
       layout: ``pack`` puts several documents into a row, kept apart by segment numbers; ``pad``
         gives each document a row of its own.
@@ -50,6 +55,7 @@ class DataConfig:
     root: str = "corpora"
     text_field: str = "text"
     vocab_size: int = 4096
+    tokenizer: str = ""
     window: int = 64
     layout: str = "pack"
     round_to: int = 1
@@ -270,6 +276,25 @@ def prepare(config: DataConfig) -> Prepared:
         ) from error
 
 
+def _adopted(name: str) -> Tokenizer:
+    return Tokenizer.adopt(PretrainedTokenizer.load(find_model(name)).backend, name)
+
+
+def vocab_size(config: DataConfig) -> int:
+    """Tokens that a config asks for; no corpus is read."""
+    return _adopted(config.tokenizer).vocab_size if config.tokenizer else config.vocab_size
+
+
+def _tokenizer(config: DataConfig, text: Path) -> Tokenizer:
+    """The BPE of the training split, trained once; or a pretrained model's."""
+    if config.tokenizer:
+        return _adopted(config.tokenizer)
+    file = config.folder / f"tokenizer-{config.vocab_size}.json"
+    if not file.exists():
+        Tokenizer.train(read_texts(text, "train"), config.vocab_size).save(file)
+    return Tokenizer.load(file)
+
+
 def _prepare(config: DataConfig) -> Prepared:
     folder = config.folder
     text = folder / "text"
@@ -280,10 +305,7 @@ def _prepare(config: DataConfig) -> Prepared:
         examples = {split: ({"text": t} for t in documents[split]) for split in SPLITS}
         write_dataset(text, {"text": tfds.features.Text()}, examples)
 
-    tokenizer_file = folder / f"tokenizer-{config.vocab_size}.json"
-    if not tokenizer_file.exists():
-        Tokenizer.train(read_texts(text, "train"), config.vocab_size).save(tokenizer_file)
-    tokenizer = Tokenizer.load(tokenizer_file)
+    tokenizer = _tokenizer(config, text)
 
     layout = [config.window, config.layout, config.round_to, tokenizer.fingerprint]
     packed = folder / f"packed-{config.layout}{config.window}-{_digest(layout)}"

@@ -28,6 +28,7 @@ class PretrainedTokenizer:
     """The tokenizer that a model was trained with.
 
     Attributes:
+      backend: the tokenizer itself.
       start: token that every text begins with, or None. A causal model says nothing of a first
         token, and much less of the next ones, without one.
     """
@@ -36,7 +37,7 @@ class PretrainedTokenizer:
         # A model's file may ask for texts of one length; here every text is as long as it is.
         backend.no_padding()
         backend.no_truncation()
-        self._backend = backend
+        self.backend = backend
         self.start = start
 
     @classmethod
@@ -57,7 +58,7 @@ class PretrainedTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Tokens of each text with the special ones its model expects around it."""
         encoded = []
-        for text, e in zip(texts, self._backend.encode_batch(list(texts)), strict=True):
+        for text, e in zip(texts, self.backend.encode_batch(list(texts)), strict=True):
             # Offsets are counted in characters.
             lengths = np.array([len(c.encode()) for c in text], np.int64)
             ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -72,6 +73,8 @@ class PretrainedTokenizer:
 # Models whose GGUF names no start token fit for plain text, by pre-tokenizer: SmolLM2's documents
 # were joined by <|endoftext|>, while its file names the first token of a chat.
 _STARTS = {"smollm": "<|endoftext|>"}
+# What a GGUF file calls its control tokens.
+_CONTROL = 3
 
 
 def _from_gguf(weights: Gguf) -> PretrainedTokenizer:
@@ -96,6 +99,10 @@ def _from_gguf(weights: Gguf) -> PretrainedTokenizer:
             f"{weights.where}: its tokenizer ({kind}, {pre}) is not supported from GGUF; use the "
             "model's folder with tokenizer.json."
         )
+    # Control tokens are no text, and text that looks like one is text.
+    controls = zip(tokens, weights.field("tokenizer.ggml.token_type") or [], strict=False)
+    backend.add_special_tokens([token for token, kind in controls if kind == _CONTROL])
+    backend.encode_special_tokens = True
     start = ids.get(_STARTS.get(pre), weights.field("tokenizer.ggml.bos_token_id"))
     return PretrainedTokenizer(backend, start)
 

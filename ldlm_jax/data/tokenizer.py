@@ -1,10 +1,13 @@
 """Byte-level BPE with three special tokens; lossless on any UTF-8 text."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
+
+from ldlm_jax.errors import UserError
 
 PAD, MASK, EOS = 0, 1, 2
 SPECIAL_TOKENS = ("<pad>", "<mask>", "<eos>")
@@ -16,6 +19,15 @@ def _byte_alphabet() -> dict[str, int]:
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): byte for byte in printable}
     return letters | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _without_prefix_space(pre_tokenizer: dict) -> dict:
+    """The same, with no space put before a text."""
+    parts = [_without_prefix_space(part) for part in pre_tokenizer.get("pretokenizers", ())]
+    changed = {"pretokenizers": parts} if parts else {}
+    if pre_tokenizer["type"] == "ByteLevel":
+        changed["add_prefix_space"] = False
+    return pre_tokenizer | changed
 
 
 class Tokenizer:
@@ -45,6 +57,41 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
+    def adopt(cls, backend: tokenizers.Tokenizer, name: str) -> "Tokenizer":
+        """The vocabulary of a pretrained model, its ids moved up to make room for ours.
+
+        Args:
+          backend: the model's tokenizer.
+          name: of the model, for messages.
+
+        Raises:
+          UserError: it is no byte-level BPE, so that text would not come back as it was.
+        """
+        said = json.loads(backend.to_str())
+        model, room = said["model"], len(SPECIAL_TOKENS)
+        cut_into_bytes = '"ByteLevel"' in json.dumps(said["pre_tokenizer"])
+        if model["type"] != "BPE" or model.get("byte_fallback") or not cut_into_bytes:
+            raise UserError(
+                f"the tokenizer of {name!r} is no byte-level BPE (such as those of SmolLM, Qwen or "
+                "Llama 3), and would not give every text back; set data.tokenizer='' to train one."
+            )
+        model["vocab"] = {word: number + room for word, number in model["vocab"].items()}
+        of_model = [token | {"id": token["id"] + room} for token in said["added_tokens"]]
+        ours = [
+            {"id": number, "content": word, "special": True, "normalized": False,
+             "single_word": False, "lstrip": False, "rstrip": False}
+            for number, word in enumerate(SPECIAL_TOKENS)
+        ]  # fmt: skip
+        model["vocab"] |= {token["content"]: token["id"] for token in ours}
+        # Nothing may change the text on its way in, or add to it.
+        said |= {"added_tokens": ours + of_model, "normalizer": None, "post_processor": None,
+                 "truncation": None, "padding": None,
+                 "pre_tokenizer": _without_prefix_space(said["pre_tokenizer"])}  # fmt: skip
+        backend = tokenizers.Tokenizer.from_str(json.dumps(said))
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        return cls(backend)
+
+    @classmethod
     def load(cls, path: Path) -> "Tokenizer":
         """Read a ``tokenizer.json``."""
         return cls(tokenizers.Tokenizer.from_file(str(path)))
@@ -61,11 +108,12 @@ class Tokenizer:
         """The bytes that a token stands for; none for special tokens."""
         if self._bytes is None:
             alphabet = _byte_alphabet()
-            words = (self._backend.id_to_token(i) for i in range(self.vocab_size))
+            added = self._backend.get_added_tokens_decoder()
             self._bytes = [
-                b"" if word in SPECIAL_TOKENS else bytes(alphabet[c] for c in word)
-                for word in words
-            ]
+                bytes(alphabet[c] for c in self._backend.id_to_token(i)) if i not in added
+                else b"" if added[i].special else added[i].content.encode()
+                for i in range(self.vocab_size)
+            ]  # fmt: skip
         return self._bytes[int(token)]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -100,7 +100,7 @@ def _read(params, tokens_BxN, mask_BxN, *, config: DecoderConfig):
     (x_BxNxM,) = decoder_lm.hidden_states(
         params, tokens_BxN, mask_BxN, config=config, layers=(config.layers,)
     )
-    head_MxV = params["embed"].T if config.tied else params["head"]
+    head_MxV = decoder_lm.head(params, config)
 
     def surprise(row):  # row by row: all logits of a large vocabulary would be gigabytes
         x_NxM, tokens_N = row

@@ -30,6 +30,14 @@ class Places:
         """The places of ``size`` positions from ``start`` on (which may be traced)."""
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), self)
 
+    def of_parts(self, count: int) -> "Places":
+        """The places of ``count`` parts of each position, such as the tokens of a latent."""
+        whole = jax.tree.map(lambda x: jnp.repeat(x, count, axis=1), self)
+        part_N = jnp.tile(jnp.arange(count), self.positions_BxN.shape[1])
+        return whole.replace(
+            positions_BxN=whole.positions_BxN * count + part_N, block_size=self.block_size * count
+        )
+
     def by_block(self) -> "Places":
         """The blocks of all rows as rows of their own, (B * N / block_size, block_size)."""
         return jax.tree.map(lambda x: x.reshape(-1, self.block_size), self)

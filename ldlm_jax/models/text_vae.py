@@ -4,7 +4,7 @@ Shape letters: B batch, L tokens, N latents (N = L / tokens_per_latent), D laten
 M width, V vocabulary.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from ldlm_jax.models.layers import Dense, RMSNorm, Transformer
 from ldlm_jax.models.places import Places, lay_out, see_up_to_block
 from ldlm_jax.models.scores import constrain
+
+# Tokens that stand before all others: for empty space, hidden text and the end.
+SPECIALS = 3
 
 
 class Posterior(NamedTuple):
@@ -36,22 +39,31 @@ class Encoder(nn.Module):
     dtype: jnp.dtype
     remat: str
     attention: str
+    foundation: Any
 
     @nn.compact
-    def __call__(self, tokens_BxL, places: Places, known_BxN) -> Posterior:
-        """See ``TextVAE.encode``."""
-        embed_init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
-        table_VxM = self.param("embed", embed_init, (self.vocab_size, self.width), jnp.float32)
-        x_BxLxM = jnp.take(table_VxM, tokens_BxL, axis=0)
+    def __call__(self, tokens_BxL, places: Places, known_BxN, weights=None) -> Posterior:
+        """See ``TextVAE.encode``; ``weights`` are the foundation's."""
+        # Known and unknown do not see each other, so that the latent of a known text holds nothing
+        # of the text to be written.
+        sides_BxN = 2 * places.segments_BxN + known_BxN
+        places = places.replace(segments_BxN=sides_BxN)
+        if self.foundation is None:
+            init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+            table_VxM = self.param("embed", init, (self.vocab_size, self.width), jnp.float32)
+            x_BxLxM = jnp.take(table_VxM, tokens_BxL, axis=0)
+        else:
+            states_BxLxH = jnp.zeros((*tokens_BxL.shape, self.foundation.width))
+            if weights is not None:
+                of_tokens = places.of_parts(self.tokens_per_latent)
+                states_BxLxH = self.foundation.read(weights, tokens_BxL, of_tokens)
+            x_BxLxM = Dense(self.width, ("feature", "embed"), self.dtype, name="down")(states_BxLxH)
         x_BxLxM = constrain(x_BxLxM, "batch", "sequence", None)
         # tokens_per_latent neighbours become one position.
         x_BxNxM = x_BxLxM.reshape(*known_BxN.shape, -1)
         if self.tokens_per_latent > 1:
             x_BxNxM = Dense(self.width, ("embed", "mlp"), self.dtype, name="fold")(x_BxNxM)
-        # Known and unknown do not see each other, so that the latent of a known text holds nothing
-        # of the text to be written.
-        sides_BxN = 2 * places.segments_BxN + known_BxN
-        sight = see_up_to_block(places.replace(segments_BxN=sides_BxN))
+        sight = see_up_to_block(places)
         features_BxNxM = x_BxNxM
         if self.layers > 0:
             features_BxNxM, *_ = Transformer(
@@ -85,6 +97,7 @@ class Decoder(nn.Module):
     dtype: jnp.dtype
     remat: str
     attention: str
+    foundation: Any
 
     def setup(self):
         """Create the parts (called by Flax)."""
@@ -96,10 +109,16 @@ class Decoder(nn.Module):
             )  # fmt: skip
         if self.tokens_per_latent > 1:
             self.unfold = Dense(self.tokens_per_latent * self.width, ("embed", "mlp"), self.dtype)
-        self.head = Dense(self.vocab_size, ("embed", "vocab"), self.dtype)
+        if self.foundation is None:
+            self.head = Dense(self.vocab_size, ("embed", "vocab"), self.dtype)
+            return
+        width = self.foundation.width
+        self.up = Dense(width, ("embed", "feature"), self.dtype)
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("feature", None))
+        self.specials = self.param("specials", init, (width, SPECIALS), jnp.float32)
 
-    def features(self, inputs, places: Places) -> jax.Array:
-        """See ``TextVAE.token_features``."""
+    def features(self, inputs, places: Places, weights=None) -> jax.Array:
+        """See ``TextVAE.token_features``; ``weights`` are the foundation's."""
         x_BxNxM = inputs
         if self.layers > 0:
             x_BxNxM, *_ = self.trunk(
@@ -107,11 +126,26 @@ class Decoder(nn.Module):
             )
         if self.tokens_per_latent > 1:
             x_BxNxM = self.unfold(x_BxNxM)
-        return x_BxNxM.reshape(x_BxNxM.shape[0], -1, x_BxNxM.shape[-1] // self.tokens_per_latent)
+        width = x_BxNxM.shape[-1] // self.tokens_per_latent
+        x_BxLxM = x_BxNxM.reshape(x_BxNxM.shape[0], -1, width)
+        if self.foundation is None:
+            return x_BxLxM
+        states_BxLxH = self.up(x_BxLxM).astype(jnp.float32)
+        if weights is None:
+            return states_BxLxH
+        of_tokens = places.of_parts(self.tokens_per_latent)
+        return self.foundation.speak(weights, states_BxLxH, of_tokens)
 
-    def read(self, features_BxLxM) -> jax.Array:
-        """See ``TextVAE.read``."""
-        logits_BxLxV = self.head(features_BxLxM).astype(jnp.float32)
+    def read(self, features_BxLxM, weights=None) -> jax.Array:
+        """See ``TextVAE.read``; ``weights`` are the foundation's."""
+        if self.foundation is None:
+            logits_BxLxV = self.head(features_BxLxM).astype(jnp.float32)
+        elif weights is None:
+            logits_BxLxV = jnp.zeros((*features_BxLxM.shape[:2], self.vocab_size))
+        else:
+            logits_BxLxV = self.foundation.logits(
+                weights, features_BxLxM, self.specials, self.vocab_size
+            )
         return constrain(logits_BxLxV, "batch", "sequence", "vocab")
 
 
@@ -131,6 +165,9 @@ class TextVAE(nn.Module):
       dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
       remat: what blocks keep for the backward pass, see ``layers.REMAT``.
       attention: implementation of attention, see ``attention.attend``.
+      foundation: a frozen language model that reads in place of an embedding table and speaks in
+        place of a head (``teachers.foundation``), or None. Its weights are the variable
+        ``foundation/weights``; creating parameters needs none.
     """
 
     vocab_size: int
@@ -144,6 +181,7 @@ class TextVAE(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
+    foundation: Any = None
 
     def setup(self):
         """Create encoder and decoder (called by Flax)."""
@@ -156,11 +194,17 @@ class TextVAE(nn.Module):
             "dtype": jnp.dtype(self.dtype),
             "remat": self.remat,
             "attention": self.attention,
+            "foundation": self.foundation,
         }
         self.encoder = Encoder(
             layers=self.encoder_layers, latent_channels=self.latent_channels, **shared
         )
         self.decoder = Decoder(layers=self.decoder_layers, **shared)
+
+    @property
+    def _weights(self):
+        """The foundation's, or None while parameters are created."""
+        return self.get_variable("foundation", "weights")
 
     def encode(self, tokens_BxL, places: Places, known_BxN) -> Posterior:
         """Encode a batch.
@@ -173,7 +217,7 @@ class TextVAE(nn.Module):
         Returns:
           The posterior; its mean has root-mean-square 1 over the channels of each latent.
         """
-        return self.encoder(tokens_BxL, places, known_BxN)
+        return self.encoder(tokens_BxL, places, known_BxN, self._weights)
 
     def codes(self) -> jax.Array:
         """Posterior mean (V, D) of every token alone, in a text of one token."""
@@ -189,11 +233,11 @@ class TextVAE(nn.Module):
             0 the features (B, N, M) of the DiT's trunk for such latents.
           places: where each latent stands.
         """
-        return self.decoder.features(inputs, places)
+        return self.decoder.features(inputs, places, self._weights)
 
     def read(self, features_BxLxM) -> jax.Array:
         """Logits (B, L, V), fp32, of ``token_features``; each position by itself."""
-        return self.decoder.read(features_BxLxM)
+        return self.decoder.read(features_BxLxM, self._weights)
 
     def __call__(self, tokens_BxL, places: Places, inputs) -> jax.Array:
         """Encode, and decode other inputs; used to create the parameters."""

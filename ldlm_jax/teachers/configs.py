@@ -80,6 +80,20 @@ def _decoder(said: dict, kind: str) -> DecoderConfig:
     )
 
 
+def start_token(folder: Path) -> int:
+    """The token that stands before a text, by a folder's ``config.json``.
+
+    Raises:
+      UserError: it names none.
+    """
+    said = json.loads((folder / "config.json").read_text())
+    for key in ("bos_token_id", "eos_token_id"):
+        token = said.get(key)
+        if token is not None:
+            return token[0] if isinstance(token, list) else token
+    raise UserError(f"{folder}/config.json names neither bos_token_id nor eos_token_id.")
+
+
 def _refuse(said: dict, key: str, harmless) -> None:
     if said.get(key, harmless) != harmless:
         raise UserError(f"config.json: {key} = {said[key]!r} is not supported.")

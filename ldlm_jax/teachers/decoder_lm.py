@@ -175,13 +175,58 @@ def hidden_states(
       dtype: of the products.
     """
     wanted = resolve_layers(layers, config.layers)
-    x_BxNxM = jnp.take(params["embed"], tokens_BxN, axis=0).astype(jnp.float32)
-    x_BxNxM *= config.embed_scale
+    x_BxNxM = embed(params, tokens_BxN, config)
     places = lay_out(segments_BxN)
-    offset_BxNxN = places.positions_BxN[:, :, None] - places.positions_BxN[:, None, :]
     same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
-    causal_BxNxN = same_BxNxN & (offset_BxNxN >= 0)
+    states = run_blocks(
+        params["blocks"], x_BxNxM, same_BxNxN, places.positions_BxN, config=config, wanted=wanted,
+        dtype=dtype,
+    )  # fmt: skip
+    if config.layers in states and config.last_norm:
+        states[config.layers] = last_norm(params, states[config.layers], config)
+    return [states[layer] for layer in wanted]
 
+
+def embed(params: dict, tokens_BxN: jax.Array, config: DecoderConfig) -> jax.Array:
+    """What goes into the first block (B, N, M), fp32."""
+    x_BxNxM = jnp.take(params["embed"], tokens_BxN, axis=0).astype(jnp.float32)
+    return x_BxNxM * config.embed_scale
+
+
+def last_norm(params: dict, x_BxNxM: jax.Array, config: DecoderConfig) -> jax.Array:
+    """What the head reads, from what comes out of the last block."""
+    return _norm(x_BxNxM, params["norm"], config)
+
+
+def head(params: dict, config: DecoderConfig) -> jax.Array:
+    """The map (M, V) from the last hidden state to logits."""
+    return params["embed"].T if config.tied else params["head"]
+
+
+def run_blocks(
+    blocks: dict,
+    x_BxNxM: jax.Array,
+    related_BxNxN: jax.Array,
+    positions_BxN: jax.Array,
+    *,
+    config: DecoderConfig,
+    wanted: tuple[int, ...],
+    dtype: jnp.dtype,
+) -> dict[int, jax.Array]:
+    """What comes out of chosen blocks, by their number from 1 (0: what goes in).
+
+    Args:
+      blocks: parameters of ``config.layers`` blocks, stacked.
+      x_BxNxM: what goes into the first.
+      related_BxNxN: true where a query (first) may see a key that stands before it or with it.
+      positions_BxN: position of each token within its text.
+      config: the model.
+      wanted: numbers of blocks; those above the highest are not run.
+      dtype: of the products.
+    """
+    index_N = jnp.arange(x_BxNxM.shape[1])
+    causal_BxNxN = related_BxNxN & (index_N[:, None] >= index_N)
+    offset_BxNxN = positions_BxN[:, :, None] - positions_BxN[:, None, :]
     axes = {name: spec.axes[1:] for name, spec in param_specs(config)["blocks"].items()}
 
     def block(x_BxNxM, inputs):
@@ -189,7 +234,7 @@ def hidden_states(
         x_BxNxM = constrain(x_BxNxM, "batch", None, None)
         p = {k: collected(v, axes[k], dtype) if v.ndim == 2 else v for k, v in p.items()}
         mask_BxNxN = causal_BxNxN & ((window == 0) | (offset_BxNxN < window))
-        x_BxNxM += _attention(p, x_BxNxM, mask_BxNxN, places.positions_BxN, frequency_K, scale,
+        x_BxNxM += _attention(p, x_BxNxM, mask_BxNxN, positions_BxN, frequency_K, scale,
                               config, dtype)  # fmt: skip
         return x_BxNxM + _feed_forward(p, x_BxNxM, config, dtype), None
 
@@ -197,11 +242,7 @@ def hidden_states(
     kinds = (windows > 0).astype(int)
     frequencies = np.stack([rope.frequencies(config.head_dim) for rope in config.ropes])[kinds]
     scales = np.array([rope.scale for rope in config.ropes], np.float32)[kinds]
-    inputs = (params["blocks"], windows, frequencies, scales)
-    states = outputs_after(wanted, block, x_BxNxM, inputs)
-    if config.layers in states and config.last_norm:
-        states[config.layers] = _norm(states[config.layers], params["norm"], config)
-    return [states[layer] for layer in wanted]
+    return outputs_after(wanted, block, x_BxNxM, (blocks, windows, frequencies, scales))
 
 
 def logits(
@@ -211,8 +252,7 @@ def logits(
     (x_BxNxM,) = hidden_states(
         params, tokens_BxN, segments_BxN, config=config, layers=(config.layers,), dtype=dtype
     )
-    head_MxV = params["embed"].T if config.tied else params["head"]
-    return matmul(x_BxNxM, head_MxV, dtype).astype(jnp.float32)
+    return matmul(x_BxNxM, head(params, config), dtype).astype(jnp.float32)
 
 
 def _norm(x, scale, config: DecoderConfig) -> jax.Array:

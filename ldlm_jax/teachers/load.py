@@ -218,14 +218,15 @@ def load_pretrained(
     return Pretrained(config, params, weights.where)
 
 
-def abstract_pretrained(folder: str | Path, *, mesh, rules, dtype, top: int) -> Pretrained:
+def abstract_pretrained(folder: str | Path, *, mesh, rules, dtype, top=None) -> Pretrained:
     """What ``load_pretrained`` would return of a folder, as shapes and shardings.
 
     Needs ``config.json`` alone: for plans.
     """
     config = read_config(Path(folder))
     module = decoder_lm if isinstance(config, DecoderConfig) else encoder_lm
-    config = _cut(config, decoder_lm.resolve_layers((top,), config.layers)[0])
+    if top is not None:
+        config = _cut(config, decoder_lm.resolve_layers((top,), config.layers)[0])
 
     def shape(spec: Spec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=_sharding(spec, mesh, rules))

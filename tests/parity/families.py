@@ -80,11 +80,21 @@ def make_weights(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
     return weights
 
 
-def write_model(case: str, folder: Path) -> None:
-    """A Hugging Face folder of a case, from its stored tensor shapes."""
+def write_model(case: str, folder: Path, **changes) -> None:
+    """A Hugging Face folder of a case, from its stored tensor shapes.
+
+    Args:
+      case: one of ``CASES``.
+      folder: where to.
+      changes: to its ``config.json``; another ``vocab_size`` changes the tables, too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CASES[case]))
+    config = CASES[case] | changes
+    (folder / "config.json").write_text(json.dumps(config))
     shapes = json.loads((REFERENCES / f"{case}.json").read_text())
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in shapes:
+            shapes[name][0] = config["vocab_size"]
     save_file(make_weights(shapes), folder / "model.safetensors")
 
 

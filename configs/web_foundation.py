@@ -1,0 +1,41 @@
+"""Latents between the blocks of a frozen SmolLM2-135M: only a bottleneck and the DiT are trained.
+
+Command:  make models
+          ldlm train --config configs/web_foundation.py --workdir runs/web_foundation
+Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
+Result:   see experiments/foundation/.
+
+The first 12 of 30 blocks read; the decoder hands hidden states made of latents to the other 18
+and to the head. Texts are in the model's own 49,152 tokens. Reconstruction is learned first, alone;
+then the latents stay where they are and the DiT learns to write them.
+"""
+
+
+def get_config() -> dict:
+    """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
+    return {
+        "data": {"source": "web", "tokenizer": "smollm2-135m", "window": 64},
+        "foundation": {"model": "smollm2-135m", "layer": 12},
+        "text_vae": {
+            "width": 192,
+            "encoder_layers": 0,
+            "decoder_layers": 1,
+            "latent_channels": 64,
+            "dtype": "bfloat16",
+        },
+        "dit": {"width": 256, "layers": 6, "dtype": "bfloat16"},
+        "autoencoding": {"token_mask": 0.0, "decoder_noise": 1.0},
+        "optim": {"learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99},
+        "train": {
+            "num_steps": 1800,
+            "batch_size": 16,
+            "eval_every": 300,
+            "checkpoint_every": 300,
+            "log_every": 25,
+        },
+        "sample": {"steps": 50, "churn": 2.0},
+        "phases": [
+            {"until": 300, "diffusion": 0.0, "kl": 1e-3},
+            {"reconstruction": 0.0, "kl": 0.0, "train": ("dit",)},
+        ],
+    }

@@ -1,0 +1,190 @@
+"""Latents between the blocks of a frozen model, and texts in that model's own tokens."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+
+from ldlm_jax.cli import main
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
+from ldlm_jax.data.tokenizer import EOS, SPECIAL_TOKENS, Tokenizer
+from ldlm_jax.errors import UserError
+from ldlm_jax.flops import Counter
+from ldlm_jax.mesh import MeshConfig, make_mesh
+from ldlm_jax.models.places import lay_out
+from ldlm_jax.sharding import AxisRules
+from ldlm_jax.teachers import decoder_lm
+from ldlm_jax.teachers.foundation import (
+    FoundationConfig,
+    abstract_foundation,
+    load_foundation,
+)
+from ldlm_jax.teachers.load import load_pretrained
+from tests.conftest import sentences
+from tests.parity.families import write_model
+
+TEXTS = ("The king, 1234.", "Naïve café\n “quotes”", "🙂 e\u0301 <|end|> <eos>", " x")
+ROOM = len(SPECIAL_TOKENS)
+VOCABULARY = 300  # of the model's tables; its tokenizer has five tokens fewer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny Qwen3 with a byte-level tokenizer, which normalises and puts a space in front."""
+    folder = tmp_path_factory.mktemp("foundation")
+    write_model("qwen3", folder, vocab_size=VOCABULARY, bos_token_id=0)
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.normalizer = tokenizers.normalizers.NFC()
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 5, special_tokens=["<|end|>"], show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    backend.train_from_iterator(sentences(), trainer)
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one():
+    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+
+def test_an_adopted_vocabulary_gives_every_text_back(model, tmp_path):
+    theirs = PretrainedTokenizer.load(model).backend
+    Tokenizer.adopt(theirs, "it").save(tmp_path / "tokenizer.json")
+    ours = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert ours.vocab_size == theirs.get_vocab_size() + ROOM
+    for text, ids in zip(TEXTS, ours.encode(TEXTS), strict=True):
+        assert ours.decode(ids) == text
+        assert b"".join(map(ours.bytes_of, ids)) == text.encode()
+        assert min(ids) > ROOM  # no special token, theirs included, comes from text
+    assert ours.decode([*ours.encode(["x"])[0], EOS, 5]) == "x"
+    assert ours.bytes_of(EOS) == ours.bytes_of(ROOM + theirs.token_to_id("<|end|>")) == b""
+
+
+def test_other_kinds_of_tokenizer_are_refused():
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    with pytest.raises(UserError, match="no byte-level BPE"):
+        Tokenizer.adopt(words, "it")
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_reading_and_speaking_is_the_model_itself(model, one, layer):
+    """Untouched hidden states lead to the model's own logits, each packed text by itself."""
+    said = FoundationConfig(str(model), layer, "float32")
+    foundation, weights = load_foundation(said, one, AxisRules())
+    whole = load_pretrained(model, mesh=one, rules=AxisRules())
+    tokens = jax.random.randint(jax.random.key(0), (2, 7), ROOM, VOCABULARY)
+    tokens = tokens.at[0, 2].set(EOS)
+    segments = jnp.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1]])
+    places = lay_out(segments)
+    states = foundation.read(weights, tokens, places)
+    features = foundation.speak(weights, states, places)
+    specials = jnp.zeros((foundation.width, ROOM))
+    vocab_size = VOCABULARY - 5 + ROOM
+    logits = foundation.logits(weights, features, specials, vocab_size)
+    assert logits.shape == (2, 7, vocab_size)
+    for row, places_of_text in ((0, slice(0, 3)), (0, slice(3, 7)), (1, slice(0, 7))):
+        text = tokens[row, places_of_text]
+        theirs = jnp.where(text == EOS, foundation.start, text - ROOM)
+        theirs = jnp.concatenate([jnp.array([foundation.start]), theirs])[None]
+        expected = decoder_lm.logits(whole.params, theirs, jnp.ones_like(theirs),
+                                     config=whole.config)[0, 1:]  # fmt: skip
+        got = logits[row, places_of_text]
+        np.testing.assert_allclose(got[:, ROOM:], expected[:, :-5], atol=2e-4)
+        np.testing.assert_allclose(got[:, EOS], expected[:, foundation.start], atol=2e-4)
+        np.testing.assert_array_equal(got[:, :EOS], 0.0)
+
+
+def test_a_tokenizer_beyond_the_models_tables_is_refused(model, one, tmp_path):
+    small = tmp_path / "small"
+    shutil.copytree(model, small)
+    write_model("qwen3", small, vocab_size=290, bos_token_id=0)
+    with pytest.raises(UserError, match="295 tokens.* of 290"):
+        load_foundation(FoundationConfig(str(small), 1), one, AxisRules())
+
+
+def test_shapes_for_plans_are_those_of_the_weights(model, one):
+    said = FoundationConfig(str(model), 2)
+    foundation, weights = load_foundation(said, one, AxisRules())
+    planned, shapes = abstract_foundation(said, one, AxisRules())
+    assert planned == foundation
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), weights
+    )
+
+
+@pytest.fixture(scope="module")
+def founded(model, overrides):
+    return [*overrides, f"data.tokenizer={model}", f"foundation.model={model}",
+            "foundation.layer=2", "foundation.dtype=float32"]  # fmt: skip
+
+
+@pytest.mark.parametrize("per_latent", [1, 2])
+def test_latents_of_known_text_hold_nothing_of_the_unknown(founded, one, per_latent):
+    options = [f"text_vae.tokens_per_latent={per_latent}", "data.round_to=2"]
+    experiment = resolve(load_config("configs/debug.py", [*founded, *options]))
+    foundation, weights = load_foundation(experiment.foundation, one, AxisRules())
+    models = experiment.models(VOCABULARY, foundation=foundation)
+    params = models.init(jax.random.key(0), 8) | {"foundation": weights}
+    places = lay_out(jnp.ones((1, 8 // per_latent), jnp.int32))
+    known = jnp.arange(8 // per_latent)[None] < 4 // per_latent
+    tokens = jnp.arange(10, 18)[None]
+
+    def means(tokens):
+        return models.text_vae(params, tokens, places, known, method="encode").mean_BxNxD
+
+    before, half = means(tokens), 4 // per_latent
+    np.testing.assert_array_equal(means(tokens.at[0, 5].set(99))[:, :half], before[:, :half])
+    changed = means(tokens.at[0, 1].set(99))
+    np.testing.assert_array_equal(changed[:, half:], before[:, half:])
+    assert not np.allclose(changed[:, :half], before[:, :half])
+
+
+def test_only_the_bottleneck_and_the_dit_learn(founded, tmp_path, capsys):
+    """On eight devices, from text to text: the loss falls, and no checkpoint holds the model."""
+    run, config = str(tmp_path / "run"), "configs/debug.py"
+    options = ["train.num_steps=40", "train.log_every=1", "optim.learning_rate=0.01",
+               "autoencoding.token_mask=0.0", "autoencoding.decoder_noise=0.0",
+               "train.evals=()"]  # fmt: skip
+    assert main(["train", "--config", config, "--workdir", run, *founded, *options]) == 0
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [x["loss/reconstruction"] for x in lines if "loss/reconstruction" in x]
+    assert len(losses) == 40 and np.mean(losses[-5:]) < losses[0] - 1
+    experiment = resolve(load_config(config, founded))
+    shapes = abstract_foundation(
+        experiment.foundation, make_mesh(MeshConfig(data=1), jax.devices()[:1]), AxisRules()
+    )
+    models = experiment.models(VOCABULARY, foundation=shapes.foundation)
+    names = {str(path) for path, _ in jax.tree.leaves_with_path(models.abstract(32))}
+    assert not any("'embed'" in name or "'head'" in name for name in names), names
+    capsys.readouterr()
+    assert main(["sample", "--workdir", run, "--num-samples", "2", "--prompt", "The king"]) == 0
+    assert capsys.readouterr().out.count("The king") >= 2
+    parts = Counter(experiment.recipe(models), 8, 32).step(experiment.phases[0])
+    assert parts["foundation"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["data.tokenizer="], ["foundation.model", "data.tokenizer="]),
+        (["foundation.layer=3"], ["foundation.layer = 3", "3 blocks"]),
+        (["foundation.layer=0"], ["foundation.layer = 0"]),
+        (["diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0",
+          "text_vae.decoder_layers=0"], ["diffusion.block_size = 4", "foundation.model"]),
+        (["diffusion.token_posterior=True", "text_vae.decoder_layers=0"], ["token_posterior"]),
+        (["foundation.dtype=int8"], ["foundation.dtype"]),
+    ],
+)  # fmt: skip
+def test_impossible_foundations_are_refused(founded, tmp_path, capsys, options, words):
+    command = ["train", "--config", "configs/debug.py", "--workdir", str(tmp_path / "x")]
+    assert main([*command, *founded, *options]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
