@@ -102,6 +102,12 @@ def test_reading_and_speaking_is_the_model_itself(model, one, layer):
         np.testing.assert_array_equal(got[:, :EOS], 0.0)
 
 
+def test_places_of_tokens_follow_from_those_of_latents():
+    segments = jnp.array([[1, 1, 2, 2, 2, 0]])
+    of_latents, of_tokens = lay_out(segments), lay_out(jnp.repeat(segments, 2, axis=1))
+    jax.tree.map(np.testing.assert_array_equal, of_latents.of_parts(2), of_tokens)
+
+
 def test_a_tokenizer_beyond_the_models_tables_is_refused(model, one, tmp_path):
     small = tmp_path / "small"
     shutil.copytree(model, small)

@@ -1,0 +1,54 @@
+"""Texts a second of trained systems, one text and 32 at once, in turns within one run.
+
+Command: PYTHONPATH=. python experiments/half_hour/speed.py LATENT_RUN AR_RUN MDLM_RUN OUT.json
+"""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.half_hour.baseline import Baseline
+from ldlm_jax.generate import generate
+from ldlm_jax.run_folder import load_run
+
+BATCHES, TURNS = (1, 32), 3
+
+
+def main(latent: str, ar: str, mdlm: str, out: str) -> None:
+    """Measure, print and write."""
+    run = load_run(latent)
+    ar, mdlm = Baseline.load("ar", ar), Baseline.load("mdlm", mdlm)
+
+    def ours(steps: int):
+        return lambda count: generate(
+            run.writer, replace(run.experiment.sample, steps=steps, batch_size=count), 0,
+            num_samples=count,
+        )  # fmt: skip
+
+    systems = {
+        "autoregressive, top-p 0.95": lambda n: ar.write([""] * n, 0, batch=n, top_p=0.95),
+        "masked, 64 steps": lambda n: mdlm.write([""] * n, 0, batch=n, steps=64),
+        **{f"latent, {steps} steps a block": ours(steps) for steps in (5, 20, 100)},
+    }
+    seconds: dict = {name: {str(n): [] for n in BATCHES} for name in systems}
+    for turn in range(TURNS + 1):  # the first compiles
+        for name, write in systems.items():
+            for count in BATCHES:
+                start = time.perf_counter()
+                write(count)
+                if turn:
+                    seconds[name][str(count)].append(time.perf_counter() - start)
+    rates = {
+        name: {count: int(count) / min(times) for count, times in by_batch.items()}
+        for name, by_batch in seconds.items()
+    }
+    Path(out).write_text(json.dumps({"texts_per_second": rates, "turns": TURNS}, indent=1) + "\n")
+    print("| system | texts a second, one at once | 32 at once |\n|---|---|---|")
+    for name, by_batch in rates.items():
+        print(f"| {name} | " + " | ".join(f"{rate:.2f}" for rate in by_batch.values()) + " |")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
