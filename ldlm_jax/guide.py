@@ -72,11 +72,13 @@ def load_guide(experiment: Experiment, prepared: Prepared, mesh) -> Guide | None
 def _pretrained(experiment: Experiment, prepared: Prepared, mesh) -> Guide:
     said, path = experiment.teacher, find_model(experiment.teacher.model)
     model = load_pretrained(
-        path, mesh=mesh, rules=experiment.sharding, dtype=jnp.dtype(said.dtype), top=said.layer
+        path, mesh=mesh, rules=experiment.sharding, dtype=jnp.dtype(said.dtype), layers=said.layers
     )
     tokenizer = PretrainedTokenizer.load(path)
     add = TeacherRows(prepared.tokenizer, tokenizer, said.tokens(experiment.data.window))
-    teacher = PretrainedTeacher(model.config, said.dtype, experiment.text_vae["tokens_per_latent"])
+    teacher = PretrainedTeacher(
+        model.config, said.dtype, experiment.text_vae["tokens_per_latent"], model.layers
+    )
     return Guide(teacher.width, teacher, model.params, add=add)
 
 

@@ -117,10 +117,10 @@ class Target:
             raise UserError("plans know open models as teachers (teacher.model), not own runs.")
         model = abstract_pretrained(
             find_model(said.model), mesh=self.mesh, rules=rules, dtype=jnp.dtype(said.dtype),
-            top=said.layer,
+            layers=said.layers,
         )  # fmt: skip
         teacher = PretrainedTeacher(
-            model.config, said.dtype, experiment.text_vae["tokens_per_latent"]
+            model.config, said.dtype, experiment.text_vae["tokens_per_latent"], model.layers
         )
         models = experiment.models(self.vocab_size, teacher.width, founded.foundation)
         return experiment.recipe(models, teacher), Frozen(model.params, founded.weights)

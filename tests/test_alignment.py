@@ -204,6 +204,30 @@ def test_the_step_aligns_with_an_open_model(teacher, overrides, tmp_path, how):
     assert len(losses) == 25 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
+def test_several_layers_stand_side_by_side(teacher, overrides):
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+    def features(layer):
+        options = [*overrides, f"teacher.model={teacher}", f"teacher.layer={layer}",
+                   "phases=[{'alignment': 1.0}]"]  # fmt: skip
+        experiment = resolve(load_config("configs/debug.py", options))
+        prepared = prepare(experiment.data)
+        guide = load_guide(experiment, prepared, mesh)
+        batch = next(train_batches(prepared, experiment.data, 2, add=guide.add))
+        # A token of the teacher for each of ours, so that nothing is averaged.
+        batch["spans"] = batch["teacher_spans"][:, :32]
+        said = np.asarray(guide.teacher.features(guide.params, batch))
+        assert said.shape[-1] == guide.width
+        return said
+
+    both = features("(-1,1)")
+    for part, layer in ((both[..., :16], 3), (both[..., 16:], 1)):
+        alone = features(layer)
+        known = np.abs(alone).sum(-1) > 0
+        size = np.sqrt(np.mean(alone[known] ** 2, -1, keepdims=True) + 1e-6)
+        np.testing.assert_allclose(part[known], alone[known] / size, atol=1e-4)
+
+
 def test_cached_features_are_those_of_the_step(teacher, overrides, capsys):
     """`ldlm data --teacher` writes what the teacher says in the step, but for bf16."""
     options = [*overrides, f"teacher.model={teacher}", "teacher.layer=2",
@@ -237,6 +261,7 @@ def test_cached_features_are_those_of_the_step(teacher, overrides, capsys):
     [
         (["teacher.model=qwen9"], ["no model 'qwen9'", "smollm2-135m"]),
         (["teacher.model={teacher}", "teacher.layer=7"], ["layer 7", "0 to 3"]),
+        (["teacher.model=a", "teacher.layer=()"], ["teacher.layer", "several"]),
         (["teacher.model=a", "teacher.run=b"], ["name one teacher"]),
         (["teacher.model=a", "alignment.site=dit", "alignment.block=9"], ["dit.layers = 2"]),
         (["alignment.loss=l3"], ["alignment.loss", "relational"]),

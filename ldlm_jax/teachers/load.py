@@ -164,11 +164,13 @@ class Pretrained:
       config: its shape.
       params: its parameters, see ``param_specs`` of ``decoder_lm`` or ``encoder_lm``.
       where: the files it came from.
+      layers: the layers that were asked for, as numbers from 0 (embeddings); none if all are there.
     """
 
     config: DecoderConfig | EncoderConfig
     params: dict
     where: str
+    layers: tuple[int, ...] = ()
 
 
 def load_pretrained(
@@ -177,7 +179,7 @@ def load_pretrained(
     mesh: jax.sharding.Mesh,
     rules: AxisRules,
     dtype: jnp.dtype = jnp.float32,
-    top: int | None = None,
+    layers: tuple[int, ...] = (),
 ) -> Pretrained:
     """Read a model onto a mesh.
 
@@ -186,7 +188,8 @@ def load_pretrained(
       mesh: where to.
       rules: how each logical axis is split.
       dtype: of the parameters.
-      top: highest layer needed; blocks above are neither read nor kept, nor is a head.
+      layers: that are needed; blocks above the highest are neither read nor kept, nor is a head.
+        None are named where the whole model is wanted.
 
     Raises:
       UserError: files are missing or damaged, the architecture is not supported, or tensors are
@@ -205,9 +208,9 @@ def load_pretrained(
     module = decoder_lm if isinstance(config, DecoderConfig) else encoder_lm
     expected = _flat(module.param_specs(config), names)
     _check_tensors(expected, weights, config)
-    if top is not None:
-        (top,) = decoder_lm.resolve_layers((top,), config.layers)
-        config = _cut(config, top)
+    if layers:
+        layers = decoder_lm.resolve_layers(layers, config.layers)
+        config = _cut(config, max(layers))
         expected = _flat(module.param_specs(config), names)
     params: dict = {"blocks": {}}
     # The largest first, while there is room beside them for what reading takes.
@@ -215,24 +218,25 @@ def load_pretrained(
     for (*outer, key), (spec, name) in ordered:
         array = _place(spec, name, weights, mesh, rules, dtype)
         (params["blocks"] if outer else params)[key] = array
-    return Pretrained(config, params, weights.where)
+    return Pretrained(config, params, weights.where, layers)
 
 
-def abstract_pretrained(folder: str | Path, *, mesh, rules, dtype, top=None) -> Pretrained:
+def abstract_pretrained(folder: str | Path, *, mesh, rules, dtype, layers=()) -> Pretrained:
     """What ``load_pretrained`` would return of a folder, as shapes and shardings.
 
     Needs ``config.json`` alone: for plans.
     """
     config = read_config(Path(folder))
     module = decoder_lm if isinstance(config, DecoderConfig) else encoder_lm
-    if top is not None:
-        config = _cut(config, decoder_lm.resolve_layers((top,), config.layers)[0])
+    if layers:
+        layers = decoder_lm.resolve_layers(layers, config.layers)
+        config = _cut(config, max(layers))
 
     def shape(spec: Spec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=_sharding(spec, mesh, rules))
 
     params = jax.tree.map(shape, module.param_specs(config), is_leaf=lambda x: isinstance(x, Spec))
-    return Pretrained(config, params, str(folder))
+    return Pretrained(config, params, str(folder), layers)
 
 
 def _sharding(spec: Spec, mesh, rules: AxisRules) -> NamedSharding:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.errors import UserError
+from ldlm_jax.errors import UserError, fits_type
 from ldlm_jax.models.places import lay_out
 from ldlm_jax.models.text_vae import TextVAE
 from ldlm_jax.teachers import decoder_lm, encoder_lm
@@ -29,7 +29,8 @@ class TeacherConfig:
         a ``.gguf`` file.
       run: folder of a finished run with the same tokenizer and tokens_per_latent.
       layer: hidden state of the model, 0 (embeddings) up to its number of blocks; negative ones
-        count from the last. The third from last is TextLDM's choice (arXiv 2605.07748).
+        count from the last. The third from last is TextLDM's choice (arXiv 2605.07748). Or several,
+        whose features then stand side by side, each of unit mean square.
       dtype: in which the model is kept and computes.
       cached: read the model's features from what ``ldlm data --teacher`` wrote, instead of running
         it in the step.
@@ -38,7 +39,7 @@ class TeacherConfig:
 
     model: str = ""
     run: str = ""
-    layer: int = -3
+    layer: int | tuple[int, ...] = -3
     dtype: str = "float32"
     cached: bool = False
     window: int = 0
@@ -48,8 +49,17 @@ class TeacherConfig:
             raise UserError("teacher.model and teacher.run: name one teacher, not both.")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"teacher.dtype = {self.dtype!r}: choose 'float32' or 'bfloat16'.")
+        if not self.layers or not all(fits_type(layer, int) for layer in self.layers):
+            raise UserError(
+                f"teacher.layer = {self.layer!r}: give a whole number, or several as (3, -3)."
+            )
         if self.window < 0:
             raise UserError(f"teacher.window = {self.window}: at least 0.")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers, one or several."""
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
     def tokens(self, window: int) -> int:
         """Teacher tokens beside a row of ``window`` tokens."""
@@ -72,30 +82,36 @@ def carry_over(features_BxTxH, teacher_spans_BxTx2, spans_BxNx2) -> jax.Array:
 
 @dataclass(frozen=True)
 class PretrainedTeacher:
-    """One hidden layer of an open model. Hashable: a static argument.
+    """Hidden layers of an open model. Hashable: a static argument.
 
     Attributes:
-      config: the model's shape, cut above the layer.
+      config: the model's shape, cut above the highest layer.
       dtype: of its products.
       tokens_per_latent: of the student.
+      layers: which, see ``decoder_lm.resolve_layers``.
     """
 
     config: DecoderConfig | EncoderConfig
     dtype: str
     tokens_per_latent: int
+    layers: tuple[int, ...] = (-1,)
 
     @property
     def width(self) -> int:
-        """Width H of the features."""
-        return self.config.width
+        """Width H of the features, those of all layers together."""
+        return self.config.width * len(self.layers)
 
     def features(self, params, batch: dict) -> jax.Array:
         """Features (B, N, H), no gradient, of a batch that ``data.TeacherRows`` prepared."""
         module = decoder_lm if isinstance(self.config, DecoderConfig) else encoder_lm
-        (hidden_BxTxH,) = module.hidden_states(
+        states = module.hidden_states(
             params, batch["teacher_tokens"], batch["teacher_segments"], config=self.config,
-            layers=(-1,), dtype=jnp.dtype(self.dtype),
+            layers=self.layers, dtype=jnp.dtype(self.dtype),
         )  # fmt: skip
+        if len(states) > 1:
+            # Hidden states grow from block to block: the last would be all that counts.
+            states = [x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) for x in states]
+        hidden_BxTxH = jnp.concatenate(states, axis=-1)
         spans_BxLx2, step = batch["spans"], self.tokens_per_latent
         # Bytes of all tokens of a latent; a token without bytes stands at (0, 0).
         first_BxNxP, last_BxNxP = (

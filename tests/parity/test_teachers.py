@@ -105,7 +105,7 @@ def test_packed_documents_are_read_as_if_alone(load, case):
 @pytest.mark.parametrize("case", ["qwen3", "bert"])
 def test_a_model_cut_at_the_highest_layer_needed_says_the_same(load, case):
     tokens, mask = make_inputs()
-    whole, cut = load(case), load(case, top=2)
+    whole, cut = load(case), load(case, layers=(2,))
     assert cut.config.layers == 2 and "head" not in cut.params
     np.testing.assert_allclose(
         run_states(cut, tokens, mask, (1, 2)), run_states(whole, tokens, mask, (1, 2)), atol=1e-6
@@ -143,7 +143,7 @@ def test_bf16_keeps_close_to_fp32(load):
 
 def test_layers_that_are_not_there_are_refused(load):
     with pytest.raises(UserError, match="layer 4: the model has layers 0 to 3"):
-        load("llama", top=4)
+        load("llama", layers=(4,))
 
 
 def test_damaged_files_are_refused_by_name(tmp_path):
