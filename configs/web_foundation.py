@@ -27,15 +27,15 @@ def get_config() -> dict:
         "autoencoding": {"token_mask": 0.0, "decoder_noise": 1.0},
         "optim": {"learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99},
         "train": {
-            "num_steps": 1800,
+            "num_steps": 1260,
             "batch_size": 16,
-            "eval_every": 300,
-            "checkpoint_every": 300,
+            "eval_every": 420,
+            "checkpoint_every": 180,
             "log_every": 25,
         },
         "sample": {"steps": 50, "churn": 2.0},
         "phases": [
-            {"until": 300, "diffusion": 0.0, "kl": 1e-3},
+            {"until": 360, "diffusion": 0.0, "kl": 1e-3},
             {"reconstruction": 0.0, "kl": 0.0, "train": ("dit",)},
         ],
     }
