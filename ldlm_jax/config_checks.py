@@ -11,7 +11,35 @@ from ldlm_jax.sharding import AxisRules, split_count
 def check_shapes(experiment) -> None:
     """Raise UserError unless the parts of an ``Experiment`` fit each other."""
     vae, dit = SimpleNamespace(**experiment.text_vae), SimpleNamespace(**experiment.dit)
-    data = experiment.data
+    data, networks = experiment.data, {"text_vae": vae, "dit": dit}
+    _check_networks(vae, dit)
+    _check_implementations(networks)
+    parts = experiment.train.logit_parts
+    if data.window % parts:
+        raise UserError(f"train.logit_parts = {parts} must divide data.window = {data.window}.")
+    if data.round_to % vae.tokens_per_latent:
+        raise UserError(
+            f"data.round_to = {data.round_to} must be a multiple of text_vae.tokens_per_latent = "
+            f"{vae.tokens_per_latent}, so that no latent belongs to two documents."
+        )
+    if experiment.diffusion.token_posterior:
+        _check_posterior(experiment, vae)
+    if experiment.diffusion.block_size:
+        _check_blocks(experiment.diffusion, data, networks)
+    near = any(phase.has("consistency") for phase in experiment.phases)
+    if near and parts > 1:
+        raise UserError(
+            f"train.logit_parts = {parts}: consistency compares whole posteriors of the tokens; "
+            "set train.logit_parts=1."
+        )
+    if experiment.foundation.model:
+        _check_foundation(experiment)
+    if experiment.aligned:
+        _check_alignment(experiment, dit)
+
+
+def _check_networks(vae, dit) -> None:
+    """Raise UserError unless both networks can be built, and share what they must."""
     for section, part in (("text_vae", vae), ("dit", dit)):
         if part.dtype not in ("float32", "bfloat16"):
             raise UserError(f"{section}.dtype = {part.dtype!r}: choose 'float32' or 'bfloat16'.")
@@ -20,19 +48,17 @@ def check_shapes(experiment) -> None:
                 f"{section}.heads = {part.heads} must divide {section}.width = {part.width} into "
                 "heads of even width."
             )
-    positive = {
-        "text_vae.latent_channels": vae.latent_channels,
-        "text_vae.tokens_per_latent": vae.tokens_per_latent,
-        "dit.layers": dit.layers,
+    least = {
+        "text_vae.latent_channels": (vae.latent_channels, 1),
+        "text_vae.tokens_per_latent": (vae.tokens_per_latent, 1),
+        "text_vae.encoder_layers": (vae.encoder_layers, 0),
+        "dit.layers": (dit.layers, 1),
+        "dit.time_tokens": (dit.time_tokens, 0),
+        "dit.offset_radius": (dit.offset_radius, 0),
     }
-    if vae.encoder_layers < 0:
-        raise UserError(f"text_vae.encoder_layers = {vae.encoder_layers}: at least 0.")
-    for name in ("time_tokens", "offset_radius"):
-        if getattr(dit, name) < 0:
-            raise UserError(f"dit.{name} = {getattr(dit, name)}: at least 0.")
-    for key, value in positive.items():
-        if value < 1:
-            raise UserError(f"{key} = {value}: must be at least 1.")
+    for key, (value, smallest) in least.items():
+        if value < smallest:
+            raise UserError(f"{key} = {value}: must be at least {smallest}.")
     if vae.decoder_layers < 0 or (vae.decoder_layers == 0 and vae.width != dit.width):
         raise UserError(
             f"text_vae.decoder_layers = {vae.decoder_layers}: at least 0; with 0 the decoder reads "
@@ -41,48 +67,20 @@ def check_shapes(experiment) -> None:
         )
     if dit.conditioning not in ("in_context", "adaln"):
         raise UserError(f"dit.conditioning = {dit.conditioning!r}: choose 'in_context' or 'adaln'.")
-    parts = experiment.train.logit_parts
-    if data.window % parts:
-        raise UserError(f"train.logit_parts = {parts} must divide data.window = {data.window}.")
-    networks = {"text_vae": vae, "dit": dit}
-    _check_implementations(networks)
-    if data.round_to % vae.tokens_per_latent:
-        raise UserError(
-            f"data.round_to = {data.round_to} must be a multiple of text_vae.tokens_per_latent = "
-            f"{vae.tokens_per_latent}, so that no latent belongs to two documents."
+
+
+def _check_posterior(experiment, vae) -> None:
+    wrong = [
+        f"{key} = {value!r} (must be {need!r})"
+        for key, value, need in (
+            ("text_vae.decoder_layers", vae.decoder_layers, 0),
+            ("text_vae.tokens_per_latent", vae.tokens_per_latent, 1),
+            ("diffusion.prediction", experiment.diffusion.prediction, "x"),
         )
-    if experiment.diffusion.token_posterior:
-        wrong = [
-            f"{key} = {value!r} (must be {need!r})"
-            for key, value, need in (
-                ("text_vae.decoder_layers", vae.decoder_layers, 0),
-                ("text_vae.tokens_per_latent", vae.tokens_per_latent, 1),
-                ("diffusion.prediction", experiment.diffusion.prediction, "x"),
-            )
-            if value != need
-        ]
-        if wrong:
-            raise UserError(f"diffusion.token_posterior does not go with {', '.join(wrong)}.")
-    block = experiment.diffusion.block_size
-    if block:
-        _check_blocks(block, data, vae, dit)
-        static = [name for name, part in networks.items() if part.attention == "splash"]
-        if static and experiment.diffusion.fills_holes:
-            raise UserError(
-                f"{static[0]}.attention = 'splash' sees blocks in their order only, but holes are "
-                "filled with what follows them; choose another, or set diffusion.suffix, "
-                "diffusion.infill and diffusion.spans to 0."
-            )
-    near = any(phase.has("consistency") for phase in experiment.phases)
-    if near and experiment.train.logit_parts > 1:
-        raise UserError(
-            f"train.logit_parts = {experiment.train.logit_parts}: consistency compares whole "
-            "posteriors of the tokens; set train.logit_parts=1."
-        )
-    if experiment.foundation.model:
-        _check_foundation(experiment)
-    if experiment.aligned:
-        _check_alignment(experiment, dit)
+        if value != need
+    ]
+    if wrong:
+        raise UserError(f"diffusion.token_posterior does not go with {', '.join(wrong)}.")
 
 
 def _check_implementations(parts: dict) -> None:
@@ -148,8 +146,9 @@ def _check_foundation(experiment) -> None:
         )
 
 
-def _check_blocks(block: int, data, vae, dit) -> None:
-    """Raise UserError unless texts can be written in blocks of that many latents."""
+def _check_blocks(diffusion, data, networks: dict) -> None:
+    """Raise UserError unless texts can be written in blocks of ``block_size`` latents."""
+    vae, dit, block = networks["text_vae"], networks["dit"], diffusion.block_size
     tokens = block * vae.tokens_per_latent
     if data.window % tokens or data.round_to % tokens:
         raise UserError(
@@ -166,6 +165,13 @@ def _check_blocks(block: int, data, vae, dit) -> None:
         raise UserError(
             f"text_vae.decoder_layers = {vae.decoder_layers}: with diffusion.block_size the "
             "decoder must share the DiT's trunk, which remembers earlier blocks; set it to 0."
+        )
+    static = [name for name, part in networks.items() if part.attention == "splash"]
+    if static and diffusion.fills_holes:
+        raise UserError(
+            f"{static[0]}.attention = 'splash' sees blocks in their order only, but holes are "
+            "filled with what follows them; choose another, or set diffusion.suffix, "
+            "diffusion.infill and diffusion.spans to 0."
         )
 
 

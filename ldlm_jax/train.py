@@ -100,15 +100,7 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide, foundation
     )
     key = jax.random.key(config.seed)
     frozen = Frozen(guide.params if guide else None, foundation)
-    beside = {"add": guide.add, "cache": guide.cache} if guide else {}
-    rows = own_rows(sharding, config.batch_size)
-    batches = train_batches(prepared, experiment.data, config.batch_size, start, rows, **beside)
-    held_out = [
-        put_batch(batch, sharding)
-        for batch in eval_batches(
-            prepared, "validation", config.batch_size, config.eval_batches, rows
-        )
-    ]
+    batches, held_out = _batches(experiment, prepared, sharding, guide, start)
     silent = not is_first()
     writer, screen = MetricsWriter(folder.path, silent), Screen(config.num_steps, start, silent)
     account = Account(experiment, recipe, start)
@@ -153,6 +145,16 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide, foundation
             if preempted:
                 screen.line(f"this machine is being taken away: saved step {done}, stopping")
                 break
+
+
+def _batches(experiment, prepared, sharding, guide, start: int):
+    """Training batches from a step on, and the held-out ones, which are already on the mesh."""
+    config = experiment.train
+    beside = {"add": guide.add, "cache": guide.cache} if guide else {}
+    rows = own_rows(sharding, config.batch_size)
+    batches = train_batches(prepared, experiment.data, config.batch_size, start, rows, **beside)
+    held_out = eval_batches(prepared, "validation", config.batch_size, config.eval_batches, rows)
+    return batches, [put_batch(batch, sharding) for batch in held_out]
 
 
 def _with_best(scores: dict, best_metric: str) -> dict | None:

@@ -171,9 +171,13 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     return loss + config.token_loss * token_loss, said.tapped_BxNxM
 
 
-def _alignment(recipe: Recipe, params, features, teacher_BxNxH, segments_BxN):
-    """How unlike the teacher's features the student's are, after their projection."""
-    align = recipe.models.align
+def _alignment(recipe: Recipe, params, frozen: Frozen, batch, sites: dict, segments_BxN):
+    """How unlike the teacher's features the student's at one of the sites are, once projected."""
+    if "teacher" in batch:
+        teacher_BxNxH = batch["teacher"]
+    else:
+        teacher_BxNxH = recipe.teacher.features(frozen.teacher, batch)
+    align, features = recipe.models.align, sites[recipe.alignment.site]
     if align is not None:
         features = align.apply({"params": params["align"]}, features)
     return alignment_loss(recipe.alignment.loss, features, teacher_BxNxH, segments_BxN)
@@ -268,16 +272,10 @@ def fused_loss(
             denoiser, diff_key, z_0_BxNxD, tokens_BxL, known_BxN, places
         )
     if phase.has("alignment"):
-        if "teacher" in batch:
-            teacher_BxNxH = batch["teacher"]
-        else:
-            teacher_BxNxH = recipe.teacher.features(frozen.teacher, batch)
         sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}
-        site = recipe.alignment.site
-        features = tapped_BxNxM if site == "dit" else sites[site]
-        parts["alignment"] = _alignment(
-            recipe, params, features, teacher_BxNxH, places.segments_BxN
-        )
+        if phase.has("diffusion"):
+            sites["dit"] = tapped_BxNxM
+        parts["alignment"] = _alignment(recipe, params, frozen, batch, sites, places.segments_BxN)
     loss = sum(weight_at(getattr(phase, name), step) * part for name, part in parts.items())
     return loss, {**aux, **{f"loss/{name}": part for name, part in parts.items()}}
 

@@ -1,7 +1,7 @@
 """Eight devices give what one gives, however they are arranged: losses, gradients, and text."""
 
 import dataclasses
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import chex
 import jax
@@ -99,9 +99,20 @@ class Setup:
                 )
         return values, state
 
+    @cached_property
+    def alone(self):
+        """``steps`` on one device."""
+        return self.steps(ONE, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def made(overrides):
+    """Setups by what they change, each made once: what one device says is asked for often."""
+    return cache(lambda *changes: Setup(overrides, changes))
+
 
 def check_steps(setup: Setup, shapes: list[dict]):
-    expected, before = setup.steps(ONE, jax.devices()[:1])
+    expected, before = setup.alone
     for shape in shapes:
         actual, after = setup.steps(shape)
         chex.assert_trees_all_close(actual, expected, rtol=1e-3, atol=1e-5)
@@ -122,24 +133,24 @@ SHAPES = [
 
 
 @pytest.mark.slow
-def test_all_four_losses_on_every_mesh(overrides):
-    losses = check_steps(Setup(overrides, WHOLE), SHAPES)
+def test_all_four_losses_on_every_mesh(made):
+    losses = check_steps(made(*WHOLE), SHAPES)
     assert {"loss/reconstruction", "loss/kl", "loss/diffusion", "loss/alignment"} <= set(losses[0])
 
 
 @pytest.mark.slow
-def test_blocks_logits_in_parts_and_muon(overrides):
-    check_steps(Setup(overrides, BLOCKS), [{"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2}])
+def test_blocks_logits_in_parts_and_muon(made):
+    check_steps(made(*BLOCKS), [{"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2}])
 
 
 @pytest.mark.slow
-def test_ring_attention_in_the_step(overrides):
-    check_steps(Setup(overrides, [*WHOLE, *RING]), [{"data": 2, "sequence": 2, "tensor": 2}])
+def test_ring_attention_in_the_step(made):
+    check_steps(made(*WHOLE, *RING), [{"data": 2, "sequence": 2, "tensor": 2}])
 
 
 @pytest.mark.parametrize("changes", [[], BLOCKS], ids=["whole", "blocks"])
-def test_text_is_the_same_on_a_mesh(overrides, changes):
-    setup = Setup(overrides, changes)
+def test_text_is_the_same_on_a_mesh(made, changes):
+    setup = made(*changes)
     models, rows = setup.recipe.models, 4
     page = Page.blank(rows, setup.window, 1)
     dials = Dials.of(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=3)] * rows)
@@ -156,14 +167,12 @@ def test_text_is_the_same_on_a_mesh(overrides, changes):
     np.testing.assert_array_equal(write(SHAPES[0]), expected)
 
 
-def test_logits_in_parts_change_nothing(overrides):
+def test_logits_in_parts_change_nothing(made):
     """Losses and gradients with the positions dealt into parts are those of all at once."""
-    for changes in (WHOLE, BLOCKS):
-        whole, parts = (
-            Setup(overrides, [*changes, "optim.name=adamw", f"train.logit_parts={parts}"])
-            for parts in (1, 4)
-        )
-        (a, after_a), (b, after_b) = (s.steps(ONE, jax.devices()[:1]) for s in (whole, parts))
+    for setup, parts in ((made(*WHOLE), 4), (made(*BLOCKS), 1)):
+        assert setup.experiment.train.logit_parts != parts
+        other = made(*(WHOLE if parts == 4 else BLOCKS), f"train.logit_parts={parts}")
+        (a, after_a), (b, after_b) = setup.alone, other.alone
         chex.assert_trees_all_close(a, b, rtol=1e-4)
         chex.assert_trees_all_close(after_a.params, after_b.params, atol=1e-4)
 

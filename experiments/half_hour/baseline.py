@@ -103,7 +103,10 @@ def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
     validate = jax.jit(lambda p, b: kind.loss(model, p, b, jax.random.key(7)))
     batches = train_batches(prepared, data.data, batch_size)
     state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-    best, log, seconds = (float("inf"), None, 0), [], 0.0
+    best, log, seconds = float("inf"), [], 0.0
+    count = sum(x.size for x in jax.tree.leaves(params))
+    facts = {"config": name, "parameters": count, "steps": steps, "sizes": sizes, "log": log}
+    workdir.mkdir(parents=True, exist_ok=True)
     for step in range(steps):
         start = time.perf_counter()
         state, loss = step_fn(state, next(batches), step)
@@ -114,13 +117,10 @@ def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
             log.append({"step": step + 1, "loss": float(loss), "validation": validation,
                         "seconds": round(seconds, 1)})  # fmt: skip
             print(json.dumps(log[-1]), flush=True)
-            if validation < best[0]:
-                best = (validation, jax.device_get(state[1]), step + 1)
-    workdir.mkdir(parents=True, exist_ok=True)
-    count = sum(x.size for x in jax.tree.leaves(params))
-    facts = {"config": name, "parameters": count, "best_step": best[2], "sizes": sizes, "log": log}
-    (workdir / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (workdir / "params.pickle").write_bytes(pickle.dumps(best[1]))
+            if validation < best:
+                best, facts["best_step"] = validation, step + 1
+                (workdir / "params.pickle").write_bytes(pickle.dumps(jax.device_get(state[1])))
+            (workdir / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 @partial(jax.jit, static_argnames=("model", "top_p", "temperature"))
