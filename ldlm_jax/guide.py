@@ -18,7 +18,7 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.run_folder import load_run
 from ldlm_jax.sharding import replicated
 from ldlm_jax.teachers.load import load_pretrained
-from ldlm_jax.teachers.named import find_model
+from ldlm_jax.teachers.named import find_model, fingerprint
 from ldlm_jax.teachers.teacher import PretrainedTeacher, Teacher, TrunkTeacher
 
 # Rows of which features are computed at once when a cache is written.
@@ -87,17 +87,10 @@ def _pretrained(experiment: Experiment, prepared: Prepared, mesh) -> Guide:
 
 def _stamp(experiment: Experiment) -> dict:
     """All that the features of a row depend on but the row itself."""
-    said, path = experiment.teacher, find_model(experiment.teacher.model)
-    files = sorted(f for f in ([path] if path.is_file() else path.iterdir()) if f.is_file())
-    identity = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            start = opened.read(1 << 20)
-            opened.seek(max(0, file.stat().st_size - (1 << 20)))
-            identity.update(f"{file.name} {file.stat().st_size}".encode() + start + opened.read())
+    said = experiment.teacher
     return {
         "teacher": said.model,
-        "files": identity.hexdigest()[:16],
+        "files": fingerprint(find_model(said.model)),
         "layer": said.layer,
         "tokens": said.tokens(experiment.data.window),
         "tokens_per_latent": experiment.text_vae["tokens_per_latent"],

@@ -77,7 +77,7 @@ class RunFolder:
           UserError: the folder holds another run, or cannot be written.
         """
         if self.config.exists():
-            self._check_same(config, tokenizer)
+            self._check_same(config, tokenizer, facts)
             return
         facts = {
             "tokenizer": tokenizer.fingerprint,
@@ -94,7 +94,7 @@ class RunFolder:
                 f"cannot write the run folder {self.path}: {error.strerror}."
             ) from error
 
-    def _check_same(self, config: ConfigDict, tokenizer: Tokenizer) -> None:
+    def _check_same(self, config: ConfigDict, tokenizer: Tokenizer, facts: dict) -> None:
         was = json.loads(self.config.read_text())
         now = json.loads(json.dumps(config.to_dict()))
         for section, values in now.items():
@@ -108,8 +108,11 @@ class RunFolder:
                     raise self._other(
                         f"{section}.{key} was {was[section].get(key)!r}, is {value!r}"
                     )
-        if json.loads(self.facts.read_text())["tokenizer"] != tokenizer.fingerprint:
+        known = json.loads(self.facts.read_text())
+        if known["tokenizer"] != tokenizer.fingerprint:
             raise self._other("it was trained with another tokenizer")
+        if known.get("foundation", "") != facts["foundation"]:
+            raise self._other("the files of its foundation.model were others")
 
     def _other(self, why: str) -> UserError:
         return UserError(
@@ -174,6 +177,11 @@ def load_run(path: str | Path, step: int | None = None) -> LoadedRun:
     # Sampling is done on one device; training may have used any number.
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
     founded = load_foundation(experiment.foundation, mesh, experiment.sharding)
+    if founded.fingerprint != facts.get("foundation", ""):
+        raise UserError(
+            f"{folder.path} was trained with other files of foundation.model = "
+            f"{experiment.foundation.model!r}; put the original back."
+        )
     models = experiment.models(tokenizer.vocab_size, facts["teacher_width"], founded.foundation)
     window = experiment.data.window
     abstract = abstract_state(models, optimizer, window, mesh, experiment.sharding)

@@ -57,14 +57,15 @@ def train(config, workdir: str) -> None:
     guide = load_guide(experiment, prepared, mesh)
     teacher_width = guide.width if guide else 0
 
+    founded = load_foundation(experiment.foundation, mesh, experiment.sharding)
     folder = RunFolder(Path(workdir))
     facts = {
         "lengths": prepared.stats["lengths"],
         "teacher": experiment.teacher.model or experiment.teacher.run,
         "teacher_width": teacher_width,
+        "foundation": founded.fingerprint,
     }
     first_alone("folder", lambda: folder.start(config, prepared.tokenizer, facts))
-    founded = load_foundation(experiment.foundation, mesh, experiment.sharding)
     models = experiment.models(prepared.tokenizer.vocab_size, teacher_width, founded.foundation)
     recipe = experiment.recipe(models, guide.teacher if guide else None)
     with in_force(mesh, experiment.sharding):

@@ -78,7 +78,7 @@ def test_other_kinds_of_tokenizer_are_refused():
 def test_reading_and_speaking_is_the_model_itself(model, one, layer):
     """Untouched hidden states lead to the model's own logits, each packed text by itself."""
     said = FoundationConfig(str(model), layer, "float32")
-    foundation, weights = load_foundation(said, one, AxisRules())
+    foundation, weights, _ = load_foundation(said, one, AxisRules())
     whole = load_pretrained(model, mesh=one, rules=AxisRules())
     tokens = jax.random.randint(jax.random.key(0), (2, 7), ROOM, VOCABULARY)
     tokens = tokens.at[0, 2].set(EOS)
@@ -118,8 +118,8 @@ def test_a_tokenizer_beyond_the_models_tables_is_refused(model, one, tmp_path):
 
 def test_shapes_for_plans_are_those_of_the_weights(model, one):
     said = FoundationConfig(str(model), 2)
-    foundation, weights = load_foundation(said, one, AxisRules())
-    planned, shapes = abstract_foundation(said, one, AxisRules())
+    foundation, weights, _ = load_foundation(said, one, AxisRules())
+    planned, shapes, _ = abstract_foundation(said, one, AxisRules())
     assert planned == foundation
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
         lambda x: (x.shape, x.dtype), weights
@@ -136,7 +136,7 @@ def founded(model, overrides):
 def test_latents_of_known_text_hold_nothing_of_the_unknown(founded, one, per_latent):
     options = [f"text_vae.tokens_per_latent={per_latent}", "data.round_to=2"]
     experiment = resolve(load_config("configs/debug.py", [*founded, *options]))
-    foundation, weights = load_foundation(experiment.foundation, one, AxisRules())
+    foundation, weights, _ = load_foundation(experiment.foundation, one, AxisRules())
     models = experiment.models(VOCABULARY, foundation=foundation)
     params = models.init(jax.random.key(0), 8) | {"foundation": weights}
     places = lay_out(jnp.ones((1, 8 // per_latent), jnp.int32))
@@ -153,7 +153,7 @@ def test_latents_of_known_text_hold_nothing_of_the_unknown(founded, one, per_lat
     assert not np.allclose(changed[:, :half], before[:, :half])
 
 
-def test_only_the_bottleneck_and_the_dit_learn(founded, tmp_path, capsys):
+def test_only_the_bottleneck_and_the_dit_learn(model, founded, tmp_path, capsys):
     """On eight devices, from text to text: the loss falls, and no checkpoint holds the model."""
     run, config = str(tmp_path / "run"), "configs/debug.py"
     options = ["train.num_steps=40", "train.log_every=1", "optim.learning_rate=0.01",
@@ -173,6 +173,14 @@ def test_only_the_bottleneck_and_the_dit_learn(founded, tmp_path, capsys):
     capsys.readouterr()
     assert main(["sample", "--workdir", run, "--num-samples", "2", "--prompt", "The king"]) == 0
     assert capsys.readouterr().out.count("The king") >= 2
+    shutil.move(model / "config.json", tmp_path)
+    changed = json.loads((tmp_path / "config.json").read_text()) | {"rope_theta": 10.0}
+    (model / "config.json").write_text(json.dumps(changed))
+    try:
+        assert main(["sample", "--workdir", run]) == 2
+        assert "other files of foundation.model" in capsys.readouterr().err
+    finally:
+        shutil.move(tmp_path / "config.json", model / "config.json")
     parts = Counter(experiment.recipe(models), 8, 32).step(experiment.phases[0])
     assert parts["foundation"] > 0
 

