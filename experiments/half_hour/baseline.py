@@ -123,9 +123,15 @@ def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
             (workdir / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-@partial(jax.jit, static_argnames=("model", "top_p", "temperature"))
-def write_left_to_right(model, params, prompt_BxN, given_B, key, *, top_p: float, temperature):
-    """Tokens (B, N) one after another, with a cache; the first ``given`` of a row are known."""
+@partial(jax.jit, static_argnames=("model", "top_p", "temperature", "endless"))
+def write_left_to_right(
+    model, params, prompt_BxN, given_B, key, *, top_p: float, temperature, endless: bool = False
+):
+    """Tokens (B, N) one after another, with a cache; the first ``given`` of a row are known.
+
+    With ``endless`` no text may end.
+    """
+    never = jnp.array([MASK, PAD, EOS] if endless else [MASK, PAD])
     B, N = prompt_BxN.shape
     places = lay_out(jnp.ones((B, N), jnp.int32), 1)
     head_dim = model.width // model.heads
@@ -139,7 +145,7 @@ def write_left_to_right(model, params, prompt_BxN, given_B, key, *, top_p: float
             lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, i, axis=2),
             cache, own,
         )  # fmt: skip
-        logits = logits[:, 0].at[:, jnp.array([MASK, PAD])].set(-jnp.inf) / temperature
+        logits = logits[:, 0].at[:, never].set(-jnp.inf) / temperature
         order = jnp.argsort(-logits, axis=-1)
         ranked = jax.nn.softmax(jnp.take_along_axis(logits, order, -1))
         kept = jnp.cumsum(ranked, -1) - ranked < top_p
