@@ -165,14 +165,13 @@ def load_foundation(said: FoundationConfig, mesh, rules) -> Founded:
         return Founded()
     path = find_model(said.model)
     model = load_pretrained(path, mesh=mesh, rules=rules, dtype=jnp.dtype(said.dtype))
-    tokenizer = PretrainedTokenizer.load(path)
-    start, count = tokenizer.start, tokenizer.backend.get_vocab_size()
+    count = PretrainedTokenizer.load(path).backend.get_vocab_size()
     if count > model.config.vocab_size:
         raise UserError(
             f"{path}: its tokenizer has {count} tokens, more than its table of "
             f"{model.config.vocab_size}."
         )
-    foundation = _foundation(said, model.config, start_token(path) if start is None else start)
+    foundation = _foundation(said, model.config)
     blocks = model.params.pop("blocks")
     weights = model.params | {"below": {}, "above": {}}
     for name in [*blocks]:
@@ -183,12 +182,12 @@ def load_foundation(said: FoundationConfig, mesh, rules) -> Founded:
 
 
 def abstract_foundation(said: FoundationConfig, mesh, rules) -> Founded:
-    """What ``load_foundation`` would return, its weights as shapes; needs ``config.json`` alone."""
+    """What ``load_foundation`` would return, its weights as shapes: for plans."""
     if not said.model:
         return Founded()
     path = find_model(said.model)
     model = abstract_pretrained(path, mesh=mesh, rules=rules, dtype=jnp.dtype(said.dtype))
-    foundation = _foundation(said, model.config, start_token(path))
+    foundation = _foundation(said, model.config)
 
     def cut(layers: int) -> dict:
         return {
@@ -203,7 +202,7 @@ def abstract_foundation(said: FoundationConfig, mesh, rules) -> Founded:
     return Founded(foundation, weights | jax.eval_shape(partial(_usual, foundation), weights))
 
 
-def _foundation(said: FoundationConfig, config, start: int) -> Foundation:
+def _foundation(said: FoundationConfig, config) -> Foundation:
     if not isinstance(config, DecoderConfig):
         raise UserError(f"foundation.model = {said.model!r} is no causal language model.")
     if said.layer >= config.layers:
@@ -211,6 +210,9 @@ def _foundation(said: FoundationConfig, config, start: int) -> Foundation:
             f"foundation.layer = {said.layer}: the model has {config.layers} blocks, and at least "
             "the last must speak."
         )
+    path = find_model(said.model)
+    is_file = path.suffix == ".gguf"
+    start = PretrainedTokenizer.load(path).start if is_file else start_token(path)
     return Foundation(config, said.layer, start, said.dtype)
 
 

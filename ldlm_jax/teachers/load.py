@@ -221,12 +221,14 @@ def load_pretrained(
     return Pretrained(config, params, weights.where, layers)
 
 
-def abstract_pretrained(folder: str | Path, *, mesh, rules, dtype, layers=()) -> Pretrained:
-    """What ``load_pretrained`` would return of a folder, as shapes and shardings.
+def abstract_pretrained(path: str | Path, *, mesh, rules, dtype, layers=()) -> Pretrained:
+    """What ``load_pretrained`` would return, as shapes and shardings.
 
-    Needs ``config.json`` alone: for plans.
+    Of a folder it needs ``config.json`` alone: for plans.
     """
-    config = read_config(Path(folder))
+    path = Path(path)
+    is_file = path.suffix == ".gguf"
+    config = decoder_from_gguf(Gguf(path))[0] if is_file else read_config(path)
     module = decoder_lm if isinstance(config, DecoderConfig) else encoder_lm
     if layers:
         layers = decoder_lm.resolve_layers(layers, config.layers)
@@ -236,7 +238,7 @@ def abstract_pretrained(folder: str | Path, *, mesh, rules, dtype, layers=()) ->
         return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=_sharding(spec, mesh, rules))
 
     params = jax.tree.map(shape, module.param_specs(config), is_leaf=lambda x: isinstance(x, Spec))
-    return Pretrained(config, params, str(folder), layers)
+    return Pretrained(config, params, str(path), layers)
 
 
 def _sharding(spec: Spec, mesh, rules: AxisRules) -> NamedSharding:
