@@ -27,7 +27,7 @@ from ldlm_jax.phases import GROUPS, Phase
 from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.train_state import LatentStats, Models, group_of, init_state
-from ldlm_jax.train_step import fused_loss, train_step
+from ldlm_jax.train_step import NOTHING_FROZEN, fused_loss, train_step
 from ldlm_jax.write import write_tokens
 from ldlm_jax.writing import Dials, Page, Plan
 
@@ -201,7 +201,7 @@ def test_consistency_is_the_distance_between_neighbouring_times(setup):
 
     def loss(params, ema, steps):
         recipe = dataclasses.replace(base, consistency=ConsistencyConfig(steps))
-        args = params, batch, state.latents, jax.random.key(1), 0, None, ema
+        args = params, batch, state.latents, jax.random.key(1), 0, NOTHING_FROZEN, ema
         return fused_loss(*args, phase=Phase(**alone), recipe=recipe)[0]
 
     loss = jax.jit(loss, static_argnums=2)
