@@ -14,9 +14,6 @@ from ldlm_jax.models.layers import Dense, RMSNorm, Transformer
 from ldlm_jax.models.places import Places, lay_out, see_up_to_block
 from ldlm_jax.models.scores import constrain
 
-# Tokens that stand before all others: for empty space, hidden text and the end.
-SPECIALS = 3
-
 
 class Posterior(NamedTuple):
     """What the encoder says of a text: a diagonal Gaussian per latent, and its trunk features."""
@@ -115,7 +112,7 @@ class Decoder(nn.Module):
         width = self.foundation.width
         self.up = Dense(width, ("embed", "feature"), self.dtype)
         init = nn.with_logical_partitioning(nn.initializers.zeros, ("feature", None))
-        self.specials = self.param("specials", init, (width, SPECIALS), jnp.float32)
+        self.specials = self.param("specials", init, (width, self.foundation.specials), jnp.float32)
 
     def features(self, inputs, places: Places, weights=None) -> jax.Array:
         """See ``TextVAE.token_features``; ``weights`` are the foundation's."""

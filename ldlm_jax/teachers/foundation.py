@@ -75,6 +75,11 @@ class Foundation:
         """Width H of the hidden states."""
         return self.config.width
 
+    @property
+    def specials(self) -> int:
+        """Our special tokens, which stand before the model's."""
+        return len(SPECIAL_TOKENS)
+
     def _part(self, above: bool) -> DecoderConfig:
         cut = slice(self.layer, None) if above else slice(self.layer)
         windows = self.config.windows[cut]
@@ -101,7 +106,7 @@ class Foundation:
 
     def _hidden(self, weights, tokens_BxL, places: Places):
         """Hidden states (B, 1 + L, H) after the lower blocks, of the start token and the text."""
-        theirs_BxL = jnp.where(tokens_BxL == EOS, self.start, tokens_BxL - len(SPECIAL_TOKENS))
+        theirs_BxL = jnp.where(tokens_BxL == EOS, self.start, tokens_BxL - self.specials)
         theirs = jnp.pad(theirs_BxL, ((0, 0), (1, 0)), constant_values=self.start)
         x = decoder_lm.embed(weights, jnp.maximum(theirs, 0), self.config)
         x = jnp.where((theirs < 0)[..., None], 0.0, x)
@@ -165,13 +170,15 @@ def load_foundation(said: FoundationConfig, mesh, rules) -> Founded:
         return Founded()
     path = find_model(said.model)
     model = load_pretrained(path, mesh=mesh, rules=rules, dtype=jnp.dtype(said.dtype))
-    count = PretrainedTokenizer.load(path).backend.get_vocab_size()
+    tokenizer = PretrainedTokenizer.load(path)
+    count = tokenizer.backend.get_vocab_size()
     if count > model.config.vocab_size:
         raise UserError(
             f"{path}: its tokenizer has {count} tokens, more than its table of "
             f"{model.config.vocab_size}."
         )
-    foundation = _foundation(said, model.config)
+    start = start_token(path) if tokenizer.start is None else tokenizer.start
+    foundation = _foundation(said, model.config, start)
     blocks = model.params.pop("blocks")
     weights = model.params | {"below": {}, "above": {}}
     for name in [*blocks]:
@@ -187,7 +194,9 @@ def abstract_foundation(said: FoundationConfig, mesh, rules) -> Founded:
         return Founded()
     path = find_model(said.model)
     model = abstract_pretrained(path, mesh=mesh, rules=rules, dtype=jnp.dtype(said.dtype))
-    foundation = _foundation(said, model.config)
+    is_file = path.suffix == ".gguf"
+    start = PretrainedTokenizer.load(path).start if is_file else start_token(path)
+    foundation = _foundation(said, model.config, start)
 
     def cut(layers: int) -> dict:
         return {
@@ -202,7 +211,7 @@ def abstract_foundation(said: FoundationConfig, mesh, rules) -> Founded:
     return Founded(foundation, weights | jax.eval_shape(partial(_usual, foundation), weights))
 
 
-def _foundation(said: FoundationConfig, config) -> Foundation:
+def _foundation(said: FoundationConfig, config, start: int) -> Foundation:
     if not isinstance(config, DecoderConfig):
         raise UserError(f"foundation.model = {said.model!r} is no causal language model.")
     if said.layer >= config.layers:
@@ -210,9 +219,6 @@ def _foundation(said: FoundationConfig, config) -> Foundation:
             f"foundation.layer = {said.layer}: the model has {config.layers} blocks, and at least "
             "the last must speak."
         )
-    path = find_model(said.model)
-    is_file = path.suffix == ".gguf"
-    start = PretrainedTokenizer.load(path).start if is_file else start_token(path)
     return Foundation(config, said.layer, start, said.dtype)
 
 
@@ -222,7 +228,7 @@ def _usual(foundation: Foundation, weights: dict) -> dict:
     tokens = jnp.linspace(0, foundation.config.vocab_size - 1, count).astype(jnp.int32)[:, None]
     ones = jnp.ones_like(tokens)
     hidden = jax.jit(foundation._hidden)(
-        weights, tokens + len(SPECIAL_TOKENS), Places(ones, 0 * ones, 0 * ones)
+        weights, tokens + foundation.specials, Places(ones, 0 * ones, 0 * ones)
     )
     begun, alone = hidden[:1, :1], hidden[:, 1]
     return {
