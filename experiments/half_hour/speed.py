@@ -22,10 +22,10 @@ def main(latent: str, ar: str, mdlm: str, out: str) -> None:
     ar, mdlm = Baseline.load("ar", ar), Baseline.load("mdlm", mdlm)
 
     def ours(steps: int):
-        return lambda count: generate(
+        return lambda count: list(generate(
             run.writer, replace(run.experiment.sample, steps=steps, batch_size=count), 0,
             num_samples=count,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     systems = {
         "autoregressive, top-p 0.95": lambda n: ar.write([""] * n, 0, batch=n, top_p=0.95),
