@@ -123,6 +123,15 @@ def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
             (workdir / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
+def nucleus(logits, key, top_p: float, temperature: float):
+    """Tokens drawn from ``logits (..., V)``, of the likeliest ones that hold ``top_p`` together."""
+    order = jnp.argsort(-logits, axis=-1)
+    ranked = jax.nn.softmax(jnp.take_along_axis(logits, order, -1) / temperature)
+    kept = jnp.cumsum(ranked, -1) - ranked < top_p
+    choice = jax.random.categorical(key, jnp.where(kept, jnp.log(ranked), -jnp.inf))
+    return jnp.take_along_axis(order, choice[..., None], -1)[..., 0]
+
+
 @partial(jax.jit, static_argnames=("model", "top_p", "temperature", "endless"))
 def write_left_to_right(
     model, params, prompt_BxN, given_B, key, *, top_p: float, temperature, endless: bool = False
@@ -145,14 +154,8 @@ def write_left_to_right(
             lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, i, axis=2),
             cache, own,
         )  # fmt: skip
-        logits = logits[:, 0].at[:, never].set(-jnp.inf) / temperature
-        order = jnp.argsort(-logits, axis=-1)
-        ranked = jax.nn.softmax(jnp.take_along_axis(logits, order, -1))
-        kept = jnp.cumsum(ranked, -1) - ranked < top_p
-        choice = jax.random.categorical(
-            jax.random.fold_in(key, i), jnp.where(kept, jnp.log(ranked), -jnp.inf)
-        )
-        drawn = jnp.take_along_axis(order, choice[:, None], -1)[:, 0]
+        logits = logits[:, 0].at[:, never].set(-jnp.inf)
+        drawn = nucleus(logits, jax.random.fold_in(key, i), top_p, temperature)
         token = jnp.where(i < given_B, prompt_BxN[:, i], drawn)
         return (tokens.at[:, i].set(token), token, cache), None
 
@@ -161,19 +164,35 @@ def write_left_to_right(
     return tokens
 
 
-@partial(jax.jit, static_argnames=("model", "steps", "temperature"))
-def unmask(model, params, prompt_BxN, known_BxN, segments_BxN, key, *, steps: int, temperature):
-    """Tokens (B, N) of MDLM's ancestral sampler: hidden ones are shown at random, never changed."""
+@partial(jax.jit, static_argnames=("model", "steps", "top_p", "temperature"))
+def unmask(
+    model, params, prompt_BxN, known_BxN, segments_BxN, key, *, steps: int, top_p: float,
+    temperature,
+):  # fmt: skip
+    """Tokens (B, N) of a masked model: hidden ones are shown in random order, never changed.
+
+    An equal share at every step, where MDLM's ancestral sampler draws how many: the model is not
+    told the time, so the order is all that counts (Zheng et al. 2024, arXiv 2409.02908), and the
+    tokens of the other places need not be drawn.
+    """
     places = lay_out(segments_BxN)
+    hidden_BxN = ~known_BxN & (segments_BxN > 0)
+    hidden_Bx1 = jnp.sum(hidden_BxN, axis=1, keepdims=True)
+    turn_key, key = jax.random.split(key)
+    turn = jax.random.uniform(turn_key, hidden_BxN.shape)
+    by_turn_BxN = jnp.argsort(jnp.where(hidden_BxN, turn, 2.0), axis=1)
+    most = -(-prompt_BxN.shape[1] // steps)  # that one step shows of a row
+    rows = jnp.arange(len(prompt_BxN))[:, None]
 
     def body(tokens, i):
-        t, s = 1 - i / steps, 1 - (i + 1) / steps
-        which, what = jax.random.split(jax.random.fold_in(key, i))
         logits, _ = model.apply({"params": params}, tokens, places)
-        logits = logits.at[..., jnp.array([MASK, PAD])].set(-jnp.inf) / temperature
-        drawn = jax.random.categorical(what, logits)
-        show = jax.random.uniform(which, tokens.shape) < (t - s) / t
-        return jnp.where((tokens == MASK) & show, drawn, tokens), None
+        first_Bx1, end_Bx1 = hidden_Bx1 * i // steps, hidden_Bx1 * (i + 1) // steps
+        turns_BxK = first_Bx1 + jnp.arange(most)
+        where_BxK = jnp.take_along_axis(by_turn_BxN, turns_BxK, axis=1, mode="clip")
+        logits = logits[rows, where_BxK].at[..., jnp.array([MASK, PAD])].set(-jnp.inf)
+        drawn = nucleus(logits, jax.random.fold_in(key, i), top_p, temperature)
+        shown = jnp.where(turns_BxK < end_Bx1, drawn, tokens[rows, where_BxK])
+        return tokens.at[rows, where_BxK].set(shown), None
 
     start = jnp.where(known_BxN, prompt_BxN, MASK)
     return jax.lax.scan(body, start, jnp.arange(steps))[0]
@@ -223,7 +242,7 @@ class Baseline:
                 out = unmask(
                     self.model, self.params, rows, place < given[:, None],
                     (place < lengths[:, None]).astype(np.int32), key,
-                    steps=steps, temperature=temperature,
+                    steps=steps, top_p=top_p, temperature=temperature,
                 )  # fmt: skip
                 out = np.where(place < lengths[:, None], np.asarray(out), EOS)
             for prompt, i, row in zip(part, ids, np.asarray(out), strict=False):

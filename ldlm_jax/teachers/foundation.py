@@ -22,7 +22,7 @@ from ldlm_jax.models.places import Places
 from ldlm_jax.teachers import decoder_lm
 from ldlm_jax.teachers.configs import start_token
 from ldlm_jax.teachers.decoder_lm import DecoderConfig
-from ldlm_jax.teachers.load import abstract_pretrained, load_pretrained
+from ldlm_jax.teachers.load import abstract_pretrained, config_of, load_pretrained
 from ldlm_jax.teachers.named import find_model, fingerprint
 
 # Tokens, evenly spaced over the vocabulary, of which hidden states are told their usual size.
@@ -169,16 +169,15 @@ def load_foundation(said: FoundationConfig, mesh, rules) -> Founded:
     if not said.model:
         return Founded()
     path = find_model(said.model)
-    model = load_pretrained(path, mesh=mesh, rules=rules, dtype=jnp.dtype(said.dtype))
-    tokenizer = PretrainedTokenizer.load(path)
+    config, tokenizer = config_of(path), PretrainedTokenizer.load(path)
     count = tokenizer.backend.get_vocab_size()
-    if count > model.config.vocab_size:
+    if count > config.vocab_size:
         raise UserError(
-            f"{path}: its tokenizer has {count} tokens, more than its table of "
-            f"{model.config.vocab_size}."
+            f"{path}: its tokenizer has {count} tokens, more than its table of {config.vocab_size}."
         )
     start = start_token(path) if tokenizer.start is None else tokenizer.start
-    foundation = _foundation(said, model.config, start)
+    foundation = _foundation(said, config, start)
+    model = load_pretrained(path, mesh=mesh, rules=rules, dtype=jnp.dtype(said.dtype))
     blocks = model.params.pop("blocks")
     weights = model.params | {"below": {}, "above": {}}
     for name in [*blocks]:

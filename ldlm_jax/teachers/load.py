@@ -205,13 +205,9 @@ def load_pretrained(
         weights = Safetensors(path)
         is_decoder = isinstance(config, DecoderConfig)
         names = _decoder_names(config) if is_decoder else _encoder_names(weights)
-    module = decoder_lm if isinstance(config, DecoderConfig) else encoder_lm
-    expected = _flat(module.param_specs(config), names)
-    _check_tensors(expected, weights, config)
-    if layers:
-        layers = decoder_lm.resolve_layers(layers, config.layers)
-        config = _cut(config, max(layers))
-        expected = _flat(module.param_specs(config), names)
+    _check_tensors(_flat(_specs(config), names), weights, config)
+    config, layers = _up_to(config, layers)
+    expected = _flat(_specs(config), names)
     params: dict = {"blocks": {}}
     # The largest first, while there is room beside them for what reading takes.
     ordered = sorted(expected.items(), key=lambda item: -math.prod(item[1][0].shape))
@@ -226,32 +222,42 @@ def abstract_pretrained(path: str | Path, *, mesh, rules, dtype, layers=()) -> P
 
     Of a folder it needs ``config.json`` alone: for plans.
     """
-    path = Path(path)
-    is_file = path.suffix == ".gguf"
-    config = decoder_from_gguf(Gguf(path))[0] if is_file else read_config(path)
-    module = decoder_lm if isinstance(config, DecoderConfig) else encoder_lm
-    if layers:
-        layers = decoder_lm.resolve_layers(layers, config.layers)
-        config = _cut(config, max(layers))
+    config, layers = _up_to(config_of(path), layers)
 
     def shape(spec: Spec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=_sharding(spec, mesh, rules))
 
-    params = jax.tree.map(shape, module.param_specs(config), is_leaf=lambda x: isinstance(x, Spec))
+    params = jax.tree.map(shape, _specs(config), is_leaf=lambda x: isinstance(x, Spec))
     return Pretrained(config, params, str(path), layers)
+
+
+def config_of(path: str | Path) -> DecoderConfig | EncoderConfig:
+    """A model's shape, without its weights: of a folder's ``config.json``, or a file's head."""
+    path = Path(path)
+    return decoder_from_gguf(Gguf(path))[0] if path.suffix == ".gguf" else read_config(path)
+
+
+def _specs(config: DecoderConfig | EncoderConfig) -> dict:
+    module = decoder_lm if isinstance(config, DecoderConfig) else encoder_lm
+    return module.param_specs(config)
+
+
+def _up_to(config, layers: tuple[int, ...]) -> tuple:
+    """The model's first blocks, as many as the layers need, and these counted from 0."""
+    if not layers:
+        return config, layers
+    layers = decoder_lm.resolve_layers(layers, config.layers)
+    top = max(layers)
+    if isinstance(config, EncoderConfig):
+        return replace(config, layers=top), layers
+    whole = top == config.layers
+    cut = replace(config, layers=top, windows=config.windows[:top], last_norm=whole, head=False)
+    return cut, layers
 
 
 def _sharding(spec: Spec, mesh, rules: AxisRules) -> NamedSharding:
     axes = dict(rules.pairs())
     return NamedSharding(mesh, PartitionSpec(*(axes.get(axis) for axis in spec.axes)))
-
-
-def _cut(config, top: int):
-    """The model's first blocks."""
-    if isinstance(config, EncoderConfig):
-        return replace(config, layers=top)
-    whole = top == config.layers
-    return replace(config, layers=top, windows=config.windows[:top], last_norm=whole, head=False)
 
 
 def _flat(specs: dict, names: dict) -> dict[tuple[str, ...], tuple[Spec, Name]]:
