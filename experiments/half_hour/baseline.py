@@ -24,6 +24,7 @@ from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD
+from ldlm_jax.denoiser import nucleus
 from ldlm_jax.evals.quality import PROMPTS, Examiner, beginnings, named
 from ldlm_jax.generate import draw_lengths
 from ldlm_jax.models.autoregressive import Cache, TokenTransformer
@@ -123,13 +124,9 @@ def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
             (workdir / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def nucleus(logits, key, top_p: float, temperature: float):
+def draw(logits, key, top_p: float, temperature: float):
     """Tokens drawn from ``logits (..., V)``, of the likeliest ones that hold ``top_p`` together."""
-    order = jnp.argsort(-logits, axis=-1)
-    ranked = jax.nn.softmax(jnp.take_along_axis(logits, order, -1) / temperature)
-    kept = jnp.cumsum(ranked, -1) - ranked < top_p
-    choice = jax.random.categorical(key, jnp.where(kept, jnp.log(ranked), -jnp.inf))
-    return jnp.take_along_axis(order, choice[..., None], -1)[..., 0]
+    return jax.random.categorical(key, nucleus(logits / temperature, top_p))
 
 
 @partial(jax.jit, static_argnames=("model", "top_p", "temperature", "endless"))
@@ -155,7 +152,7 @@ def write_left_to_right(
             cache, own,
         )  # fmt: skip
         logits = logits[:, 0].at[:, never].set(-jnp.inf)
-        drawn = nucleus(logits, jax.random.fold_in(key, i), top_p, temperature)
+        drawn = draw(logits, jax.random.fold_in(key, i), top_p, temperature)
         token = jnp.where(i < given_B, prompt_BxN[:, i], drawn)
         return (tokens.at[:, i].set(token), token, cache), None
 
@@ -190,7 +187,7 @@ def unmask(
         turns_BxK = first_Bx1 + jnp.arange(most)
         where_BxK = jnp.take_along_axis(by_turn_BxN, turns_BxK, axis=1, mode="clip")
         logits = logits[rows, where_BxK].at[..., jnp.array([MASK, PAD])].set(-jnp.inf)
-        drawn = nucleus(logits, jax.random.fold_in(key, i), top_p, temperature)
+        drawn = draw(logits, jax.random.fold_in(key, i), top_p, temperature)
         shown = jnp.where(turns_BxK < end_Bx1, drawn, tokens[rows, where_BxK])
         return tokens.at[rows, where_BxK].set(shown), None
 

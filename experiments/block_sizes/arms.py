@@ -1,0 +1,14 @@
+"""How many tokens come out of noise together, all else equal."""
+
+CONFIG = "configs/web_cpu.py"
+STEPS = 300
+STEP_COUNTS = (20, 100)
+
+
+def _blocks(size: int) -> tuple[str, ...]:
+    return f"diffusion.block_size={size}", f"data.round_to={size}"
+
+
+ARMS = {f"blocks of {size}": _blocks(size) for size in (2, 4, 8, 16, 32)} | {
+    "whole texts": ("diffusion.block_size=0", "data.round_to=1", "sample.lag=0.0"),
+}

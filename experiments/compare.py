@@ -1,0 +1,96 @@
+"""Train arms of a comparison, judge what they write, and print the table.
+
+Command: export PYTHONPATH=.
+         python experiments/compare.py run NAME ARM SEED
+         python experiments/compare.py table NAME
+NAME is a folder of experiments/ whose arms.py says what differs. ``run`` trains in runs/NAME/ (an
+arm that is there already is only judged) and adds a row to experiments/NAME/results.json.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from ldlm_jax.config import load_config
+from ldlm_jax.data.build import prepare
+from ldlm_jax.evals.midpoints import decode_midpoints
+from ldlm_jax.evals.quality import Examiner
+from ldlm_jax.generate import generate
+from ldlm_jax.run_folder import load_run
+from ldlm_jax.train import train
+
+COUNT, JUDGE = 500, "smollm2-135m"
+# Columns of a table: the measure, how it is written, and what it is called.
+MEASURES = (
+    ("mauve", "{:.3f}", "MAUVE"), ("perplexity", "{:.0f}", "perplexity"),
+    ("token_entropy", "{:.2f}", "token entropy"), ("distinct_2", "{:.3f}", "distinct-2"),
+    ("loop_rate", "{:.3f}", "loop rate"),
+)  # fmt: skip
+
+
+def results_of(name: str) -> Path:
+    """Where the rows of a comparison are kept."""
+    return Path("experiments") / name / "results.json"
+
+
+def config_of(arms, arm: str, *overrides: str):
+    """The config of an arm: few steps, and evaluations at the end."""
+    short = [
+        f"train.num_steps={arms.STEPS}", f"train.eval_every={arms.STEPS}",
+        f"train.checkpoint_every={arms.STEPS}", "train.eval_batches=16",
+        "train.evals=('reconstruction','denoising')",
+    ]  # fmt: skip
+    return load_config(arms.CONFIG, [*short, *arms.ARMS[arm], *overrides])
+
+
+def judged(workdir: Path, step_counts: tuple[int, ...]) -> dict[str, dict]:
+    """Measures of free texts at each number of steps, and of midpoints (iMAUVE)."""
+    run = load_run(workdir)
+    prepared = prepare(run.experiment.data)
+    examiner = Examiner(prepared, JUDGE, "validation", run.writer.window, COUNT)
+    rows = {}
+    for steps in step_counts:
+        config = replace(run.experiment.sample, steps=steps, batch_size=100)
+        samples = generate(run.writer, config, 0, num_samples=COUNT)
+        rows[f"free, {steps} steps"] = examiner.measure([s.text for s in samples])
+    _, midpoints = decode_midpoints(run.writer, examiner.held_out)
+    return rows | {"midpoints": examiner.measure(midpoints)}
+
+
+def run_arm(name: str, arm: str, seed: str) -> None:
+    """Train, judge and store one arm from one seed."""
+    arms = import_module(f"experiments.{name}.arms")
+    workdir = Path("runs") / name / f"{arm}_{seed}".replace(" ", "_").replace(",", "")
+    if not (workdir / "checkpoints").is_dir():
+        train(config_of(arms, arm, f"train.seed={seed}"), str(workdir))
+    logged = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        logged |= json.loads(line)
+    kept = ("reconstruction/", "denoising/", "alignment", "loss/")
+    row: dict = {key: value for key, value in logged.items() if key.startswith(kept)}
+    row["texts"] = judged(workdir, arms.STEP_COUNTS)
+    file = results_of(name)
+    rows = json.loads(file.read_text()) if file.is_file() else {}
+    rows.setdefault(arm, {})[seed] = row
+    file.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def table(name: str) -> None:
+    """Print one line for each arm and kind of text: means over seeds, and MAUVE of each."""
+    titles = " | ".join(title for *_, title in MEASURES)
+    print(f"| arm | texts | seeds | {titles} | MAUVE by seed |\n|{'---|' * (len(MEASURES) + 4)}")
+    for arm, by_seed in json.loads(results_of(name).read_text()).items():
+        sets = [row["texts"] for row in by_seed.values()]
+        for kind in sets[0]:
+            mean = {key: np.mean([s[kind][key] for s in sets]) for key, *_ in MEASURES}
+            cells = " | ".join(form.format(mean[key]) for key, form, _ in MEASURES)
+            single = ", ".join(f"{s[kind]['mauve']:.3f}" for s in sets)
+            print(f"| {arm} | {kind} | {len(sets)} | {cells} | {single} |")
+
+
+if __name__ == "__main__":
+    {"run": run_arm, "table": table}[sys.argv[1]](*sys.argv[2:])
