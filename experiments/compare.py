@@ -37,8 +37,14 @@ def results_of(name: str) -> Path:
     return Path("experiments") / name / "results.json"
 
 
-def config_of(arms, arm: str, *overrides: str):
+def arms_of(name: str):
+    """What differs in a comparison: its arms.py."""
+    return import_module(f"experiments.{name}.arms")
+
+
+def config_of(name: str, arm: str, *overrides: str):
     """The config of an arm: few steps, and evaluations at the end."""
+    arms = arms_of(name)
     short = [
         f"train.num_steps={arms.STEPS}", f"train.eval_every={arms.STEPS}",
         f"train.checkpoint_every={arms.STEPS}", "train.eval_batches=16",
@@ -63,16 +69,15 @@ def judged(workdir: Path, step_counts: tuple[int, ...]) -> dict[str, dict]:
 
 def run_arm(name: str, arm: str, seed: str) -> None:
     """Train, judge and store one arm from one seed."""
-    arms = import_module(f"experiments.{name}.arms")
     workdir = Path("runs") / name / f"{arm}_{seed}".replace(" ", "_").replace(",", "")
     if not (workdir / "checkpoints").is_dir():
-        train(config_of(arms, arm, f"train.seed={seed}"), str(workdir))
+        train(config_of(name, arm, f"train.seed={seed}"), str(workdir))
     logged = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         logged |= json.loads(line)
     kept = ("reconstruction/", "denoising/", "alignment", "loss/")
     row: dict = {key: value for key, value in logged.items() if key.startswith(kept)}
-    row["texts"] = judged(workdir, arms.STEP_COUNTS)
+    row["texts"] = judged(workdir, arms_of(name).STEP_COUNTS)
     file = results_of(name)
     rows = json.loads(file.read_text()) if file.is_file() else {}
     rows.setdefault(arm, {})[seed] = row

@@ -7,6 +7,7 @@ from pathlib import Path
 from ldlm_jax.diffusion.sampler import SOLVERS
 from ldlm_jax.errors import UserError, check_shares, did_you_mean, fits_type
 from ldlm_jax.outline import Hole, Pieces, parse_template
+from ldlm_jax.writing import Dials
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,8 @@ class SampleConfig:
                 raise UserError(f"{name} = {getattr(self, name)}: at least 1.")
 
 
-# Settings in which the texts of one compiled call may differ: the fields of ``write.Dials``.
-DIALS = (
-    "steps", "guidance", "self_guidance", "temperature", "top_p", "lag", "guidance_from",
-    "guidance_to", "patience", "sure", "strength",
-)  # fmt: skip
+# Settings in which the texts of one compiled call may differ.
+DIALS = tuple(name.removesuffix("_B") for name in Dials._fields if name != "keys_B")
 # What is said of each text alone, and what all of one call must agree on.
 OWN = (*DIALS, "best_of", "choose")
 SHARED = tuple(field.name for field in fields(SampleConfig) if field.name not in OWN)
