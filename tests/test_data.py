@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
-from ldlm_jax.data import corpora
+from ldlm_jax.data import build, corpora
 from ldlm_jax.data.build import DataConfig, prepare, read_split, read_texts, windows, write_dataset
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.sources import load_documents
@@ -87,6 +87,14 @@ def test_prepare_builds_once_and_reports(corpus, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     prepare(config)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_log_is_told_how_many_rows_were_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "_SECONDS_A_LINE", 0)
+    rows = ({"features": np.full((1, 2), i, np.uint16)} for i in range(3))
+    build.write_features(tmp_path / "features", (1, 2), rows)
+    assert capsys.readouterr().err.splitlines()[-1] == "features train: 2 rows"
+    assert len(build.read_split(tmp_path / "features", "train")) == 3
 
 
 def test_jsonl_and_parquet_and_folders_are_the_same_text(tmp_path):

@@ -3,8 +3,7 @@
 CONFIG = "configs/web_aligned.py"
 STEPS = 400
 STEP_COUNTS = (20,)
-# The features of open models may be cached: `ldlm data --teacher` with the same overrides.
-_OPEN = ("teacher.run=''", "teacher.dtype=bfloat16", "teacher.cached=True")
+_OPEN = ("teacher.run=''", "teacher.dtype=bfloat16")
 ARMS = {
     "none": ("teacher.run=''", "phases=[{'reconstruction': 0.2, 'encoder_gradient': 1.0}]"),
     "own masked LM": (),

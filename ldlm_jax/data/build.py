@@ -11,6 +11,8 @@ import io
 import json
 import re
 import shutil
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +30,9 @@ from ldlm_jax.data.sources import load_documents
 from ldlm_jax.data.tokenizer import EOS, PAD, SPECIAL_TOKENS, Tokenizer
 from ldlm_jax.errors import UserError
 from ldlm_jax.teachers.named import find_model
+
+# How often a log is told of rows that take long.
+_SECONDS_A_LINE = 30
 
 
 @dataclass(frozen=True)
@@ -135,10 +140,18 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError
 
 
-def _watched(rows: Iterable, name: str) -> Iterable:
-    """The same rows, counted on a terminal while they go by."""
+def _watched(rows: Iterable, name: str) -> Iterator:
+    """The same rows, counted while they go by: on a terminal all the time, in a log by lines."""
     console = Console(stderr=True)
-    return track(rows, name, console=console, transient=True, disable=not console.is_terminal)
+    if console.is_terminal:
+        yield from track(rows, name, console=console, transient=True)
+        return
+    said = time.monotonic()
+    for count, row in enumerate(rows):
+        if time.monotonic() - said >= _SECONDS_A_LINE:
+            print(f"{name}: {count:,} rows", file=sys.stderr, flush=True)
+            said = time.monotonic()
+        yield row
 
 
 def write_dataset(folder: Path, features: dict, examples: dict[str, Iterable]) -> None:
