@@ -21,7 +21,7 @@ from ldlm_jax.teachers.load import Pretrained, load_pretrained
 from ldlm_jax.teachers.named import find_model
 
 # Texts are read in rows of a multiple of this many tokens, so that few shapes are compiled.
-_ROUND = 32
+_ROUND = 16
 # Longest text in tokens: verses and paragraphs are far below, and attention is square.
 _LONGEST = 1024
 _ROWS = 16
