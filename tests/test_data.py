@@ -97,6 +97,23 @@ def test_a_log_is_told_how_many_rows_were_written(tmp_path, monkeypatch, capsys)
     assert len(build.read_split(tmp_path / "features", "train")) == 3
 
 
+def test_rows_keep_their_order_over_shards_of_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_SHARD_BYTES", 1000)
+    rows = [{"features": np.full((1, 100), i, np.uint16)} for i in range(20)]
+    build.write_features(tmp_path / "features", (1, 100), rows)
+    files = sorted(file.name for file in (tmp_path / "features").glob("*array_record*"))
+    assert len(files) > 2
+    assert files[0].endswith(f"-00000-of-{len(files):05d}")
+    back = build.read_split(tmp_path / "features", "train")
+    assert [int(back[i]["features"][0, 0]) for i in range(len(back))] == list(range(20))
+
+
+def test_a_split_without_rows_is_an_error_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="the train split of .* has no rows"):
+        build.write_features(tmp_path / "features", (1, 2), [])
+    assert not (tmp_path / "features").exists()
+
+
 def test_jsonl_and_parquet_and_folders_are_the_same_text(tmp_path):
     texts = sentences()
     (tmp_path / "a").mkdir()

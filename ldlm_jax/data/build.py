@@ -5,9 +5,7 @@ Everything lands in ``<root>/<name>/`` and is built once: ``text/`` (a TFDS data
 TFDS dataset of token windows). All datasets are array_record files, so TensorFlow is not needed.
 """
 
-import contextlib
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -21,6 +19,7 @@ from pathlib import Path
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
 from rich.console import Console
 from rich.progress import track
 
@@ -33,6 +32,7 @@ from ldlm_jax.teachers.named import find_model
 
 # How often a log is told of rows that take long.
 _SECONDS_A_LINE = 30
+_SHARD_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -115,31 +115,6 @@ def _digest(parts: list) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A TFDS dataset from features and one iterable of examples a split."""
-
-    def __init__(self, name: str, features: dict, examples: dict[str, Iterable], data_dir: Path):
-        self.name = name
-        self.VERSION = tfds.core.Version("1.0.0")
-        self._features = features
-        self._examples = examples
-        super().__init__(data_dir=str(data_dir), file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(self._features),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager) -> dict:
-        del dl_manager
-        return {split: enumerate(rows) for split, rows in self._examples.items()}
-
-    def _generate_examples(self, **kwargs):
-        raise NotImplementedError
-
-
 def _watched(rows: Iterable, name: str) -> Iterator:
     """The same rows, counted while they go by: on a terminal all the time, in a log by lines."""
     console = Console(stderr=True)
@@ -155,18 +130,54 @@ def _watched(rows: Iterable, name: str) -> Iterator:
 
 
 def write_dataset(folder: Path, features: dict, examples: dict[str, Iterable]) -> None:
-    """Write a dataset whole or not at all."""
+    """Write a dataset that TFDS can read, whole or not at all, row by row.
+
+    TFDS's own builders hold a split in memory, and beyond a gigabyte ask for TensorFlow.
+
+    Raises:
+      UserError: a split has no rows.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     print(f"writing {folder}", flush=True)
-    watched = {split: _watched(rows, f"{folder.name} {split}") for split, rows in examples.items()}
-    tfds.disable_progress_bar()
-    builder = _Builder("dataset", features, watched, partial)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of downloads
-        builder.download_and_prepare()
+    features = tfds.features.FeaturesDict(features)
+    splits = []
+    for split, rows in examples.items():
+        records = map(features.serialize_example, _watched(rows, f"{folder.name} {split}"))
+        lengths, size = _write_shards(partial, split, records)
+        if not lengths:
+            raise UserError(f"the {split} split of {folder} has no rows: give it more text.")
+        splits.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
+    tfds.folder_dataset.write_metadata(
+        data_dir=partial, features=features, split_infos=splits, check_data=False,
+        disable_shuffling=True,
+    )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
-    Path(builder.data_dir).rename(folder)
-    shutil.rmtree(partial)
+    partial.rename(folder)
+
+
+def _write_shards(folder: Path, split: str, records: Iterator[bytes]) -> tuple[list[int], int]:
+    """Write records, in order, to files of bounded size: records of each, and bytes of all."""
+    lengths, total, room, writer = [], 0, 0, None
+    for record in records:
+        if writer is None or room < len(record):
+            if writer:
+                writer.close()
+            # One record a group: rows are read at random.
+            writer = ArrayRecordWriter(str(folder / f"{split}-{len(lengths)}"), "group_size:1")
+            lengths.append(0)
+            room = _SHARD_BYTES
+        writer.write(record)
+        lengths[-1] += 1
+        room -= len(record)
+        total += len(record)
+    if writer:
+        writer.close()
+    for i in range(len(lengths)):
+        name = f"dataset-{split}.array_record-{i:05d}-of-{len(lengths):05d}"
+        (folder / f"{split}-{i}").rename(folder / name)
+    return lengths, total
 
 
 def write_features(folder: Path, shape: tuple[int, int], rows: Iterable[dict]) -> None:
