@@ -86,23 +86,32 @@ def _read_path(path: Path, text_field: str) -> Iterator[str]:
                 yield text.strip()
 
 
-def _decode(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file}: not UTF-8 text (byte {error.start}); convert it, for example with "
-            f"`iconv -f LATIN1 -t UTF-8`."
-        ) from error
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a file and their numbers from 1; a file may be larger than memory."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield number, line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{file}:{number}: not UTF-8 text (byte {error.start} of the line); convert "
+                    "the file, for example with `iconv -f LATIN1 -t UTF-8`."
+                ) from error
 
 
 def _read_txt(file: Path, _: str) -> Iterator[str]:
-    for paragraph in _decode(file).split("\n\n"):
-        yield " ".join(paragraph.split())
+    paragraph: list[str] = []
+    for _, line in _lines(file):
+        words = line.split()
+        if not words:
+            yield " ".join(paragraph)
+            paragraph = []
+        paragraph += words
+    yield " ".join(paragraph)
 
 
 def _read_jsonl(file: Path, text_field: str) -> Iterator[str]:
-    for number, line in enumerate(_decode(file).splitlines(), 1):
+    for number, line in _lines(file):
         if not line.strip():
             continue
         try:
@@ -119,15 +128,18 @@ def _read_parquet(file: Path, text_field: str) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(file)
+        table = pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{file}: not a readable Parquet file ({error}).") from error
-    if text_field not in table.column_names:
-        raise UserError(
-            f"{file}: no column {text_field!r}; set data.text_field. "
-            + did_you_mean(text_field, table.column_names)
-        )
-    yield from (str(text) for text in table.column(text_field).to_pylist() if text is not None)
+    with table:
+        names = table.schema_arrow.names
+        if text_field not in names:
+            raise UserError(
+                f"{file}: no column {text_field!r}; set data.text_field. "
+                + did_you_mean(text_field, names)
+            )
+        for batch in table.iter_batches(columns=[text_field]):
+            yield from (str(text) for text in batch.column(0).to_pylist() if text is not None)
 
 
 def _read_tfds(name: str, text_field: str) -> Splits:
