@@ -1,7 +1,7 @@
 """Train arms of a comparison, judge what they write, and print the table.
 
 Command: export PYTHONPATH=.
-         python experiments/compare.py run NAME ARM SEED
+         python experiments/compare.py run NAME ARM SEED [DENOISING_STEPS ...]
          python experiments/compare.py table NAME
 NAME is a folder of experiments/ whose arms.py says what differs. ``run`` trains in runs/NAME/ (an
 arm that is there already is only judged) and adds a row to experiments/NAME/results.json.
@@ -67,8 +67,9 @@ def judged(workdir: Path, step_counts: tuple[int, ...]) -> dict[str, dict]:
     return rows | {"midpoints": examiner.measure(midpoints)}
 
 
-def run_arm(name: str, arm: str, seed: str) -> None:
+def run_arm(name: str, arm: str, seed: str, *steps: str) -> None:
     """Train, judge and store one arm from one seed."""
+    step_counts = tuple(map(int, steps)) or arms_of(name).STEP_COUNTS
     workdir = Path("runs") / name / f"{arm}_{seed}".replace(" ", "_").replace(",", "")
     if not (workdir / "checkpoints").is_dir():
         train(config_of(name, arm, f"train.seed={seed}"), str(workdir))
@@ -77,7 +78,7 @@ def run_arm(name: str, arm: str, seed: str) -> None:
         logged |= json.loads(line)
     kept = ("reconstruction/", "denoising/", "alignment", "loss/")
     row: dict = {key: value for key, value in logged.items() if key.startswith(kept)}
-    row["texts"] = judged(workdir, arms_of(name).STEP_COUNTS)
+    row["texts"] = judged(workdir, step_counts)
     file = results_of(name)
     rows = json.loads(file.read_text()) if file.is_file() else {}
     rows.setdefault(arm, {})[seed] = row

@@ -1,8 +1,8 @@
 """How many tokens come out of noise together, all else equal."""
 
 CONFIG = "configs/web_cpu.py"
-STEPS = 300
-STEP_COUNTS = (20, 100)
+STEPS = 240
+STEP_COUNTS = (20,)
 
 
 def _blocks(size: int) -> tuple[str, ...]:
