@@ -1,8 +1,8 @@
 """The same number of training steps with and without a last phase of consistency."""
 
 CONFIG = "configs/web_few_steps.py"
-STEPS, FIRST = 600, 440
-STEP_COUNTS = (1, 2, 5, 50)
+STEPS, FIRST = 400, 280
+STEP_COUNTS = (1, 2, 5, 20)
 _PLAIN = {"reconstruction": 0.0, "encoder_gradient": 1.0}
 _LAST = _PLAIN | {"encoder_gradient": 0.0, "consistency": 1.0, "train": ("dit", "decoder")}
 ARMS = {
