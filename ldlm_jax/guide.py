@@ -92,6 +92,7 @@ def _stamp(experiment: Experiment) -> dict:
         "teacher": said.model,
         "files": fingerprint(find_model(said.model)),
         "layer": said.layer,
+        "dtype": said.dtype,
         "tokens": said.tokens(experiment.data.window),
         "tokens_per_latent": experiment.text_vae["tokens_per_latent"],
     }
