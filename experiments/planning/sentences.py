@@ -1,7 +1,7 @@
 """Text between two given parts, and text that must end with a given word: judged, beside a model
 that only sees what stands before.
 
-Command: PYTHONPATH=. python experiments/planning/sentences.py LATENT_RUN AR_RUN OUT.json
+Command: PYTHONPATH=. python experiments/planning/sentences.py LATENT_RUN AR_RUN OUT.json [TASK ...]
 """
 
 import json
@@ -66,7 +66,7 @@ def surprise(judge: Judge, tasks: list[Task], texts: list[str]) -> dict[str, flo
     return {name: float(np.exp(nll / count)) for name, (nll, count) in sums.items()}
 
 
-def main(latent: str, ar: str, out: str) -> None:
+def main(latent: str, ar: str, out: str, *names: str) -> None:
     """Write, judge, print and store."""
     run, baseline, judge = load_run(latent), Baseline.load("ar", ar), Judge.load(JUDGE)
     tokenizer = run.tokenizer
@@ -77,7 +77,8 @@ def main(latent: str, ar: str, out: str) -> None:
     ]  # fmt: skip
     texts = [texts[i] for i in np.linspace(0, len(texts) - 1, COUNT).astype(int)]
     results: dict = {}
-    for name, cut in TASKS.items():
+    for name in names or TASKS:
+        cut = TASKS[name]
         tasks = [cut(text) for text in texts]
         counts = [len(ids) for ids in tokenizer.encode([task.middle for task in tasks])]
         rows = {"real": surprise(judge, tasks, texts)}
