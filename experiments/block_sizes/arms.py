@@ -9,6 +9,6 @@ def _blocks(size: int) -> tuple[str, ...]:
     return f"diffusion.block_size={size}", f"data.round_to={size}"
 
 
-ARMS = {f"blocks of {size}": _blocks(size) for size in (2, 4, 8, 16, 32)} | {
+ARMS = {f"blocks of {size}": _blocks(size) for size in (4, 8, 16, 32)} | {
     "whole texts": ("diffusion.block_size=0", "data.round_to=1", "sample.lag=0.0"),
 }

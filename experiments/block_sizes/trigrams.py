@@ -1,0 +1,39 @@
+"""The runs of this comparison at a low temperature, read by trigrams as experiments/recipe/ does.
+
+Command: PYTHONPATH=. python experiments/block_sizes/trigrams.py
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.block_sizes.arms import ARMS
+from experiments.recipe.ngram import Judge
+from ldlm_jax.generate import generate
+from ldlm_jax.run_folder import load_run
+
+COUNT, SEED, STEPS = 256, 1, (20, 100)
+COLUMNS = ("trigram_perplexity", "distinct_2", "entropy", "loop_rate", "words", "evaluations")
+
+
+def main() -> None:
+    """Write, judge, print and store."""
+    judge, results = Judge(), {}
+    print(f"| arm | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
+    for arm in ARMS:
+        run = load_run(Path("runs/block_sizes") / f"{arm}_0".replace(" ", "_"))
+        for steps in STEPS:
+            config = replace(
+                run.experiment.sample, steps=steps, temperature=0.7, top_p=1.0, batch_size=64
+            )
+            samples = list(generate(run.writer, config, SEED, num_samples=COUNT))
+            evaluations = sum(sample.evaluations for sample in samples) / COUNT
+            row = judge([sample.text for sample in samples]) | {"evaluations": evaluations}
+            results.setdefault(arm, {})[steps] = row
+            numbers = " | ".join(f"{row[column]:.3f}" for column in COLUMNS)
+            print(f"| {arm}, {steps} steps | {numbers} |", flush=True)
+    Path("experiments/block_sizes/trigrams.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
