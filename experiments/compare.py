@@ -42,15 +42,31 @@ def arms_of(name: str):
     return import_module(f"experiments.{name}.arms")
 
 
-def config_of(name: str, arm: str, *overrides: str):
-    """The config of an arm: few steps, and evaluations at the end."""
-    arms = arms_of(name)
-    short = [
-        f"train.num_steps={arms.STEPS}", f"train.eval_every={arms.STEPS}",
-        f"train.checkpoint_every={arms.STEPS}", "train.eval_batches=16",
-        "train.evals=('reconstruction','denoising')",
+def workdir_of(name: str, arm: str, seed: str) -> Path:
+    """Where an arm is trained."""
+    return Path("runs") / name / f"{arm}_{seed}".replace(" ", "_").replace(",", "")
+
+
+def short(steps: int) -> list[str]:
+    """Overrides for a run of few steps, evaluated and saved at its end."""
+    return [
+        f"train.num_steps={steps}", f"train.eval_every={steps}", f"train.checkpoint_every={steps}",
+        "train.eval_batches=16", "train.evals=('reconstruction','denoising')",
     ]  # fmt: skip
-    return load_config(arms.CONFIG, [*short, *arms.ARMS[arm], *overrides])
+
+
+def last_logged(workdir: Path) -> dict:
+    """The last value of everything that a run has logged."""
+    logged = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        logged |= json.loads(line)
+    return logged
+
+
+def config_of(name: str, arm: str, *overrides: str):
+    """The config of an arm."""
+    arms = arms_of(name)
+    return load_config(arms.CONFIG, [*short(arms.STEPS), *arms.ARMS[arm], *overrides])
 
 
 def judged(workdir: Path, step_counts: tuple[int, ...]) -> dict[str, dict]:
@@ -70,14 +86,11 @@ def judged(workdir: Path, step_counts: tuple[int, ...]) -> dict[str, dict]:
 def run_arm(name: str, arm: str, seed: str, *steps: str) -> None:
     """Train, judge and store one arm from one seed."""
     step_counts = tuple(map(int, steps)) or arms_of(name).STEP_COUNTS
-    workdir = Path("runs") / name / f"{arm}_{seed}".replace(" ", "_").replace(",", "")
+    workdir = workdir_of(name, arm, seed)
     if not (workdir / "checkpoints").is_dir():
         train(config_of(name, arm, f"train.seed={seed}"), str(workdir))
-    logged = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        logged |= json.loads(line)
     kept = ("reconstruction/", "denoising/", "alignment", "loss/")
-    row: dict = {key: value for key, value in logged.items() if key.startswith(kept)}
+    row: dict = {key: value for key, value in last_logged(workdir).items() if key.startswith(kept)}
     row["texts"] = judged(workdir, step_counts)
     file = results_of(name)
     rows = json.loads(file.read_text()) if file.is_file() else {}

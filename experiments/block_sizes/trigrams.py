@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.block_sizes.arms import ARMS
+from experiments.compare import workdir_of
 from experiments.recipe.ngram import Judge
 from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import load_run
@@ -21,7 +22,7 @@ def main() -> None:
     judge, results = Judge(), {}
     print(f"| arm | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
     for arm in ARMS:
-        run = load_run(Path("runs/block_sizes") / f"{arm}_0".replace(" ", "_"))
+        run = load_run(workdir_of("block_sizes", arm, "0"))
         for steps in STEPS:
             config = replace(
                 run.experiment.sample, steps=steps, temperature=0.7, top_p=1.0, batch_size=64

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from experiments.compare import last_logged, short
 from experiments.recipe.ngram import Judge
 from ldlm_jax.config import load_config
 from ldlm_jax.generate import generate
@@ -16,25 +17,15 @@ from ldlm_jax.run_folder import load_run
 from ldlm_jax.train import train
 
 STEPS = 240
-SHORT = [
-    f"train.num_steps={STEPS}",
-    f"train.eval_every={STEPS}",
-    f"train.checkpoint_every={STEPS}",
-    "train.eval_batches=16",
-    "train.evals=('reconstruction','denoising')",
-]
 
 
 def main(name: str, *overrides: str) -> None:
     """Run one trial."""
     workdir = Path("runs/trials") / name
-    train(load_config("configs/web_cpu.py", [*SHORT, *overrides]), str(workdir))
-    logged = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        logged |= json.loads(line)
+    train(load_config("configs/web_cpu.py", [*short(STEPS), *overrides]), str(workdir))
     kept = ("tokens_per_second", "reconstruction/", "denoising/")
     result = {"name": name, "overrides": overrides}
-    result |= {key: value for key, value in logged.items() if key.startswith(kept)}
+    result |= {key: value for key, value in last_logged(workdir).items() if key.startswith(kept)}
     run, judge = load_run(workdir), Judge()
     for steps in (5, 20):
         config = replace(run.experiment.sample, steps=steps, batch_size=64)
