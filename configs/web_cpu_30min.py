@@ -14,6 +14,6 @@ def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
     config = runpy.run_path(str(Path(__file__).with_name("web_cpu.py")))["get_config"]()
     config["dit"] |= {"layers": 4}
-    config["train"] |= {"num_steps": 4900, "eval_every": 2450, "checkpoint_every": 700}
+    config["train"] |= {"num_steps": 7000, "eval_every": 3500, "checkpoint_every": 1000}
     config["optim"] |= {"ema_decay": 0.995}
     return config

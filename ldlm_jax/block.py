@@ -13,7 +13,7 @@ from ldlm_jax.data.tokenizer import MASK
 from ldlm_jax.denoiser import Denoiser, Estimate
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion.guidance import guide
-from ldlm_jax.diffusion.sampler import Sampled, Watch, row_keys, row_noise, sample
+from ldlm_jax.diffusion.sampler import Guess, Sampled, Watch, row_keys, row_noise, sample
 from ldlm_jax.models.dit import KNOWN, UNKNOWN, Memory
 from ldlm_jax.models.places import Places
 from ldlm_jax.writing import Dials, Plan
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 def solve(denoiser: Denoiser, plan: Plan, block: Block, dials: Dials) -> Sampled:
     """Latents of the block, and what each step would decode to if anything looks at that."""
 
-    def estimate(z_BxSxD, t_BxS, earlier_BxSxD):
+    def estimate(z_BxSxD, t_BxS, earlier_BxSxD, keys_B) -> Guess:
         z_BxSxD = block.keep_given(z_BxSxD)
         blank_BxSxD = jnp.zeros_like(earlier_BxSxD)
         if plan.diffusion.self_condition == 0:
@@ -60,28 +60,32 @@ def solve(denoiser: Denoiser, plan: Plan, block: Block, dials: Dials) -> Sampled
             memory = block.memories[which] if block.memories else None
             return denoiser(z_BxSxD, t_BxS, state_BxS, earlier_BxSxD, block.places, memory)
 
-        with_both = ask(0, earlier_BxSxD)
-        clean_BxSxD = with_both.clean_BxNxD
+        with_both, less = ask(0, earlier_BxSxD), []
         if plan.guided:
-            less_BxSxD = ask(1, earlier_BxSxD).clean_BxNxD
             here_BxS = (t_BxS >= dials.guidance_from_B[:, None]) & (
                 t_BxS <= dials.guidance_to_B[:, None]
             )
             weight_BxS = jnp.where(here_BxS, dials.guidance_B[:, None], 1.0)
-            both_BxSxD = with_both.clean_BxNxD
-            clean_BxSxD += guide(both_BxSxD, less_BxSxD, weight_BxS[..., None]) - both_BxSxD
+            less.append((ask(1, earlier_BxSxD), weight_BxS[..., None]))
         if plan.self_guided:
-            less_BxSxD = ask(0, blank_BxSxD).clean_BxNxD
-            weight_Bx1x1 = dials.self_guidance_B[:, None, None]
-            both_BxSxD = with_both.clean_BxNxD
-            clean_BxSxD += guide(both_BxSxD, less_BxSxD, weight_Bx1x1) - both_BxSxD
-        clean_BxSxD = block.keep_given(clean_BxSxD)
-        if not (plan.traced or plan.early):
-            return clean_BxSxD, ()
-        logits_BxTxV = with_both.logits_BxLxV
-        if logits_BxTxV is None:
-            logits_BxTxV = denoiser.read(clean_BxSxD, block.places)
-        return clean_BxSxD, _likeliest(logits_BxTxV)
+            less.append((ask(0, blank_BxSxD), dials.self_guidance_B[:, None, None]))
+
+        def guided(read) -> jax.Array:
+            both = read(with_both)
+            return both + sum(guide(both, read(other), weight) - both for other, weight in less)
+
+        clean_BxSxD = block.keep_given(guided(lambda said: said.clean_BxNxD))
+        drawn_BxSxD, looked_at = None, ()
+        if plan.solver.name == "ancestral":
+            tokens_BxSxD = denoiser.draw(guided(lambda said: said.logits_BxLxV), keys_B)
+            rest_BxSxD = guided(lambda said: said.clean_BxNxD - said.mean_BxNxD)
+            drawn_BxSxD = block.keep_given(tokens_BxSxD + rest_BxSxD)
+        if plan.traced or plan.early:
+            logits_BxTxV = with_both.logits_BxLxV
+            if logits_BxTxV is None:
+                logits_BxTxV = denoiser.read(clean_BxSxD, block.places)
+            looked_at = _likeliest(logits_BxTxV)
+        return Guess(clean_BxSxD, looked_at, drawn_BxSxD)
 
     times_KxBxS = plan.times(block.known_BxS.shape[1], dials)
     noise_BxSxD = row_noise(row_keys(dials.keys_B, 0), block.given_BxSxD.shape[1:])

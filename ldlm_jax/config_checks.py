@@ -173,6 +173,11 @@ def _check_blocks(diffusion, data, networks: dict) -> None:
             "filled with what follows them; choose another, or set diffusion.suffix, "
             "diffusion.infill and diffusion.spans to 0."
         )
+    if static and diffusion.blocks_of_one:
+        raise UserError(
+            f"{static[0]}.attention = 'splash' knows blocks of one size only; choose another, or "
+            "set diffusion.blocks_of_one to 0."
+        )
 
 
 def check_mesh(experiment, mesh) -> None:

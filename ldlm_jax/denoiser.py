@@ -44,13 +44,17 @@ class DiffusionConfig:
         rule, in closed form, what the noisy latent itself says (after the output prior and the
         categorical reparameterisation of Gulrajani & Hashimoto 2023, "Likelihood-Based Diffusion
         Language Models"); the DiT's own output is added. The network then learns context from
-        the first step on.
+        the first step on. What it sees of noisy latents is their mean by that rule with every
+        token as likely as the other.
       token_variance: what the posterior takes for the variance of a token's latents around the
         latent of that token alone; the more the encoder adds of the context, the larger.
       own_times: share of rows in which every position draws a time of its own; in the others the
         positions of a block stand at one (Chen et al. 2024, "Diffusion Forcing").
       block_size: latents that are written together, each block after the clean ones before it
         (block-causal diffusion: Arriola et al. 2025, "Block Diffusion"); 0 writes whole texts.
+      blocks_of_one: share of rows trained with every latent a block of its own. Each of them then
+        learns from all the clean text before it, where within a block only the first does; what
+        they learn serves the blocks as well, and the sampler may take smaller ones.
       token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens decoded
         from the denoiser's estimate. It tells the denoiser which errors change the text, and
         the decoder (where it trains) what the denoiser's estimates look like.
@@ -69,6 +73,7 @@ class DiffusionConfig:
     condition_dropout: float = 0.1
     own_times: float = 0.0
     block_size: int = 0
+    blocks_of_one: float = 0.0
     token_loss: float = 0.0
     token_posterior: bool = False
     token_variance: float = 0.02
@@ -78,12 +83,19 @@ class DiffusionConfig:
             if getattr(self, name) not in ("x", "v"):
                 raise UserError(f"diffusion.{name} = {getattr(self, name)!r}: choose 'x' or 'v'.")
         known = ("prefix", "suffix", "infill", "spans")
-        others = ("at_blocks", "self_condition", "condition_dropout", "own_times")
+        others = (
+            "at_blocks", "self_condition", "condition_dropout", "own_times", "blocks_of_one"
+        )  # fmt: skip
         check_shares("diffusion", self, known + others)
         if sum(getattr(self, name) for name in known) > 1:
             raise UserError(f"diffusion.{' + diffusion.'.join(known)} must not exceed 1.")
         if self.block_size < 0:
             raise UserError(f"diffusion.block_size = {self.block_size}: at least 0 (whole texts).")
+        if self.blocks_of_one and not self.block_size:
+            raise UserError(
+                f"diffusion.blocks_of_one = {self.blocks_of_one}: whole texts have no blocks; set "
+                "diffusion.block_size, or diffusion.blocks_of_one=0."
+            )
         if self.token_loss < 0:
             raise UserError(f"diffusion.token_loss = {self.token_loss}: at least 0.")
         for name in ("time_scale", "token_variance"):
@@ -118,14 +130,15 @@ def segments_of(segments_BxL: jax.Array, models: Models) -> jax.Array:
 
 
 def places_of(
-    segments_BxL: jax.Array, models: Models, config: DiffusionConfig, known_BxN=None
+    segments_BxL: jax.Array, models: Models, config: DiffusionConfig, known_BxN=None, single_B=None
 ) -> Places:
     """Where the latents of a batch stand, from the document number of each token.
 
-    A model that fills holes reads all that is known before it writes the first block.
+    A model that fills holes reads all that is known before it writes the first block. In rows
+    where ``single_B`` is true every latent is a block of its own.
     """
     first_BxN = known_BxN if config.fills_holes else None
-    return lay_out(segments_of(segments_BxL, models), config.block_size, first_BxN)
+    return lay_out(segments_of(segments_BxL, models), config.block_size, first_BxN, single_B)
 
 
 def nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -201,6 +214,8 @@ class Estimate(NamedTuple):
       logits_BxLxV: of the tokens, fp32; None where reading them takes a decoder of its own, or
         where they were scored in parts.
       scores: of the tokens that were given, or None.
+      mean_BxNxD: that part of ``clean`` which is the mean of the tokens' latents under their
+        posterior; None without one.
       memory: for the blocks that come after.
       tapped_BxNxM: what came out of the DiT's block ``tap``; None without one.
     """
@@ -208,6 +223,7 @@ class Estimate(NamedTuple):
     clean_BxNxD: jax.Array
     logits_BxLxV: jax.Array | None
     scores: Scores | None
+    mean_BxNxD: jax.Array | None
     memory: Memory
     tapped_BxNxM: jax.Array | None
 
@@ -274,18 +290,21 @@ class Denoiser:
         tokens_BxL=None,
     ) -> Estimate:
         """One evaluation of the DiT; arguments as its own, and tokens to be scored, if any."""
-        said = self._dit(z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory)
+        seen_BxNxD = z_BxNxD
+        if self.codes_VxD is not None:
+            seen_BxNxD = by_parts(self._unaided, self.parts, (z_BxNxD, t_BxN))
+        said = self._dit(seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory)
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
         if not self.shares_trunk:
             scores = None if tokens_BxL is None else self._score(clean_BxNxD, places, tokens_BxL)
-            return Estimate(clean_BxNxD, None, scores, said.memory, said.tapped_BxNxM)
+            return Estimate(clean_BxNxD, None, scores, None, said.memory, said.tapped_BxNxM)
         features_BxLxM = self._token_features(said.features_BxNxM, places)
         noisy = None if self.codes_VxD is None else (z_BxNxD, t_BxN)
         inputs = features_BxLxM, noisy, tokens_BxL
         mean_BxNxD, logits, scores = by_parts(self._tell, self.parts, inputs)
         if mean_BxNxD is not None:
             clean_BxNxD += mean_BxNxD
-        return Estimate(clean_BxNxD, logits, scores, said.memory, said.tapped_BxNxM)
+        return Estimate(clean_BxNxD, logits, scores, mean_BxNxD, said.memory, said.tapped_BxNxM)
 
     def _tell(self, inputs):
         """From features, noisy latents and tokens, either of which may be None: the mean of the
@@ -334,6 +353,37 @@ class Denoiser:
         # In fp32: near the data these numbers are in the thousands, and their differences decide.
         dots_BxNxV = ((1 - t) * precision * z_BxNxD) @ self.codes_VxD.T
         return dots_BxNxV - 0.5 * (1 - t) ** 2 * precision * square_V
+
+    def draw(self, logits_BxNxV: jax.Array, keys_B: jax.Array) -> jax.Array:
+        """Latents (B, N, D) of tokens drawn by these logits, each row by its own key.
+
+        By one uniform number a position and a running sum: a number for every token of the
+        vocabulary would cost more than the network.
+        """
+        reached_BxNxV = jnp.cumsum(jax.nn.softmax(logits_BxNxV), axis=-1)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, logits_BxNxV.shape[1:2]))(keys_B)
+        goal_BxNx1 = uniform[..., None] * reached_BxNxV[..., -1:]
+        token_BxN = jnp.sum(reached_BxNxV <= goal_BxNx1, axis=-1)
+        return self.codes_VxD[token_BxN]
+
+    def _unaided(self, noisy):
+        """Mean of the clean latents (B, N, D) given noisy ones and their times, and no context.
+
+        Under the model of ``_evidence``, every token being as likely as the other:
+
+            E[z_0 | z_t] = m + g (z_t - (1 - t) m),   g = (1 - t) s^2 / (t^2 + (1 - t)^2 s^2)
+
+        with m the mean of the tokens' codes given z_t. It is what the DiT sees: next to nothing of
+        pure noise, which would drown what its positions are to tell each other, and near the data
+        the latents themselves.
+        """
+        z_BxNxD, t_BxN = noisy
+        codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
+        posterior_BxNxV = jax.nn.softmax(self._evidence(z_BxNxD, t_BxN))
+        mean_BxNxD = matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
+        t, variance = t_BxN[..., None], self.config.token_variance
+        gain = (1 - t) * variance / (t**2 + (1 - t) ** 2 * variance)
+        return mean_BxNxD + gain * (z_BxNxD - (1 - t) * mean_BxNxD)
 
     def encode(self, tokens_BxL, places: Places, known_BxN) -> jax.Array:
         """Normalised posterior means (B, N, D) of a text."""

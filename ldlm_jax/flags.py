@@ -5,13 +5,14 @@ from argparse import ArgumentParser
 # The fields of ``request.SampleConfig``.
 DIALS = (
     ("steps", int, "denoising steps"),
-    ("solver", str, "euler, heun, multistep or stochastic"),
-    ("churn", float, "noise of the stochastic solver"),
+    ("solver", str, "euler, heun, multistep, stochastic or ancestral"),
+    ("churn", float, "noise of the stochastic and the ancestral solver"),
     ("guidance", float, "weight of the prompt; 1 is none"),
     ("self_guidance", float, "weight of the model's own earlier estimate; 1 is none"),
     ("grid", str, "law or uniform"),
     ("temperature", float, "of the tokens given their context; below 1 is more ordinary"),
     ("top_p", float, "probability of the tokens that the context may propose"),
+    ("block_size", int, "latents written together; fewer than in training write better"),
     ("lag", float, "how far a block's beginning runs ahead"),
     ("guidance_from", float, "guide at times from this one on"),
     ("guidance_to", float, "and up to this one"),

@@ -100,7 +100,11 @@ class Counter:
         )
 
     def read(self) -> float:
-        """From what the decoder reads to logits, and back to latents by the posterior; forward."""
+        """From what the decoder reads to logits, and back to latents by the posterior; forward.
+
+        The posterior takes three products with the codes: the noisy latents with them, and the two
+        means, with context and without.
+        """
         vae, tokens = self._vae, self.rows * self.window
         block = self.recipe.diffusion.block_size
         out = vae.vocab_size if vae.foundation is None else vae.foundation.width
@@ -112,7 +116,7 @@ class Counter:
         if vae.tokens_per_latent > 1:
             total += 2 * tokens * vae.width**2
         if self.recipe.diffusion.token_posterior:
-            total += 2 * 2 * tokens * vae.latent_channels * vae.vocab_size
+            total += 3 * 2 * tokens * vae.latent_channels * vae.vocab_size
         return total
 
     def founded(self, above: bool) -> float:

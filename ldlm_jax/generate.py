@@ -56,6 +56,20 @@ class Writer:
         """Tokens of a block; of a latent where whole texts are written."""
         return max(1, self.diffusion.block_size) * self.models.vae.tokens_per_latent
 
+    def in_blocks(self, size: int) -> "Writer":
+        """The same model, writing ``size`` latents at once; 0 for as many as in training.
+
+        Raises:
+          UserError: they do not divide the blocks of training.
+        """
+        trained = self.diffusion.block_size
+        if size in (0, trained):
+            return self
+        if not trained or trained % size:
+            whole = f"blocks of {trained}, of which it must be a divisor" if trained else "no blocks"
+            raise UserError(f"block_size = {size}: this model was trained with {whole}.")
+        return replace(self, diffusion=replace(self.diffusion, block_size=size))
+
     def row_length(self, config: SampleConfig) -> int:
         """Tokens in a row that is written, whole blocks."""
         return -(-(config.length or self.window) // self.block_tokens) * self.block_tokens
@@ -148,6 +162,7 @@ def answer(
     """
     if not requests:
         return
+    writer = writer.in_blocks(requests[0].config.block_size)
     outlines = [Outline.of(request.pieces, writer.tokenizer) for request in requests]
     for request, outline in zip(requests, outlines, strict=True):
         _check(writer, request, outline)
@@ -184,11 +199,18 @@ def _check(writer: Writer, request: Request, outline: Outline) -> None:
             "guidance needs a model trained with diffusion.condition_dropout and a share of known "
             "text (diffusion.prefix) above 0; use guidance 1."
         )
+    if diffusion.token_posterior:
+        return
     for name in ("temperature", "top_p"):
-        if getattr(config, name) != 1.0 and not diffusion.token_posterior:
+        if getattr(config, name) != 1.0:
             raise UserError(
                 f"{name} needs a model trained with diffusion.token_posterior; use {name} 1."
             )
+    if config.solver == "ancestral":
+        raise UserError(
+            "solver ancestral draws tokens from a posterior: it needs a model trained with "
+            "diffusion.token_posterior; use stochastic."
+        )
 
 
 def _plan(writer: Writer, requests, outlines) -> Plan:

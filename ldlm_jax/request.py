@@ -16,9 +16,9 @@ class SampleConfig:
 
     Attributes:
       steps: denoising steps of each block; more cost more and write better.
-      solver: ``"euler"``, ``"heun"``, ``"multistep"`` or ``"stochastic"``, see
-        ``diffusion.sampler``.
-      churn: noise of the stochastic solver; 0 is Euler.
+      solver: ``"euler"``, ``"heun"``, ``"multistep"``, ``"stochastic"`` or ``"ancestral"``, see
+        ``diffusion.sampler``. The last needs a model with ``diffusion.token_posterior``.
+      churn: noise of the last two; 0 is Euler.
       guidance: weight of the prompt; 1 is none, above 1 follows it more closely.
       self_guidance: weight of the model's own earlier estimate; 1 is none, above 1 makes text more
         coherent and less varied, at the price of a second evaluation a step (ELF, arXiv
@@ -28,6 +28,8 @@ class SampleConfig:
         ordinary and less varied. Needs a model with ``diffusion.token_posterior``.
       top_p: probability of the tokens that the context may propose, the likeliest first; 1 admits
         all. It cuts off what is unlikely and leaves the rest as varied as it was. Likewise.
+      block_size: latents that are written together; 0 for as many as in training. A model trained
+        with ``diffusion.blocks_of_one`` writes better, and slower, in smaller ones.
       lag: how far the beginning of a block is ahead of its end; 0 writes all of it together.
       guidance_from: guide at times from this one on (Kynkaanniemi et al. 2024, arXiv 2404.07724:
         guidance harms where noise is high and does nothing where it is low).
@@ -52,6 +54,7 @@ class SampleConfig:
     grid: str = "law"
     temperature: float = 1.0
     top_p: float = 1.0
+    block_size: int = 0
     lag: float = 0.0
     guidance_from: float = 0.0
     guidance_to: float = 1.0
@@ -72,7 +75,7 @@ class SampleConfig:
             raise UserError(f"grid = {self.grid!r}: choose 'law' or 'uniform'.")
         if self.choose not in ("likelihood", "consensus"):
             raise UserError(f"choose = {self.choose!r}: choose 'likelihood' or 'consensus'.")
-        for name in ("churn", "guidance", "self_guidance", "lag", "patience", "length"):
+        for name in ("churn", "guidance", "self_guidance", "lag", "patience", "length", "block_size"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)}: must not be negative.")
         check_shares("sample", self, ("guidance_from", "guidance_to", "sure"))

@@ -104,7 +104,7 @@ def _to_page(args, writer: Writer, requests: Sequence[Request]) -> None:
         for steps in args.panels or (requests[0].config.steps,):
             of_panel = [replace(r, config=replace(r.config, steps=steps)) for r in requests]
             panels[steps] = list(answer(writer, of_panel, keep_drafts=True))
-        out.write(denoising_page(writer, panels))
+        out.write(denoising_page(writer.in_blocks(requests[0].config.block_size), panels))
     print(f"wrote {len(requests)} samples at {', '.join(map(str, panels))} steps to {args.html}")
 
 

@@ -132,7 +132,7 @@ def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_Bx
     return masked_mean(scores.loss_BxL, valid_BxL), masked_mean(scores.hit_BxL, valid_BxL)
 
 
-def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places: Places):
+def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places: Places, single_B):
     """Denoising error over the positions to be written, and what came out of the DiT's tap."""
     config = denoiser.config
     time_key, noise_key, drop_key, self_key = jax.random.split(key, 4)
@@ -142,7 +142,7 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     memory = None
     if config.block_size:
         memory = denoiser.remember(z_0_BxNxD, given_BxN, places)
-    progress_BxN = draw_progress(time_key, B, N, config.block_size, config.own_times)
+    progress_BxN = draw_progress(time_key, B, N, config.block_size, config.own_times, single_B)
     t_BxN = jnp.where(known_BxN, 0.0, config.law(D).quantile(progress_BxN))
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(noise_key, (B, N, D)), t_BxN)
     state_BxN = jnp.where(known_BxN, given_BxN, UNKNOWN)
@@ -229,7 +229,11 @@ def fused_loss(
         recipe.diffusion.known,
         recipe.diffusion.block_size or 1,
     )
-    places = places_of(batch["segments"], models, recipe.diffusion, known_BxN)
+    single_B = None
+    if recipe.diffusion.blocks_of_one:
+        single_key, share = jax.random.fold_in(known_key, 1), recipe.diffusion.blocks_of_one
+        single_B = jax.random.bernoulli(single_key, share, (len(tokens_BxL),))
+    places = places_of(batch["segments"], models, recipe.diffusion, known_BxN, single_B)
 
     def encode(tokens):
         return models.text_vae(params, tokens, places, known_BxN, method="encode")
@@ -269,7 +273,7 @@ def fused_loss(
     if phase.has("diffusion"):
         z_0_BxNxD = _share_gradient(z_0_BxNxD, phase, step)
         parts["diffusion"], tapped_BxNxM = _diffusion(
-            denoiser, diff_key, z_0_BxNxD, tokens_BxL, known_BxN, places
+            denoiser, diff_key, z_0_BxNxD, tokens_BxL, known_BxN, places, single_B
         )
     if phase.has("alignment"):
         sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}

@@ -11,20 +11,21 @@ from ldlm_jax.diffusion import path, time
 from ldlm_jax.diffusion.guidance import guide
 from ldlm_jax.diffusion.known import Shares, draw_known
 from ldlm_jax.diffusion.objective import Objective
-from ldlm_jax.diffusion.sampler import EVALUATIONS, SOLVERS, Solver, Watch, sample
+from ldlm_jax.diffusion.sampler import EVALUATIONS, SOLVERS, Guess, Solver, Watch, row_noise, sample
 from ldlm_jax.models.places import lay_out
 
 MEAN = np.array([1.0, -2.0])
 COVARIANCE = np.array([[1.5, 0.8], [0.8, 0.7]])
 
 
-def gaussian_denoiser(z, t, _):
-    """Exact E[z_0 | z_t] when z_0 ~ N(MEAN, COVARIANCE) and z_t = (1 - t) z_0 + t eps."""
+def gaussian_denoiser(z, t, _, rows):
+    """Exact law of z_0 given z_t when z_0 ~ N(MEAN, COVARIANCE) and z_t = (1 - t) z_0 + t eps."""
     t = jnp.ravel(t)[0]
     marginal = (1 - t) ** 2 * COVARIANCE + t**2 * jnp.eye(2)
     gain = (1 - t) * COVARIANCE @ jnp.linalg.inv(marginal)
     clean = MEAN + (z - (1 - t) * MEAN) @ gain.T
-    return clean, clean
+    spread = jnp.linalg.cholesky((jnp.eye(2) - (1 - t) * gain) @ COVARIANCE)
+    return Guess(clean, clean, clean + row_noise(rows, (2,)) @ spread.T)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -38,12 +39,27 @@ def test_exact_velocity_recovers_the_distribution(solver, law):
     np.testing.assert_allclose(np.cov(z.T), COVARIANCE, atol=0.06)
 
 
+@pytest.mark.parametrize("churn", [0.0, 1.0])
+def test_ancestral_steps_may_be_long(churn):
+    """Draws give the law itself in few steps, whatever the churn; steps to the mean do not."""
+    noise = jax.random.normal(jax.random.key(0), (20_000, 2))
+    for grid in ([1.0, 0.0], [1.0, 0.6, 0.0], [1.0, 0.8, 0.3, 0.0]):
+        found = {}
+        for solver in ("ancestral", "stochastic"):
+            args = gaussian_denoiser, noise, jnp.array(grid)[:, None], keys(noise)
+            found[solver] = sample(*args, Solver(solver, churn)).z
+        np.testing.assert_allclose(np.mean(found["ancestral"], axis=0), MEAN, atol=0.04)
+        np.testing.assert_allclose(np.cov(found["ancestral"].T), COVARIANCE, atol=0.06)
+        assert np.abs(np.cov(found["stochastic"].T) - COVARIANCE).max() > 0.2
+
+
 def test_positions_may_run_at_times_of_their_own():
     """Two independent unit Gaussians, one written before the other: both come out right."""
 
-    def denoise(z, t, _):
-        gain = (1 - t) / ((1 - t) ** 2 + t**2)  # E[z_0 | z_t] of a standard normal
-        return gain[..., None] * z, ()
+    def denoise(z, t, _, rows):
+        marginal = (1 - t) ** 2 + t**2  # E[z_0 | z_t] of a standard normal, and its variance
+        clean, variance = (((1 - t) / marginal)[..., None] * z, t**2 / marginal)
+        return Guess(clean, (), clean + jnp.sqrt(variance)[..., None] * row_noise(rows, (2, 1)))
 
     noise = jax.random.normal(jax.random.key(0), (20_000, 2, 1))
     u = time.stagger(time.grid(800), 2, 1.0)[:, None]
@@ -93,8 +109,9 @@ def test_stochastic_solver_without_churn_is_euler_and_with_it_is_not():
 def test_a_row_is_solved_alike_whatever_stands_beside_it(solver):
     """Rows with fewer steps are done earlier and then stay."""
 
-    def denoise(z, t, earlier):
-        return jnp.sin(z) + 0.3 * earlier + t[..., None], ()
+    def denoise(z, t, earlier, rows):
+        clean = jnp.sin(z) + 0.3 * earlier + t[..., None]
+        return Guess(clean, (), clean + row_noise(rows, z.shape[1:]))
 
     noise, rows = jax.random.normal(jax.random.key(0), (3, 5, 2)), keys(jnp.zeros(3))
     steps = jnp.array([3, 7, 1])
@@ -122,10 +139,10 @@ def test_rows_stop_when_they_are_told_to_and_do_not_care_for_the_others(solver):
     """A row stops after as many steps as its first number says; the model then rests."""
     seen = []
 
-    def denoise(z, t, _):
+    def denoise(z, t, *_):
         jax.debug.callback(lambda: seen.append(1))
         clean = 0.5 * z
-        return clean, clean
+        return Guess(clean, clean, clean)
 
     def look(count, said):
         return count + 1, count + 1 >= limits

@@ -41,6 +41,7 @@ BLOCKS = ["diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0", "dit
           "text_vae.encoder_layers=0", "text_vae.decoder_layers=0", "diffusion.prefix=0.05",
           "diffusion.infill=0.7",
           "diffusion.token_posterior=True", "diffusion.token_loss=1.0",
+          "diffusion.blocks_of_one=0.3",
           "phases=[{'reconstruction': 0.0, 'encoder_gradient': 1.0}]"]  # fmt: skip
 
 
@@ -96,6 +97,19 @@ def test_reconstruction_of_an_overfitted_batch_is_above_99_percent(overfitted):
     assert results["reconstruction/accuracy_noise_3"] < results["reconstruction/accuracy_noise_0"]
 
 
+def test_what_stands_before_tells_of_a_token(overfitted, overfitted_in_blocks):
+    """Sixteen sentences known by heart: only how they begin is open, and where a block goes on."""
+    writer, recipe, batch, texts = overfitted_in_blocks
+    context = EvalContext(writer, recipe, [batch], SampleConfig(), 4, (4,), 0, None)
+    results = run_evals(("context",), context)
+    entropy = np.log(len(texts)) * len(texts) / (batch["segments"] > 0).sum()
+    assert entropy < results["context/nats"] < 4 * entropy
+    assert entropy < results["context/nats_blocks_of_one"] < 4 * entropy
+    assert results["context/nats_at_once"] > 1.5 * results["context/nats"]
+    with pytest.raises(UserError, match="leave it out"):
+        run_evals(("context",), dataclasses.replace(context, writer=overfitted[0]))
+
+
 @pytest.mark.parametrize("solver", ["euler", "heun", "stochastic"])
 def test_sampling_returns_the_text_of_an_overfitted_batch(overfitted, solver):
     writer, _, _, texts = overfitted
@@ -117,6 +131,20 @@ def test_blocks_return_the_text_of_an_overfitted_batch_and_more_steps_help(overf
     many = exact(30)
     assert len(many) >= 0.85 * 64 and len(set(many)) >= 8
     assert len(exact(2)) < len(many)
+
+
+@pytest.mark.parametrize("block_size, steps", [(4, 30), (2, 8), (1, 2)])
+def test_smaller_blocks_are_written_by_the_same_model(overfitted_in_blocks, block_size, steps):
+    """With tokens drawn, so that a block of one needs no more than the step that draws it."""
+    writer, _, _, texts = overfitted_in_blocks
+    config = SampleConfig(
+        steps=steps, solver="ancestral", block_size=block_size, batch_size=64, lag=1.0
+    )
+    samples = list(generate(writer, config, 0, num_samples=64))
+    exact = [s.text for s in samples if s.text in texts]
+    assert len(exact) >= 0.85 * 64 and len(set(exact)) >= 8, [s.text for s in samples[:10]]
+    blocks = [-(-len(s.tokens) // block_size) for s in samples]
+    assert [s.evaluations for s in samples] == [steps * count for count in blocks]
 
 
 def test_blocks_continue_a_prompt_of_any_length(overfitted_in_blocks):
@@ -398,6 +426,8 @@ def test_no_recompilation_between_calls_of_one_shape(overfitted):
         ({"prompt": "word " * 60}, {}, "window"),
         ({"num_samples": 0}, {}, "num_samples"),
         ({}, {"length": 4096}, "diffusion.block_size"),
+        ({}, {"solver": "ancestral"}, "diffusion.token_posterior"),
+        ({}, {"block_size": 2}, "no blocks"),
     ],
 )
 def test_impossible_requests_are_refused(overfitted, kwargs, config, words):
@@ -414,6 +444,8 @@ def test_impossible_holes_are_refused(overfitted_in_blocks):
     ):
         with pytest.raises(UserError, match=words):
             list(answer(writer, [request]))
+    with pytest.raises(UserError, match="blocks of 4, of which it must be a divisor"):
+        list(generate(writer, SampleConfig(block_size=3), 0))
     with pytest.raises(UserError, match="leave prompt and suffix empty"):
         Request("My son", template="a ____ b")
     only_prefixes = dataclasses.replace(writer.diffusion, infill=0.0)

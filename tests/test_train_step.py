@@ -306,6 +306,28 @@ def test_known_text_is_seen_from_everywhere_and_sees_nothing_unknown(setup):
         chex.assert_trees_all_close(alone, noisy(z)[:, part], atol=1e-4)
 
 
+def test_in_blocks_of_one_each_latent_sees_all_the_clean_text_before_it(setup):
+    """The rows beside them keep their blocks; attention still runs over the larger ones."""
+    dit = setup[0].models.dit.clone(time_tokens=0)
+    places = lay_out(jnp.ones((2, 12), jnp.int32), 4, single_B=jnp.array([True, False]))
+    assert places.blocks_BxN.tolist() == [list(range(12)), [0] * 4 + [1] * 4 + [2] * 4]
+    z = jax.random.normal(jax.random.key(0), (2, 12, dit.latent_channels))
+    t, state = jnp.full((2, 12), 0.3), jnp.zeros((2, 12), jnp.int32)
+    params = random_parameters(dit, z, t, state, z, places)
+
+    def run(clean, noisy):
+        memory = dit.apply(params, clean, 0 * t, state + 1, clean, places).memory
+        return dit.apply(params, noisy, t, state, noisy, places, memory).output_BxNxD
+
+    def changed(new):
+        difference = jnp.abs(new - run(z, z)).max(-1)
+        return [set(np.flatnonzero(np.asarray(row) > 1e-4)) for row in difference]
+
+    elsewhere = z.at[:, 5].add(10.0)
+    assert changed(run(elsewhere, z)) == [{6, 7, 8, 9, 10, 11}, {8, 9, 10, 11}]
+    assert changed(run(z, elsewhere)) == [{5}, {4, 5, 6, 7}]
+
+
 def test_heads_look_at_their_neighbours_from_the_start():
     """Each head of the first few favours one offset: before, after, two before; the last none."""
     bias = np.asarray(look_near(None, (4, 9)))
@@ -347,15 +369,17 @@ def test_the_encoder_sees_no_later_block(setup):
 
 
 def test_times_are_drawn_by_block_or_by_position():
-    def draw(block_size=0, own_times=0.0):
-        return np.asarray(draw_progress(jax.random.key(0), 64, 12, block_size, own_times))
+    def draw(*args):
+        return np.asarray(draw_progress(jax.random.key(0), 64, 12, *args))
 
-    whole, blocks = draw(), draw(block_size=4).reshape(64, 3, 4)
+    whole, blocks = draw(0, 0.0), draw(4, 0.0).reshape(64, 3, 4)
     assert (whole == whole[:, :1]).all() and len(np.unique(whole[:, 0])) == 64
     assert (blocks == blocks[..., :1]).all() and len(np.unique(blocks[..., 0])) == 64 * 3
-    own = draw(block_size=4, own_times=0.5).reshape(64, 3, 4)
+    own = draw(4, 0.5).reshape(64, 3, 4)
     alone = (own != own[..., :1]).any(axis=(1, 2)).mean()
     assert 0.3 < alone < 0.7
+    single = draw(4, 0.0, jnp.arange(64) < 16).reshape(64, 3, 4)
+    assert (single != single[..., :1]).any(axis=(1, 2)).tolist() == [True] * 16 + [False] * 48
     for times in (whole, blocks, own):
         np.testing.assert_allclose(
             np.quantile(times, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.1

@@ -70,7 +70,8 @@ KINDS = {"ar": Kind(causal=True), "mdlm": Kind(causal=False)}
 
 def data_of(config: str):
     """The experiment of a latent model, whose data a baseline reads without rounding."""
-    return resolve(load_config(config, ["data.round_to=1", "diffusion.block_size=0"]))
+    alone = ["data.round_to=1", "diffusion.block_size=0", "diffusion.blocks_of_one=0.0"]
+    return resolve(load_config(config, alone))
 
 
 def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:

@@ -10,11 +10,26 @@ import jax.numpy as jnp
 
 from ldlm_jax.diffusion import path
 
-# (z_t, t, earlier estimate of the clean latents) -> estimate of the clean latents, and whatever
-# else is to be kept of it (any tree of arrays)
-Denoiser = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+SOLVERS = ("euler", "heun", "multistep", "stochastic", "ancestral")
 
-SOLVERS = ("euler", "heun", "multistep", "stochastic")
+
+class Guess(NamedTuple):
+    """What a denoiser says of noisy latents.
+
+    Attributes:
+      clean: the mean of the clean latents.
+      said: whatever else is to be kept of it (any tree of arrays).
+      drawn: one draw of the clean latents, for ``"ancestral"``; None from a denoiser that knows
+        their mean only.
+    """
+
+    clean: jax.Array
+    said: Any = ()
+    drawn: jax.Array | None = None
+
+
+# (z_t, t, earlier estimate of the clean latents, random keys of the rows) -> Guess
+Denoiser = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Guess]
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,10 @@ class Solver:
         evaluations (the step to 0 is an Euler step). ``"multistep"``: second order with one
         evaluation a step, from the estimates of two steps (DPM-Solver++(2M), Lu et al. 2022).
         ``"stochastic"``: an Euler step beyond the goal, then forward noise back to it.
+        ``"ancestral"``: the same towards a draw of the clean latents in place of their mean. If
+        the draw is from their law given z_t, then z_s has the path's own law however long the
+        step, where a step towards the mean is right for short ones only (x_0 drawn from the
+        model as in discrete diffusion: Austin et al. 2021, arXiv 2107.03006, equation 4).
       churn: how far beyond, as a share of the step; 0 makes ``"stochastic"`` equal ``"euler"``.
     """
 
@@ -76,15 +95,15 @@ def row_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _euler(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
-    del keys, churn
-    clean, said = denoise(at.z, _drop_channels(t), at.clean)
-    return Step(path.move(at.z, clean, t, s), clean, t, said)
+    del churn
+    guess = denoise(at.z, _drop_channels(t), at.clean, keys)
+    return Step(path.move(at.z, guess.clean, t, s), guess.clean, t, guess.said)
 
 
 def _heun(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     """Heun's method (Karras et al. 2022, algorithm 1) in time t."""
     there = _euler(denoise, at, t, s, keys, churn)
-    clean, said = denoise(there.z, _drop_channels(s), there.clean)
+    clean, said, _ = denoise(there.z, _drop_channels(s), there.clean, keys)
     slope = (at.z - there.clean) / jnp.maximum(t, 1e-6) + (there.z - clean) / jnp.maximum(s, 1e-6)
     # At s = 0 the slope is 0/0; there Euler's step is exact for the estimate at hand.
     z = jnp.where((s > 0) & (s < t), at.z + (s - t) * slope / 2, there.z)
@@ -106,8 +125,8 @@ def _multistep(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     (Lu et al. 2022, "DPM-Solver++", algorithm 2, for the straight path). The first step, which has
     none before it, and the one to 0, where l ends, are Euler steps.
     """
-    del keys, churn
-    clean, said = denoise(at.z, _drop_channels(t), at.clean)
+    del churn
+    clean, said, _ = denoise(at.z, _drop_channels(t), at.clean, keys)
     past, ahead = _log_snr(t) - _log_snr(at.seen_at), _log_snr(s) - _log_snr(t)
     carry = (past > 0) & (at.seen_at < 1) & (s > 0)
     share = jnp.where(carry, ahead / jnp.where(past > 0, 2 * past, 1.0), 0.0)
@@ -115,7 +134,7 @@ def _multistep(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     return Step(path.move(at.z, ahead_of_it, t, s), clean, t, said)
 
 
-def _stochastic(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
+def _beyond_and_back(z_t, clean, t, s, keys, churn) -> jax.Array:
     """Euler to s' = s - churn (t - s), then the forward process of equation (1) from s' to s:
 
     (5)  z_s = a z_s' + sqrt(s^2 - a^2 s'^2) eps,   a = (1 - s) / (1 - s')
@@ -123,18 +142,34 @@ def _stochastic(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
     which leaves the marginal law at s as it was, whatever the churn.
     """
     beyond = jnp.maximum(s - churn * (t - s), 0.0)
-    clean, said = denoise(at.z, _drop_channels(t), at.clean)
-    z = path.move(at.z, clean, t, beyond)
+    z = path.move(z_t, clean, t, beyond)
     a = jnp.where(s == beyond, 1.0, (1 - s) / jnp.maximum(1 - beyond, 1e-6))
     spread = jnp.sqrt(jnp.maximum(s**2 - (a * beyond) ** 2, 0.0))
-    return Step(a * z + spread * row_noise(keys, z.shape[1:]), clean, t, said)
+    return a * z + spread * row_noise(keys, z.shape[1:])
 
 
-_STEPS = {"euler": _euler, "heun": _heun, "multistep": _multistep, "stochastic": _stochastic}
+def _stochastic(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
+    clean, said, _ = denoise(at.z, _drop_channels(t), at.clean, keys)
+    return Step(_beyond_and_back(at.z, clean, t, s, keys, churn), clean, t, said)
+
+
+def _ancestral(denoise: Denoiser, at: Step, t, s, keys, churn) -> Step:
+    # The mean is what the denoiser is told of its earlier estimate, as in training.
+    clean, said, drawn = denoise(at.z, _drop_channels(t), at.clean, row_keys(keys, 0))
+    return Step(_beyond_and_back(at.z, drawn, t, s, row_keys(keys, 1), churn), clean, t, said)
+
+
+_STEPS = {
+    "euler": _euler,
+    "heun": _heun,
+    "multistep": _multistep,
+    "stochastic": _stochastic,
+    "ancestral": _ancestral,
+}
 
 
 # Evaluations of the model that a step takes.
-EVALUATIONS = {"euler": 1, "heun": 2, "multistep": 1, "stochastic": 1}
+EVALUATIONS = {"euler": 1, "heun": 2, "multistep": 1, "stochastic": 1, "ancestral": 1}
 
 
 class Sampled(NamedTuple):
@@ -167,14 +202,14 @@ def sample(
       times: (steps + 1, ...) with the dimensions of ``start`` but its last (or 1), descending;
         rows and positions may stand at different times, and all end at 0; one that is there
         early stays as it is.
-      keys: random keys (B,) of the stochastic solver, one for each row.
+      keys: random keys (B,), one for each row.
       solver: how to step.
       watch: when to stop early. A row's result does not depend on the others'; the model is no
         longer evaluated once all have stopped.
     """
     step = _STEPS[solver.name]
     times = jnp.broadcast_to(times[..., None], (len(times), *start.shape[:-1], 1))
-    said = jax.eval_shape(denoise, start, _drop_channels(times[0]), start)[1]
+    said = jax.eval_shape(denoise, start, _drop_channels(times[0]), start, keys).said
     said = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), said)
 
     def body(carry, inputs):

@@ -46,7 +46,7 @@ def stratified(key: jax.Array, count: int) -> jax.Array:
 
 
 def draw_progress(
-    key: jax.Array, rows: int, positions: int, block_size: int, own_times: float
+    key: jax.Array, rows: int, positions: int, block_size: int, own_times: float, single_B=None
 ) -> jax.Array:
     """Stratified draws (rows, positions), one for each block (or text) or for each position.
 
@@ -56,15 +56,18 @@ def draw_progress(
       positions: of a row.
       block_size: positions of a block; 0 draws one for the whole row.
       own_times: share of rows in which every position draws for itself.
+      single_B: true for further rows in which it does; None for no row.
     """
     block_key, own_key, choice_key = jax.random.split(key, 3)
     block = block_size or positions
     together = stratified(block_key, rows * positions // block).reshape(rows, -1)
     together = jnp.repeat(together, block, axis=1)
-    if own_times == 0:
+    if own_times == 0 and single_B is None:
         return together
     apart = stratified(own_key, rows * positions).reshape(rows, positions)
     chosen = jax.random.bernoulli(choice_key, own_times, (rows, 1))
+    if single_B is not None:
+        chosen |= single_B[:, None]
     return jnp.where(chosen, apart, together)
 
 

@@ -56,7 +56,9 @@ def positions_of(segments_BxN: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
-def lay_out(segments_BxN: jax.Array, block_size: int = 0, first_BxN=None) -> Places:
+def lay_out(
+    segments_BxN: jax.Array, block_size: int = 0, first_BxN=None, single_B=None
+) -> Places:
     """The places of packed documents.
 
     Args:
@@ -65,11 +67,15 @@ def lay_out(segments_BxN: jax.Array, block_size: int = 0, first_BxN=None) -> Pla
         whole documents together.
       first_BxN: true where text is read before anything is written, wherever it stands: a block
         that is only partly so falls into two. None where known text stands before all other.
+      single_B: true for rows in which every position is a block of its own, within those of
+        ``block_size``. None for no row.
     """
     positions_BxN = positions_of(segments_BxN)
     if not block_size:
         return Places(segments_BxN, positions_BxN, jnp.zeros_like(positions_BxN))
     blocks_BxN = positions_BxN // block_size
+    if single_B is not None:
+        blocks_BxN = jnp.where(single_B[:, None], positions_BxN, blocks_BxN)
     if first_BxN is not None:
         blocks_BxN -= jnp.where(first_BxN, segments_BxN.shape[1], 0)
     return Places(segments_BxN, positions_BxN, blocks_BxN, block_size)
