@@ -17,7 +17,7 @@ from ldlm_jax.alignment import AlignmentConfig, Projection
 from ldlm_jax.config_checks import check_shapes
 from ldlm_jax.consistency import ConsistencyConfig
 from ldlm_jax.data.build import DataConfig
-from ldlm_jax.denoiser import DiffusionConfig
+from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.errors import UserError, did_you_mean, fits_type
 from ldlm_jax.mesh import MeshConfig
 from ldlm_jax.models.dit import DiT

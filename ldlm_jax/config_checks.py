@@ -26,6 +26,7 @@ def check_shapes(experiment) -> None:
         _check_posterior(experiment, vae)
     if experiment.diffusion.block_size:
         _check_blocks(experiment.diffusion, data, networks)
+    experiment.sample.check_fits(experiment.diffusion)
     near = any(phase.has("consistency") for phase in experiment.phases)
     if near and parts > 1:
         raise UserError(

@@ -10,8 +10,8 @@ import numpy as np
 
 from ldlm_jax.choose import most_like_the_others
 from ldlm_jax.data.tokenizer import Tokenizer
-from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.diffusion.sampler import Solver
+from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.errors import UserError
 from ldlm_jax.outline import Outline, Row
 from ldlm_jax.request import SHARED, Request, SampleConfig
@@ -57,17 +57,8 @@ class Writer:
         return max(1, self.diffusion.block_size) * self.models.vae.tokens_per_latent
 
     def in_blocks(self, size: int) -> "Writer":
-        """The same model, writing ``size`` latents at once; 0 for as many as in training.
-
-        Raises:
-          UserError: they do not divide the blocks of training.
-        """
-        trained = self.diffusion.block_size
-        if size in (0, trained):
-            return self
-        if not trained or trained % size:
-            whole = f"blocks of {trained}, of which it must be a divisor" if trained else "no blocks"
-            raise UserError(f"block_size = {size}: this model was trained with {whole}.")
+        """The same model, writing ``size`` latents at once; 0 for as many as in training."""
+        size = size or self.diffusion.block_size
         return replace(self, diffusion=replace(self.diffusion, block_size=size))
 
     def row_length(self, config: SampleConfig) -> int:
@@ -162,6 +153,8 @@ def answer(
     """
     if not requests:
         return
+    for request in requests:
+        request.config.check_fits(writer.diffusion)
     writer = writer.in_blocks(requests[0].config.block_size)
     outlines = [Outline.of(request.pieces, writer.tokenizer) for request in requests]
     for request, outline in zip(requests, outlines, strict=True):
@@ -198,18 +191,6 @@ def _check(writer: Writer, request: Request, outline: Outline) -> None:
         raise UserError(
             "guidance needs a model trained with diffusion.condition_dropout and a share of known "
             "text (diffusion.prefix) above 0; use guidance 1."
-        )
-    if diffusion.token_posterior:
-        return
-    for name in ("temperature", "top_p"):
-        if getattr(config, name) != 1.0:
-            raise UserError(
-                f"{name} needs a model trained with diffusion.token_posterior; use {name} 1."
-            )
-    if config.solver == "ancestral":
-        raise UserError(
-            "solver ancestral draws tokens from a posterior: it needs a model trained with "
-            "diffusion.token_posterior; use stochastic."
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ldlm_jax.diffusion.sampler import SOLVERS
+from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.errors import UserError, check_shares, did_you_mean, fits_type
 from ldlm_jax.outline import Hole, Pieces, parse_template
 from ldlm_jax.writing import Dials
@@ -75,7 +76,8 @@ class SampleConfig:
             raise UserError(f"grid = {self.grid!r}: choose 'law' or 'uniform'.")
         if self.choose not in ("likelihood", "consensus"):
             raise UserError(f"choose = {self.choose!r}: choose 'likelihood' or 'consensus'.")
-        for name in ("churn", "guidance", "self_guidance", "lag", "patience", "length", "block_size"):
+        amounts = "churn", "guidance", "self_guidance", "lag", "patience", "length", "block_size"
+        for name in amounts:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)}: must not be negative.")
         check_shares("sample", self, ("guidance_from", "guidance_to", "sure"))
@@ -88,6 +90,27 @@ class SampleConfig:
         for name in ("batch_size", "best_of"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: at least 1.")
+
+    def check_fits(self, diffusion: DiffusionConfig) -> None:
+        """Raise UserError unless a model that was trained so can be sampled so."""
+        trained = diffusion.block_size
+        if self.block_size and (not trained or trained % self.block_size):
+            blocks = f"blocks of {trained}, which it must divide" if trained else "no blocks"
+            raise UserError(
+                f"sample.block_size = {self.block_size}: the model is trained with {blocks}."
+            )
+        if diffusion.token_posterior:
+            return
+        for name in ("temperature", "top_p"):
+            if getattr(self, name) != 1.0:
+                raise UserError(
+                    f"sample.{name} needs a model trained with diffusion.token_posterior; use 1."
+                )
+        if self.solver == "ancestral":
+            raise UserError(
+                "sample.solver = 'ancestral' draws tokens from a posterior: it needs a model "
+                "trained with diffusion.token_posterior; use 'stochastic'."
+            )
 
 
 # Settings in which the texts of one compiled call may differ.

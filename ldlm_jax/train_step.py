@@ -18,11 +18,12 @@ import optax
 from ldlm_jax.alignment import AlignmentConfig, alignment_loss
 from ldlm_jax.consistency import ConsistencyConfig, consistency_loss
 from ldlm_jax.data.tokenizer import MASK
-from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of, segments_of
+from ldlm_jax.denoiser import Denoiser, places_of, segments_of
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion.known import draw_known
 from ldlm_jax.diffusion.objective import masked_mean
 from ldlm_jax.diffusion.time import draw_progress
+from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.errors import UserError, check_shares
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
 from ldlm_jax.models.places import Places, positions_of

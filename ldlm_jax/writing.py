@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldlm_jax.data.tokenizer import MASK
-from ldlm_jax.denoiser import DiffusionConfig
 from ldlm_jax.diffusion import time
 from ldlm_jax.diffusion.sampler import EVALUATIONS, Solver
+from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.models.dit import DROPPED, KNOWN
 from ldlm_jax.train_state import Models
 

@@ -39,6 +39,10 @@ def test_every_config_resolves_and_says_what_it_is(path):
         ("data.vocab_size=100", ["data.vocab_size"]),
         ("diffusion.block_size=4", ["diffusion.block_size", "data.round_to=4"]),
         ("diffusion.block_size=-1", ["diffusion.block_size"]),
+        ("diffusion.blocks_of_one=0.5", ["diffusion.blocks_of_one", "diffusion.block_size"]),
+        ("sample.block_size=2", ["sample.block_size", "no blocks"]),
+        ("sample.solver=ancestral", ["sample.solver", "diffusion.token_posterior"]),
+        ("sample.top_p=0.9", ["sample.top_p", "diffusion.token_posterior"]),
         ("text_vae.tokens_per_latent=2", ["data.round_to", "tokens_per_latent"]),
         ("train.num_steps='many'", ["train.num_steps", "whole number"]),
         ("train.microbatches=7", ["train.microbatches", "train.batch_size"]),
@@ -53,6 +57,14 @@ def test_mistakes_name_the_key_and_the_fix(override, words):
         resolve(load_config(None, [override]))
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_kernel_for_blocks_of_one_size_is_given_no_others():
+    blocks = ["diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0",
+              "text_vae.decoder_layers=0", "diffusion.infill=0.0", "diffusion.blocks_of_one=0.5",
+              "dit.attention=splash", "dit.heads=2"]  # fmt: skip
+    with pytest.raises(UserError, match="dit.attention = 'splash'.*diffusion.blocks_of_one"):
+        resolve(load_config(None, blocks))
 
 
 def test_overrides_and_types():

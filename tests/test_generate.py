@@ -444,7 +444,7 @@ def test_impossible_holes_are_refused(overfitted_in_blocks):
     ):
         with pytest.raises(UserError, match=words):
             list(answer(writer, [request]))
-    with pytest.raises(UserError, match="blocks of 4, of which it must be a divisor"):
+    with pytest.raises(UserError, match="blocks of 4, which it must divide"):
         list(generate(writer, SampleConfig(block_size=3), 0))
     with pytest.raises(UserError, match="leave prompt and suffix empty"):
         Request("My son", template="a ____ b")

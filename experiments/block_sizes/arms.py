@@ -11,7 +11,9 @@ def _blocks(size: int) -> tuple[str, ...]:
 
 ARMS = {f"blocks of {size}": _blocks(size) for size in (4, 8, 16, 32)} | {
     "whole texts": (
-        "diffusion.block_size=0", "diffusion.blocks_of_one=0.0", "data.round_to=1",
+        "diffusion.block_size=0",
+        "diffusion.blocks_of_one=0.0",
+        "data.round_to=1",
         "sample.lag=0.0",
     ),  # fmt: skip
 }

@@ -15,7 +15,8 @@ def get_config() -> dict:
     config["text_vae"] |= {"width": 128, "latent_channels": 64}
     config["dit"] |= {"width": 128, "layers": 4}
     config["diffusion"] |= {
-        "block_size": 8, "prefix": 0.2, "suffix": 0.2, "infill": 0.3, "spans": 0.1,
+        "block_size": 8, "time_location": None, "prefix": 0.2, "suffix": 0.2, "infill": 0.3,
+        "spans": 0.1,
     }  # fmt: skip
     config["train"] |= {"num_steps": 2000, "batch_size": 32, "eval_every": 2000}
     config["train"] |= {"checkpoint_every": 1000, "evals": ("denoising",)}

@@ -8,6 +8,7 @@ import json
 import platform
 import sys
 import time
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,12 @@ from ldlm_jax.config import load_config, resolve
 from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.models.autoregressive import TokenTransformer
 from ldlm_jax.models.places import lay_out
-from ldlm_jax.request import SampleConfig
 from ldlm_jax.train_state import LatentStats
 from ldlm_jax.write import write_tokens
 from ldlm_jax.writing import Dials, Page, Plan
 
 VOCABULARY = 4096
-LENGTHS, BATCHES, STEPS = (64, 256, 1024, 2048), (1, 32), (5, 20)
+LENGTHS, BATCHES = (64, 256, 1024, 2048), (1, 32)
 LONG = 20.0
 
 
@@ -57,11 +57,18 @@ class Latent:
         self.params = meta.unbox(self.models.init(jax.random.key(0), self.window))
         self.latents = LatentStats.create(self.models.vae.latent_channels)
 
-    def run(self, batch: int, length: int, steps: int) -> dict:
-        """Write ``batch`` texts of ``length`` tokens, remembering one window."""
-        config = SampleConfig(steps=steps, temperature=0.7, lag=2.0)
-        plan = Plan(self.models, self.experiment.diffusion, Solver("stochastic", 2.0), steps,
-                    memory=self.window)  # fmt: skip
+    def run(self, batch: int, length: int, steps: int, block_size: int | None = None) -> dict:
+        """Write ``batch`` texts of ``length`` tokens as the config samples, remembering one window.
+
+        In smaller blocks if so asked.
+        """
+        config, diffusion = replace(self.experiment.sample, steps=steps), self.experiment.diffusion
+        if block_size:
+            diffusion = replace(diffusion, block_size=block_size)
+        plan = Plan(
+            self.models, diffusion, Solver(config.solver, config.churn), steps,
+            truncated=config.top_p < 1, memory=self.window,
+        )  # fmt: skip
         page = Page.blank(batch, length, 1)
         page = page._replace(inside_BxL=np.ones_like(page.inside_BxL))
         dials = Dials.of(jax.random.split(jax.random.key(0), batch), [config] * batch)
@@ -119,8 +126,9 @@ def main(config: str, out: str) -> None:
             row = {"batch": batch, "length": length,
                    "autoregressive": left_to_right.run(batch, length)
                    | {"cache_bytes": left_to_right.cache_bytes(batch, length)}}  # fmt: skip
-            for steps in STEPS if batch * length <= 32 * 1024 else STEPS[:1]:
-                own = latent.run(batch, length, steps)
+            few = (5, None), (1, 1)
+            for steps, block_size in few if batch * length > 32 * 1024 else (*few, (20, None)):
+                own = latent.run(batch, length, steps, block_size)
                 own["cache_bytes"] = latent.cache_bytes(batch, length)
                 own["times_as_fast"] = row["autoregressive"]["seconds"] / own["seconds"]
                 row[f"latent_{steps}"] = own

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.data.tokenizer import PAD
-from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of
+from ldlm_jax.denoiser import Denoiser, places_of
 from ldlm_jax.diffusion import path
+from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals.base import EvalContext, Results
 from ldlm_jax.models.dit import KNOWN, UNKNOWN

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldlm_jax.denoiser import Denoiser, DiffusionConfig, places_of
+from ldlm_jax.denoiser import Denoiser, places_of
+from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.generate import Writer
 from ldlm_jax.outline import Outline
 from ldlm_jax.train_state import Models

@@ -56,9 +56,7 @@ def positions_of(segments_BxN: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
-def lay_out(
-    segments_BxN: jax.Array, block_size: int = 0, first_BxN=None, single_B=None
-) -> Places:
+def lay_out(segments_BxN: jax.Array, block_size: int = 0, first_BxN=None, single_B=None) -> Places:
     """The places of packed documents.
 
     Args:
