@@ -52,7 +52,7 @@ def get_config() -> dict:
             "eval_every": 1100,
             "checkpoint_every": 550,
         },
-        "sample": {"steps": 20, "solver": "ancestral", "top_p": 0.9, "lag": 2.0},
+        "sample": {"steps": 20, "solver": "ancestral", "top_p": 0.8, "lag": 3.0},
         # Latents and denoiser learn together: the tokens' cross-entropy keeps the latents apart.
         "phases": [{"reconstruction": 0.0, "encoder_gradient": 1.0}],
     }

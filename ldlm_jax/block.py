@@ -69,17 +69,16 @@ def solve(denoiser: Denoiser, plan: Plan, block: Block, dials: Dials) -> Sampled
             less.append((ask(1, earlier_BxSxD), weight_BxS[..., None]))
         if plan.self_guided:
             less.append((ask(0, blank_BxSxD), dials.self_guidance_B[:, None, None]))
-
-        def guided(read) -> jax.Array:
-            both = read(with_both)
-            return both + sum(guide(both, read(other), weight) - both for other, weight in less)
-
-        clean_BxSxD = block.keep_given(guided(lambda said: said.clean_BxNxD))
+        both_BxSxD = clean_BxSxD = with_both.clean_BxNxD
+        for other, weight in less:
+            clean_BxSxD += guide(both_BxSxD, other.clean_BxNxD, weight) - both_BxSxD
         drawn_BxSxD, looked_at = None, ()
         if plan.solver.name == "ancestral":
-            tokens_BxSxD = denoiser.draw(guided(lambda said: said.logits_BxLxV), keys_B)
-            rest_BxSxD = guided(lambda said: said.clean_BxNxD - said.mean_BxNxD)
-            drawn_BxSxD = block.keep_given(tokens_BxSxD + rest_BxSxD)
+            # Guidance shifts the draw as it shifts the mean: logits cut to their nuclei, of which
+            # one may hold what the other does not, cannot be told apart by a difference.
+            of_tokens_BxSxD = denoiser.draw(with_both.logits_BxLxV, keys_B) - with_both.mean_BxNxD
+            drawn_BxSxD = block.keep_given(clean_BxSxD + of_tokens_BxSxD)
+        clean_BxSxD = block.keep_given(clean_BxSxD)
         if plan.traced or plan.early:
             logits_BxTxV = with_both.logits_BxLxV
             if logits_BxTxV is None:
