@@ -207,12 +207,15 @@ class Denoiser:
         logits_BxLxV, mean_BxNxD = self._context(features_BxLxM), None
         if noisy is not None:
             logits_BxLxV += self._evidence(*noisy)
-            # Codes that learned from the squared error would all become one.
-            codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
-            posterior_BxNxV = jax.nn.softmax(logits_BxLxV)
-            mean_BxNxD = matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
+            mean_BxNxD = self._mean(logits_BxLxV)
         scores = None if tokens_BxL is None else Scores.of(logits_BxLxV, tokens_BxL)
         return mean_BxNxD, logits_BxLxV if self.parts == 1 else None, scores
+
+    def _mean(self, logits_BxNxV):
+        """Mean (B, N, D) of the tokens' codes under these logits."""
+        # Codes that learned from the squared error would all become one.
+        codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
+        return matmul(jax.nn.softmax(logits_BxNxV), codes_VxD, jnp.dtype(self.models.dit.dtype))
 
     def _context(self, features_BxLxM):
         """Logits of what the network says, made sharper as was asked for."""
@@ -272,9 +275,7 @@ class Denoiser:
         the latents themselves.
         """
         z_BxNxD, t_BxN = noisy
-        codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
-        posterior_BxNxV = jax.nn.softmax(self._evidence(z_BxNxD, t_BxN))
-        mean_BxNxD = matmul(posterior_BxNxV, codes_VxD, jnp.dtype(self.models.dit.dtype))
+        mean_BxNxD = self._mean(self._evidence(z_BxNxD, t_BxN))
         t, variance = t_BxN[..., None], self.config.token_variance
         gain = (1 - t) * variance / (t**2 + (1 - t) ** 2 * variance)
         return mean_BxNxD + gain * (z_BxNxD - (1 - t) * mean_BxNxD)

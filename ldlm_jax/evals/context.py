@@ -18,10 +18,8 @@ from ldlm_jax.train_state import Models
 WRITTEN = 0.1
 
 
-@partial(jax.jit, static_argnames=("models", "diffusion", "single"))
-def nats_at(
-    params, latents, batch, key, turn, *, models: Models, diffusion: DiffusionConfig, single: bool
-):
+@partial(jax.jit, static_argnames=("models", "diffusion"))
+def nats_at(params, latents, batch, key, turn, *, models: Models, diffusion: DiffusionConfig):
     """Summed cross-entropy of the tokens whose turn it is, and their number.
 
     Args:
@@ -32,11 +30,9 @@ def nats_at(
       turn: place in the block, of which those before are written and the rest is pure noise; below
         0 it is every place's turn, and nothing is written.
       models: the networks.
-      diffusion: how the denoiser was trained.
-      single: with every latent a block of its own.
+      diffusion: how the denoiser was trained, and in which blocks it is asked.
     """
-    rows_B = jnp.full(len(batch["tokens"]), True) if single else None
-    places = places_of(batch["segments"], models, diffusion, single_B=rows_B)
+    places = places_of(batch["segments"], models, diffusion)
     denoiser = Denoiser.create(models, params, diffusion, latents)
     shape = places.segments_BxN.shape
     z_0_BxNxD = denoiser.encode(batch["tokens"], places, jnp.zeros(shape, bool))
@@ -70,16 +66,16 @@ def evaluate(context: EvalContext) -> Results:
             "diffusion.token_posterior; leave it out."
         )
     ways = {
-        "nats": (range(diffusion.block_size), False),
-        "nats_at_once": ((-1,), False),
-        "nats_blocks_of_one": ((-1,), True),
+        "nats": (writer, range(diffusion.block_size)),
+        "nats_at_once": (writer, (-1,)),
+        "nats_blocks_of_one": (writer.in_blocks(1), (-1,)),
     }
     results = {}
-    for name, (turns, single) in ways.items():
+    for name, (asked, turns) in ways.items():
         sums = [
             nats_at(
-                writer.params, writer.latents, batch, jax.random.fold_in(context.key, i), turn,
-                models=writer.models, diffusion=diffusion, single=single,
+                asked.params, asked.latents, batch, jax.random.fold_in(context.key, i), turn,
+                models=asked.models, diffusion=asked.diffusion,
             )
             for i, batch in enumerate(context.batches)
             for turn in turns
