@@ -49,6 +49,8 @@ def _check_networks(vae, dit) -> None:
                 f"{section}.heads = {part.heads} must divide {section}.width = {part.width} into "
                 "heads of even width."
             )
+    if not 0 <= dit.dropout < 1:
+        raise UserError(f"dit.dropout = {dit.dropout}: must be in [0, 1).")
     least = {
         "text_vae.latent_channels": (vae.latent_channels, 1),
         "text_vae.tokens_per_latent": (vae.tokens_per_latent, 1),

@@ -138,6 +138,7 @@ class Denoiser:
       parts: see ``by_parts``, for everything as wide as the vocabulary.
       inside_BxL: true where the text cannot end, as known text follows; None where it may
         anywhere.
+      dropout_key: of the DiT's dropout; None drops nothing.
     """
 
     models: Models
@@ -149,6 +150,7 @@ class Denoiser:
     top_p: jax.Array | None = None
     parts: int = 1
     inside_BxL: jax.Array | None = None
+    dropout_key: jax.Array | None = None
 
     @classmethod
     def create(
@@ -232,7 +234,8 @@ class Denoiser:
         return self._vae(inputs, places, method="token_features")
 
     def _dit(self, *args) -> Denoised:
-        return self.models.dit.apply({"params": self.params["dit"]}, *args)
+        rngs = None if self.dropout_key is None else {"dropout": self.dropout_key}
+        return self.models.dit.apply({"params": self.params["dit"]}, *args, rngs=rngs)
 
     def _evidence(self, z_BxNxD, t_BxN):
         """Log-likelihood (B, N, V) of noisy latents under each token, up to a constant.

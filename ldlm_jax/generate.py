@@ -10,7 +10,6 @@ import numpy as np
 
 from ldlm_jax.choose import most_like_the_others
 from ldlm_jax.data.tokenizer import Tokenizer
-from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.errors import UserError
 from ldlm_jax.outline import Outline, Row
@@ -202,12 +201,9 @@ def _plan(writer: Writer, requests, outlines) -> Plan:
         if len(values) > 1:
             raise UserError(f"requests written together must agree on {name}, not {values}.")
     asked = list(zip(configs, outlines, strict=True))
-    return Plan(
-        writer.models,
-        writer.diffusion,
-        Solver(configs[0].solver, configs[0].churn),
-        max(config.steps for config in configs),
-        configs[0].grid,
+    return replace(
+        Plan.of(writer.models, writer.diffusion, configs[0], writer.window),
+        steps=max(config.steps for config in configs),
         guided=any(c.guidance != 1.0 and outline.known_tokens > 0 for c, outline in asked),
         self_guided=writer.diffusion.self_condition > 0
         and any(config.self_guidance != 1.0 for config in configs),
@@ -216,7 +212,6 @@ def _plan(writer: Writer, requests, outlines) -> Plan:
         scored=any(
             c.choose == "likelihood" and (c.best_of > 1 or outline.free) for c, outline in asked
         ),
-        memory=writer.window // writer.models.vae.tokens_per_latent,
     )
 
 

@@ -17,7 +17,6 @@ from ldlm_jax.chips import CHIPS, Chip, chip_of, count_of, gpu_of
 from ldlm_jax.config import Experiment
 from ldlm_jax.config_checks import check_mesh
 from ldlm_jax.data.build import vocab_size
-from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals.denoising import errors_at
 from ldlm_jax.mesh import make_mesh
@@ -192,10 +191,7 @@ class Target:
 
         keys = array((rows,), self.key().dtype)
         dials = Dials(keys, *[array((rows,), jnp.float32)] * (len(Dials._fields) - 1))
-        plan = Plan(
-            models, recipe.diffusion, Solver(config.solver, config.churn), config.steps,
-            config.grid,
-        )  # fmt: skip
+        plan = Plan.of(models, recipe.diffusion, config, window)
         page = Page.blank(rows, window, models.vae.tokens_per_latent)
         page = jax.tree.map(lambda x: array(x.shape, x.dtype), page)
         run = partial(write_tokens, plan=plan)

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,7 +18,6 @@ from ldlm_jax.generate import Writer
 from ldlm_jax.guide import load_guide
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.metrics import MetricsWriter, Screen
-from ldlm_jax.models.scores import COMPILER_OPTIONS
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.phases import phase_at
 from ldlm_jax.processes import first_alone, is_first
@@ -27,7 +25,7 @@ from ldlm_jax.run_folder import RunFolder
 from ldlm_jax.sharding import batch_sharding, in_force, own_rows, put_batch
 from ldlm_jax.teachers.foundation import load_foundation
 from ldlm_jax.train_state import abstract_state, init_state
-from ldlm_jax.train_step import Frozen, Recipe, train_step
+from ldlm_jax.train_step import Frozen, Recipe, compiled_step
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +91,7 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide, foundation
     )
     state = _restore_or_create(experiment, recipe, optimizer, checkpoints, mesh)
     start = int(state.step)
-    step_fn = jax.jit(
-        partial(train_step, recipe=recipe, optimizer=optimizer),
-        donate_argnums=0,
-        static_argnames="phase",
-        compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),
-    )
+    step_fn = compiled_step(recipe, optimizer)
     key = jax.random.key(config.seed)
     frozen = Frozen(guide.params if guide else None, foundation)
     batches, held_out = _batches(experiment, prepared, sharding, guide, start)

@@ -7,7 +7,7 @@ A phase that teaches to write in few steps adds a fifth, consistency (consistenc
 Shape letters: B rows, L tokens, N latents, D latent channels, M width, V vocabulary, H features.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.errors import UserError, check_shares
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
 from ldlm_jax.models.places import Places, positions_of
+from ldlm_jax.models.scores import COMPILER_OPTIONS
 from ldlm_jax.optim import OptimConfig, ema_step_size
 from ldlm_jax.phases import LOSSES, Phase, weight_at
 from ldlm_jax.teachers.teacher import Teacher
@@ -137,6 +138,7 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     """Denoising error over the positions to be written, and what came out of the DiT's tap."""
     config = denoiser.config
     time_key, noise_key, drop_key, self_key = jax.random.split(key, 4)
+    denoiser = replace(denoiser, dropout_key=jax.random.fold_in(drop_key, 1))
     B, N, D = z_0_BxNxD.shape
     dropped_Bx1 = jax.random.bernoulli(drop_key, config.condition_dropout, (B, 1))
     given_BxN = jnp.where(known_BxN & dropped_Bx1, DROPPED, KNOWN)
@@ -324,7 +326,7 @@ def train_step(
     recipe: Recipe,
     optimizer,
 ):
-    """One step of training; jit it with ``state`` donated and the keywords static.
+    """One step of training; see ``compiled_step``.
 
     Args:
       state: before the step.
@@ -369,3 +371,13 @@ def train_step(
         "latent/std_max": jnp.sqrt(jnp.max(new.latents.var_D)),
     }
     return new, metrics
+
+
+def compiled_step(recipe: Recipe, optimizer):
+    """``train_step`` under jit: the state that it is given is used up; ``phase`` is static."""
+    return jax.jit(
+        partial(train_step, recipe=recipe, optimizer=optimizer),
+        donate_argnums=0,
+        static_argnames="phase",
+        compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),
+    )

@@ -4,7 +4,7 @@ Shape letters: B rows, L tokens, N latents, S latents of a block, K steps.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -53,6 +53,20 @@ class Plan:
     scored: bool = False
     memory: int = 0
     on_block: Callable[[int, np.ndarray], None] | None = None
+
+    @classmethod
+    def of(cls, models: Models, diffusion: DiffusionConfig, config, window: int) -> "Plan":
+        """That of rows written as a ``SampleConfig`` says, which remember ``window`` tokens."""
+        return cls(
+            models,
+            replace(diffusion, block_size=config.block_size or diffusion.block_size),
+            Solver(config.solver, config.churn),
+            config.steps,
+            config.grid,
+            truncated=config.top_p < 1.0,
+            early=config.patience > 0,
+            memory=window // models.vae.tokens_per_latent,
+        )
 
     @property
     def marks(self) -> tuple[int, ...]:
@@ -118,14 +132,14 @@ class Page(NamedTuple):
     inside_BxL: jax.Array
 
     @classmethod
-    def blank(cls, rows: int, window: int, per_latent: int) -> "Page":
-        """Nothing is given, of latents of so many tokens."""
+    def blank(cls, rows: int, window: int, per_latent: int, endless: bool = False) -> "Page":
+        """Nothing is given, of latents of so many tokens; ``endless`` texts fill the window."""
         shape = (rows, window)
         return cls(
             np.full(shape, MASK, np.int32),
             np.ones(shape, np.int32),
             np.zeros((rows, window // per_latent), bool),
-            np.zeros(shape, bool),
+            np.full(shape, endless),
         )
 
 

@@ -249,8 +249,7 @@ def test_the_memory_holds_the_latest_blocks(overrides):
     """One window of them, in turn; what is not yet written takes its place beforehand."""
     writer = babbling([*overrides, *BLOCKS])
     reach, size, rows = writer.window, 4, 2
-    page = Page.blank(rows, 3 * reach, 1)
-    page = page._replace(inside_BxL=np.ones_like(page.inside_BxL))  # no text ends
+    page = Page.blank(rows, 3 * reach, 1, endless=True)
     dials = Dials.of(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=1)] * rows)
     plan = Plan(writer.models, writer.diffusion, Solver("euler"), 1, memory=reach)
     places = places_of(page.segments_BxL, writer.models, writer.diffusion, page.known_BxN)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,6 +135,21 @@ def test_texts_are_read_as_if_alone(judge):
         assert reading.ids == alone.ids
         np.testing.assert_allclose(reading.nll, alone.nll, atol=1e-3)
         np.testing.assert_allclose(reading.features, alone.features, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_real_texts_are_read_once(judge, tmp_path, monkeypatch):
+    texts = [*PROSE[:3], "", "a"]
+    fresh, first = judge.read(texts), judge.read_once(texts, tmp_path)
+    monkeypatch.setattr(Judge, "read", lambda *_: pytest.fail("read again"))
+    for kept in (first, judge.read_once(texts, tmp_path)):
+        for a, b in zip(fresh, kept, strict=True):
+            assert a.ids == b.ids
+            np.testing.assert_array_equal(a.nll, b.nll)
+            np.testing.assert_array_equal(a.features, b.features)
+    for other, whose in ((texts[1:], judge), (texts, replace(judge, fingerprint="another"))):
+        with pytest.raises(pytest.fail.Exception, match="read again"):
+            whose.read_once(other, tmp_path)
 
 
 def test_the_report_is_one_page_with_every_number_plot_and_text():

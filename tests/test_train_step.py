@@ -19,7 +19,7 @@ from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.diffusion.time import draw_progress
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.models.attention import look_near
-from ldlm_jax.models.layers import Attention, Block, activation_dtype, matmul
+from ldlm_jax.models.layers import Attention, Block, Dropout, activation_dtype, matmul
 from ldlm_jax.models.places import lay_out, see_up_to_block
 from ldlm_jax.models.scores import planning_for
 from ldlm_jax.optim import OptimConfig, make_optimizer
@@ -326,6 +326,41 @@ def test_in_blocks_of_one_each_latent_sees_all_the_clean_text_before_it(setup):
     elsewhere = z.at[:, 5].add(10.0)
     assert changed(run(elsewhere, z)) == [{6, 7, 8, 9, 10, 11}, {8, 9, 10, 11}]
     assert changed(run(z, elsewhere)) == [{5}, {4, 5, 6, 7}]
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_dropout_drops_the_same_features_of_a_row_and_only_in_training(setup, remat):
+    recipe, _, state, _ = setup
+    params = {"params": state.params["dit"]}
+    dit = recipe.models.dit.clone(remat=remat)
+    z = jax.random.normal(jax.random.key(0), (2, 12, dit.latent_channels))
+    marks, places = jnp.zeros((2, 12), jnp.int32), lay_out(jnp.ones((2, 12), jnp.int32))
+
+    def said(rate, key=None):
+        rngs = None if key is None else {"dropout": jax.random.key(key)}
+        return dit.clone(dropout=rate).apply(params, z, 0.3 + marks, marks, z, places, rngs=rngs)
+
+    whole, first, second = said(0.0), said(0.5, key=1), said(0.5, key=2)
+    chex.assert_trees_all_equal(said(0.5).output_BxNxD, whole.output_BxNxD)  # no key: evaluation
+    for other in (whole, second):
+        assert float(jnp.abs(first.output_BxNxD - other.output_BxNxD).max()) > 1e-2
+
+    ones = jnp.ones((3, 5, 64))
+    dropped = Dropout(0.25).apply({}, ones, rngs={"dropout": jax.random.key(0)})
+    chex.assert_trees_all_equal(dropped, jnp.broadcast_to(dropped[:, :1], ones.shape))
+    assert np.unique(dropped) == pytest.approx([0.0, 4 / 3])
+    assert 0.1 < float((dropped == 0).mean()) < 0.4
+    assert (dropped[0] != dropped[1]).any()
+
+
+def test_the_fused_step_trains_with_dropout(setup):
+    recipe, _, _, _ = setup
+    models = dataclasses.replace(recipe.models, dit=recipe.models.dit.clone(dropout=0.5))
+    dropping = dataclasses.replace(recipe, models=models)
+    only = Phase(reconstruction=0.0, kl=0.0, diffusion=1.0, alignment=0.0)
+    assert abs(float(loss_of(setup, only)[0] - loss_of(setup, only, recipe=dropping)[0])) > 1e-3
+    rest = Phase(reconstruction=1.0, kl=1.0, diffusion=0.0, alignment=0.0)
+    assert float(loss_of(setup, rest)[0]) == float(loss_of(setup, rest, recipe=dropping)[0])
 
 
 def test_heads_look_at_their_neighbours_from_the_start():

@@ -20,11 +20,10 @@ from ldlm_jax.data.build import prepare, read_texts
 from ldlm_jax.data.pipeline import train_batches
 from ldlm_jax.guide import load_guide, write_cache
 from ldlm_jax.mesh import make_mesh
-from ldlm_jax.models.scores import COMPILER_OPTIONS
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.sharding import batch_sharding, in_force, put_batch
 from ldlm_jax.train_state import init_state
-from ldlm_jax.train_step import Frozen, train_step
+from ldlm_jax.train_step import Frozen, compiled_step
 
 ROUNDS, STEPS, DOCUMENTS = 3, 5, 3000
 
@@ -49,10 +48,7 @@ class Timed:
         window = experiment.data.window
         self._state = init_state(models, optimizer, 0, window, self.mesh, self.rules)
         self._frozen = Frozen(guide.params if guide else None, None)
-        self._step = jax.jit(
-            partial(train_step, recipe=recipe, optimizer=optimizer, phase=experiment.phases[0]),
-            donate_argnums=0, compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),
-        )  # fmt: skip
+        self._step = partial(compiled_step(recipe, optimizer), phase=experiment.phases[0])
 
     def seconds(self) -> float:
         """Mean seconds of a few steps, the next batch's reading included."""

@@ -2,7 +2,7 @@
 
 Command: export PYTHONPATH=.
          python experiments/half_hour/baseline.py train ar|mdlm WORKDIR STEPS [key=value ...]
-           (of the optimizer, or batch_size, layers, width, and config: whose data to read)
+           (of the optimizer, or batch_size, layers, width, dropout; config: whose data to read)
          python experiments/half_hour/baseline.py judge ar|mdlm WORKDIR OUT.json [key=value ...]
 """
 
@@ -10,7 +10,7 @@ import json
 import pickle
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import optax
 from flax.core import meta
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.build import DataConfig, prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD
 from ldlm_jax.denoiser import nucleus
@@ -32,7 +32,7 @@ from ldlm_jax.models.places import lay_out
 from ldlm_jax.optim import OptimConfig, ema_step_size, make_optimizer
 
 # As many parameters as the demo's encoder, decoder and DiT; the same window, tokens and batch.
-SIZES = {"width": 192, "layers": 3, "offset_radius": 4, "dtype": "bfloat16"}
+SIZES = {"width": 192, "layers": 3, "offset_radius": 4, "dropout": 0.0, "dtype": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,19 @@ class Kind:
         """Mean loss a token: cross-entropy, or MDLM's bound (Sahoo et al. 2024, equation 10)."""
         tokens, segments = batch["tokens"], batch["segments"]
         places = self.places(segments)
+        variables, rngs = {"params": params}, {"dropout": jax.random.fold_in(key, 2)}
         if self.causal:
             # A document's first token is asked of the end token before it.
             first = places.positions_BxN == 0
             inputs = jnp.where(first, EOS, jnp.roll(tokens, 1, axis=1))
-            logits, _ = model.apply({"params": params}, inputs, places)
+            logits, _ = model.apply(variables, inputs, places, rngs=rngs)
             weight = (segments > 0).astype(jnp.float32)
         else:
             t = (jax.random.uniform(key, ()) + jnp.arange(len(tokens)) / len(tokens))[:, None] % 1.0
             t = jnp.maximum(t, 1e-3)
             hidden = jax.random.uniform(jax.random.fold_in(key, 1), tokens.shape) < t
-            logits, _ = model.apply({"params": params}, jnp.where(hidden, MASK, tokens), places)
+            inputs = jnp.where(hidden, MASK, tokens)
+            logits, _ = model.apply(variables, inputs, places, rngs=rngs)
             weight = jnp.where(hidden & (segments > 0), 1 / t, 0.0)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
         return jnp.sum(weight * nll) / jnp.maximum(jnp.sum(segments > 0), 1)
@@ -68,26 +70,26 @@ class Kind:
 KINDS = {"ar": Kind(causal=True), "mdlm": Kind(causal=False)}
 
 
-def data_of(config: str):
-    """The experiment of a latent model, whose data a baseline reads without rounding."""
-    alone = ["data.round_to=1", "diffusion.block_size=0", "diffusion.blocks_of_one=0.0"]
-    return resolve(load_config(config, alone))
+def read_config(config: str) -> tuple[DataConfig, int]:
+    """Data of a latent model, which a baseline reads without rounding, and its batch size."""
+    experiment = resolve(load_config(config))
+    return replace(experiment.data, round_to=1), experiment.train.batch_size
 
 
 def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
     """Train for some steps; keep the averaged parameters of the best validation loss."""
     given = dict(item.split("=") for item in overrides)
     name = given.pop("config", "configs/web_cpu.py")
-    data = data_of(name)
-    prepared = prepare(data.data)
+    data, batch_size = read_config(name)
+    prepared = prepare(data)
     config = OptimConfig(**{
         "learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99,
-        **{k: float(v) for k, v in given.items() if k not in ("batch_size", "layers", "width")},
+        **{k: float(v) for k, v in given.items() if k not in ("batch_size", *SIZES)},
     })  # fmt: skip
-    batch_size = int(given.get("batch_size", data.train.batch_size))
-    sizes = SIZES | {k: int(v) for k, v in given.items() if k in ("layers", "width")}
+    batch_size = int(given.get("batch_size", batch_size))
+    sizes = SIZES | {k: type(SIZES[k])(v) for k, v in given.items() if k in SIZES}
     model = TokenTransformer(prepared.tokenizer.vocab_size, **sizes)
-    tokens = jnp.zeros((1, data.data.window), jnp.int32)
+    tokens = jnp.zeros((1, data.window), jnp.int32)
     params = meta.unbox(model.init(jax.random.key(0), tokens, kind.places(tokens))["params"])
     optimizer = make_optimizer(config, steps)
 
@@ -102,8 +104,9 @@ def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
         return (params, ema, opt_state), loss
 
     held_out = eval_batches(prepared, "validation", 64, 13)
-    validate = jax.jit(lambda p, b: kind.loss(model, p, b, jax.random.key(7)))
-    batches = train_batches(prepared, data.data, batch_size)
+    whole = model.clone(dropout=0.0)
+    validate = jax.jit(lambda p, b: kind.loss(whole, p, b, jax.random.key(7)))
+    batches = train_batches(prepared, data, batch_size)
     state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
     best, log, seconds = float("inf"), [], 0.0
     count = sum(x.size for x in jax.tree.leaves(params))
@@ -210,7 +213,7 @@ class Baseline:
     def load(cls, kind: str, workdir: str):
         """Read what ``train`` wrote."""
         facts = json.loads((Path(workdir) / "facts.json").read_text())
-        data = data_of(facts["config"]).data
+        data, _ = read_config(facts["config"])
         prepared = prepare(data)
         params = pickle.loads((Path(workdir) / "params.pickle").read_bytes())
         model = TokenTransformer(prepared.tokenizer.vocab_size, **facts["sizes"])

@@ -13,7 +13,6 @@ import numpy as np
 
 from experiments.half_hour.baseline import Baseline, write_left_to_right
 from ldlm_jax.data.tokenizer import MASK
-from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.evals.measures import text_statistics
 from ldlm_jax.run_folder import load_run
 from ldlm_jax.write import write_tokens
@@ -29,10 +28,8 @@ def ours(run, length: int, steps: int, greedy: bool) -> list[str]:
     config = replace(run.experiment.sample, steps=steps, temperature=1.0,
                      top_p=GREEDY if greedy else 0.8, churn=0.0 if greedy else 2.0)  # fmt: skip
     writer = run.writer
-    plan = Plan(writer.models, writer.diffusion, Solver(config.solver, config.churn), steps,
-                truncated=True, memory=writer.window)  # fmt: skip
-    page = Page.blank(COUNT, length, 1)
-    page = page._replace(inside_BxL=np.ones_like(page.inside_BxL))
+    plan = Plan.of(writer.models, writer.diffusion, config, writer.window)
+    page = Page.blank(COUNT, length, 1, endless=True)
     dials = Dials.of(jax.random.split(jax.random.key(0), COUNT), [config] * COUNT)
     written = write_tokens(writer.params, writer.latents, page, dials, plan=plan)
     return [run.tokenizer.decode(row) for row in np.asarray(written.tokens_BxL)]

@@ -16,12 +16,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import numpy as np
 from flax.core import meta
 
 from experiments.half_hour.baseline import write_left_to_right
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.models.autoregressive import TokenTransformer
 from ldlm_jax.models.places import lay_out
 from ldlm_jax.train_state import LatentStats
@@ -57,20 +55,14 @@ class Latent:
         self.params = meta.unbox(self.models.init(jax.random.key(0), self.window))
         self.latents = LatentStats.create(self.models.vae.latent_channels)
 
-    def run(self, batch: int, length: int, steps: int, block_size: int | None = None) -> dict:
+    def run(self, batch: int, length: int, steps: int, block_size: int = 0) -> dict:
         """Write ``batch`` texts of ``length`` tokens as the config samples, remembering one window.
 
         In smaller blocks if so asked.
         """
-        config, diffusion = replace(self.experiment.sample, steps=steps), self.experiment.diffusion
-        if block_size:
-            diffusion = replace(diffusion, block_size=block_size)
-        plan = Plan(
-            self.models, diffusion, Solver(config.solver, config.churn), steps,
-            truncated=config.top_p < 1, memory=self.window,
-        )  # fmt: skip
-        page = Page.blank(batch, length, 1)
-        page = page._replace(inside_BxL=np.ones_like(page.inside_BxL))
+        config = replace(self.experiment.sample, steps=steps, block_size=block_size)
+        plan = Plan.of(self.models, self.experiment.diffusion, config, self.window)
+        page = Page.blank(batch, length, 1, endless=True)
         dials = Dials.of(jax.random.split(jax.random.key(0), batch), [config] * batch)
         arguments = self.params, self.latents, page, dials
         return measured(write_tokens.lower(*arguments, plan=plan), *arguments)
@@ -126,8 +118,8 @@ def main(config: str, out: str) -> None:
             row = {"batch": batch, "length": length,
                    "autoregressive": left_to_right.run(batch, length)
                    | {"cache_bytes": left_to_right.cache_bytes(batch, length)}}  # fmt: skip
-            few = (5, None), (1, 1)
-            for steps, block_size in few if batch * length > 32 * 1024 else (*few, (20, None)):
+            few = (5, 0), (1, 1)
+            for steps, block_size in few if batch * length > 32 * 1024 else (*few, (20, 0)):
                 own = latent.run(batch, length, steps, block_size)
                 own["cache_bytes"] = latent.cache_bytes(batch, length)
                 own["times_as_fast"] = row["autoregressive"]["seconds"] / own["seconds"]

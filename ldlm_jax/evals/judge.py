@@ -1,8 +1,11 @@
 """A frozen causal model that reads texts: how surprised it is, and what it makes of the whole."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -18,7 +21,7 @@ from ldlm_jax.sharding import AxisRules
 from ldlm_jax.teachers import decoder_lm
 from ldlm_jax.teachers.decoder_lm import DecoderConfig
 from ldlm_jax.teachers.load import Pretrained, load_pretrained
-from ldlm_jax.teachers.named import find_model
+from ldlm_jax.teachers.named import find_model, fingerprint
 
 # Texts are read in rows of a multiple of this many tokens, so that few shapes are compiled.
 _ROUND = 16
@@ -49,11 +52,13 @@ class Judge:
       name: under which it was asked for.
       model: its parameters, fp32.
       tokenizer: its tokenizer.
+      fingerprint: of its files.
     """
 
     name: str
     model: Pretrained
     tokenizer: PretrainedTokenizer
+    fingerprint: str
 
     @classmethod
     def load(cls, name: str) -> "Judge":
@@ -71,7 +76,7 @@ class Judge:
         if tokenizer.start is None:
             raise UserError(f"the judge {name!r} names no start token, so a text's first word "
                             "could not be judged; use a GGUF file.")  # fmt: skip
-        return cls(name, model, tokenizer)
+        return cls(name, model, tokenizer, fingerprint(path))
 
     def read(self, texts: Sequence[str]) -> list[Reading]:
         """Read texts, the longest of them cut at 1,024 tokens, in their order."""
@@ -92,6 +97,24 @@ class Judge:
                 count = len(encoded[i]) - 1
                 readings[i] = Reading(encoded[i][1:], nll[row, :count], features[row])
         return readings
+
+    def read_once(self, texts: Sequence[str], folder: Path) -> list[Reading]:
+        """``read`` for texts that every evaluation asks of: readings are kept in a folder."""
+        asked = json.dumps([self.fingerprint, *texts]).encode()
+        file = folder / f"readings-{hashlib.sha256(asked).hexdigest()[:16]}.npz"
+        if not file.exists():
+            ids, nll, features = zip(*self.read(texts), strict=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            whole = file.with_suffix(".partial.npz")
+            np.savez(
+                whole, lengths=[len(i) for i in ids], ids=np.concatenate(ids).astype(np.int32),
+                nll=np.concatenate(nll), features=np.stack(features),
+            )  # fmt: skip
+            whole.rename(file)
+        with np.load(file) as kept:
+            ends = np.cumsum(kept["lengths"])[:-1]
+            columns = np.split(kept["ids"], ends), np.split(kept["nll"], ends), kept["features"]
+        return [Reading(ids.tolist(), nll, row) for ids, nll, row in zip(*columns, strict=True)]
 
 
 @partial(jax.jit, static_argnames="config")

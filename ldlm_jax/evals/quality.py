@@ -6,7 +6,7 @@ word salad. Each set of texts gets all of them, and so does real text, in its or
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
@@ -117,7 +117,8 @@ class Examiner:
         self.held_out = self._choose(split)
         self.other = self._choose("test" if split == "validation" else "validation")
         self.trained_on = self._choose("train")
-        reference = self._judge.read(self.held_out)
+        self._kept = prepared.text.with_name("readings")
+        reference = self._judge.read_once(self.held_out, self._kept)
         self._features = np.stack([reading.features for reading in reference])
 
     def _choose(self, split: str) -> list[str]:
@@ -133,20 +134,24 @@ class Examiner:
     def real_text(self) -> dict[str, dict[str, float | str]]:
         """Measures of real texts: what is compared with, two ceilings and a floor."""
         return {
-            "held_out": self.measure(self.held_out, reference=False),
-            "other_held_out": self.measure(self.other),
-            "trained_on": self.measure(self.trained_on),
-            "shuffled": self.measure(shuffled(self.trained_on)),
+            "held_out": self.measure(self.held_out, reference=False, real=True),
+            "other_held_out": self.measure(self.other, real=True),
+            "trained_on": self.measure(self.trained_on, real=True),
+            "shuffled": self.measure(shuffled(self.trained_on), real=True),
         }
 
-    def measure(self, texts: Sequence[str], reference: bool = True) -> dict[str, float | str]:
+    def measure(
+        self, texts: Sequence[str], reference: bool = True, real: bool = False
+    ) -> dict[str, float | str]:
         """All measures of a set of texts, and a few of them to read.
 
         Args:
           texts: the set.
           reference: compare it with held-out text.
+          real: it is of the corpus, so that what the judge makes of it is kept there.
         """
-        readings = self._judge.read(texts)
+        read = partial(self._judge.read_once, folder=self._kept) if real else self._judge.read
+        readings = read(texts)
         results = judged(readings) | measures.text_statistics(texts)
         if len(texts) > 1 and any(text.strip() for text in texts):
             results["self_bleu"] = measures.self_bleu(texts)

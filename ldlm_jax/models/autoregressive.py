@@ -35,6 +35,7 @@ class TokenTransformer(nn.Module):
       mlp_ratio: feed-forward width over model width.
       dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
       offset_radius: see ``DiT``.
+      dropout: see ``layers.Transformer``.
     """
 
     vocab_size: int
@@ -44,6 +45,7 @@ class TokenTransformer(nn.Module):
     mlp_ratio: float = 2.5
     dtype: str = "float32"
     offset_radius: int = 0
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, tokens_BxN, places: Places, cache: Cache | None = None):
@@ -64,7 +66,7 @@ class TokenTransformer(nn.Module):
             remembered = cache.keys_and_values
         trunk = Transformer(
             self.layers, self.heads, self.mlp_ratio, dtype,
-            offset_radius=self.offset_radius, name="trunk",
+            offset_radius=self.offset_radius, dropout=self.dropout, name="trunk",
         )  # fmt: skip
         x_BxNxM = jnp.take(table_VxM, tokens_BxN, axis=0)
         x_BxNxM, own, _ = trunk(x_BxNxM, sight, places.positions_BxN, memory=remembered)

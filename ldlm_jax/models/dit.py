@@ -71,6 +71,7 @@ class DiT(nn.Module):
       offset_radius: reach of a learned attention bias by offset that starts with heads looking at
         their neighbours; 0 for none.
       tap: block (from 1) whose output is returned as well, to be aligned; 0 for none.
+      dropout: see ``layers.Transformer``.
     """
 
     latent_channels: int
@@ -85,6 +86,7 @@ class DiT(nn.Module):
     attention: str = "xla"
     offset_radius: int = 0
     tap: int = 0
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(
@@ -143,6 +145,7 @@ class DiT(nn.Module):
             self.offset_radius,
             self.attention,
             self.tap,
+            self.dropout,
             name="trunk",
         )
         if self.conditioning == "adaln" or self.time_tokens == 0:

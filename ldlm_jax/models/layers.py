@@ -267,6 +267,23 @@ class SwiGLU(nn.Module):
         return down(constrain(nn.silu(gate_BxNxF) * up_BxNxF, "batch", "sequence", "mlp"))
 
 
+class Dropout(nn.Module):
+    """Features set to zero, the same ones at all positions of a row, wherever a key is given.
+
+    One mask a row (Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in
+    Recurrent Neural Networks") costs next to nothing; a number for every activation would take a
+    CPU a good part of the step. Without a key named ``dropout`` nothing is dropped.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x_BxNxM: jax.Array) -> jax.Array:
+        """Drop a share ``rate`` of the features and scale up the others."""
+        idle = self.rate == 0 or not self.has_rng("dropout")
+        return nn.Dropout(self.rate, broadcast_dims=(1,), deterministic=idle)(x_BxNxM)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block; with a condition its norms are modulated (adaLN-zero).
 
@@ -279,6 +296,7 @@ class Block(nn.Module):
     offset_radius: int = 0
     attention: str = "xla"
     keep: bool = False
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x_BxNxM, memory, sight: Sight, positions_BxN, condition_BxNxC=None):
@@ -287,12 +305,12 @@ class Block(nn.Module):
         attention = Attention(
             self.heads, self.dtype, self.offset_radius, self.attention, name="attention"
         )
-        mlp = SwiGLU(self.hidden, self.dtype, name="mlp")
+        mlp, drop = SwiGLU(self.hidden, self.dtype, name="mlp"), Dropout(self.dropout)
         y_BxNxM = RMSNorm(name="attention_norm")(x_BxNxM)
         if condition_BxNxC is None:
             attended_BxNxM, own = attention(y_BxNxM, sight, positions_BxN, memory)
-            x_BxNxM += attended_BxNxM
-            x_BxNxM += mlp(RMSNorm(name="mlp_norm")(x_BxNxM))
+            x_BxNxM += drop(attended_BxNxM)
+            x_BxNxM += drop(mlp(RMSNorm(name="mlp_norm")(x_BxNxM)))
             return x_BxNxM, (own, x_BxNxM if self.keep else None)
 
         modulate = Dense(
@@ -309,9 +327,9 @@ class Block(nn.Module):
         # leave neither with a gradient, so gates start at one.
         y_BxNxM = y_BxNxM * (1 + scale_a) + shift_a
         attended_BxNxM, own = attention(y_BxNxM, sight, positions_BxN, memory)
-        x_BxNxM += (1 + gate_a) * attended_BxNxM
+        x_BxNxM += (1 + gate_a) * drop(attended_BxNxM)
         y_BxNxM = RMSNorm(name="mlp_norm")(x_BxNxM) * (1 + scale_m) + shift_m
-        x_BxNxM += (1 + gate_m) * mlp(y_BxNxM)
+        x_BxNxM += (1 + gate_m) * drop(mlp(y_BxNxM))
         return x_BxNxM, (own, x_BxNxM if self.keep else None)
 
 
@@ -327,6 +345,8 @@ class Transformer(nn.Module):
       offset_radius: see ``Attention``.
       attention: implementation, see ``attention.attend``.
       tap: also return what comes out of this block (from 1); 0 for none.
+      dropout: share of features dropped from the input and from what each layer adds, see
+        ``Dropout``.
     """
 
     layers: int
@@ -337,6 +357,7 @@ class Transformer(nn.Module):
     offset_radius: int = 0
     attention: str = "xla"
     tap: int = 0
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x_BxNxM, sight: Sight, positions_BxN, condition_BxNxC=None, memory=None):
@@ -361,7 +382,7 @@ class Transformer(nn.Module):
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.layers,
             unroll=self.layers if shallow else 1,
@@ -369,11 +390,9 @@ class Transformer(nn.Module):
         )
         blocks = stack(
             self.heads, hidden, self.dtype, self.offset_radius, self.attention, self.tap > 0,
-            name="blocks",
+            self.dropout, name="blocks",
         )  # fmt: skip
-        x_BxNxM, (own, outputs) = blocks(
-            x_BxNxM.astype(activation_dtype(self.dtype)), memory, sight, positions_BxN,
-            condition_BxNxC,
-        )  # fmt: skip
+        x_BxNxM = Dropout(self.dropout)(x_BxNxM.astype(activation_dtype(self.dtype)))
+        x_BxNxM, (own, outputs) = blocks(x_BxNxM, memory, sight, positions_BxN, condition_BxNxC)
         tapped_BxNxM = outputs[self.tap - 1] if self.tap else None
         return RMSNorm(name="norm")(x_BxNxM), own, tapped_BxNxM
