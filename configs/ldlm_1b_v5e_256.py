@@ -20,7 +20,8 @@ def get_config() -> dict:
     config = runpy.run_path(str(Path(__file__).with_name("ldlm_130m_v5e_16.py")))["get_config"]()
     config["data"] = {"source": "web_text/", "vocab_size": 65_536, "window": 1024}
     config["text_vae"] |= {"encoder_layers": 6, "decoder_layers": 6, "mlp_ratio": 2.5}
-    config["dit"] |= {"width": 2560, "heads": 20, "layers": 13}
+    config["text_vae"] |= {"remat": "attention"}
+    config["dit"] |= {"width": 2560, "heads": 20, "layers": 13, "remat": "attention"}
     config["optim"] |= {"name": "adamw", "learning_rate": 4e-4}
     config["train"] |= {"batch_size": 4096, "logit_parts": 8, "checkpoint_every": 2500}
     config["sample"] |= {"batch_size": 256}

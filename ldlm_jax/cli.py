@@ -104,9 +104,10 @@ def _eval(args, overrides) -> None:
     run = load_run(args.workdir, args.step)
     experiment = run.experiment
     prepared = prepare(experiment.data)
-    batches = eval_batches(
-        prepared, args.split, experiment.train.batch_size, experiment.train.eval_batches
-    )
+    count = experiment.train.eval_batches if args.batches is None else args.batches
+    if count < 1:
+        raise UserError(f"--batches = {count}: at least 1 is needed.")
+    batches = eval_batches(prepared, args.split, experiment.train.batch_size, count)
     context = EvalContext(
         run.writer, experiment.recipe(run.models), batches, config_of(args, run),
         args.num_samples, tuple(args.step_counts), args.seed, prepared, args.split, args.judge,
@@ -116,7 +117,8 @@ def _eval(args, overrides) -> None:
     for name, value in results.items():
         print(f"{name}:\n{value}" if isinstance(value, str) else f"{name:45} {value:.4f}")
     record = {"workdir": args.workdir, "step": int(run.state.step), **vars(context.sample),
-                  "split": args.split, "num_samples": args.num_samples, "seed": args.seed,
+                  "split": args.split, "batches": len(batches),
+                  "num_samples": args.num_samples, "seed": args.seed,
                   "judge": args.judge, "sampling_dtype": run.models.dit.dtype,
                   "results": results}  # fmt: skip
     if args.html:
@@ -195,6 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     add_dials(evaluate)
     evaluate.add_argument("--evals", default="reconstruction,denoising,samples")
     evaluate.add_argument("--split", default="validation", choices=("validation", "test"))
+    evaluate.add_argument(
+        "--batches", type=int, help="held-out batches to read (as many as in training)"
+    )
     evaluate.add_argument("--num-samples", type=int, default=256)
     evaluate.add_argument("--step-counts", type=int, nargs="+", default=[5, 20, 100])
     evaluate.add_argument(

@@ -110,9 +110,15 @@ def test_eval_writes_json(trained, tmp_path, capsys):
     out = tmp_path / "eval.json"
     command = ["eval", "--workdir", str(trained), "--num-samples", "64", "--step-counts", "2", "4"]
     assert main([*command, "--json", str(out)]) == 0
-    results = json.loads(out.read_text())["results"]
-    assert {"denoising/error_mean", "samples/distinct_2_steps_4"} <= set(results)
+    record = json.loads(out.read_text())
+    assert {"denoising/error_mean", "samples/distinct_2_steps_4"} <= set(record["results"])
     assert "denoising/error_mean" in capsys.readouterr().out
+    one = tmp_path / "one.json"
+    command = ["eval", "--workdir", str(trained), "--evals", "denoising", "--batches", "1"]
+    assert main([*command, "--json", str(one)]) == 0
+    fewer = json.loads(one.read_text())
+    assert fewer["batches"] == 1 < record["batches"]
+    assert fewer["results"]["denoising/error_mean"] != record["results"]["denoising/error_mean"]
 
 
 def test_resumed_training_is_uninterrupted_training(trained, overrides, tmp_path):
@@ -184,6 +190,7 @@ def test_every_refusal_is_one_line(trained, overrides, tmp_path, capsys):
     refused(capsys, ["sample", "--workdir", str(tmp_path)], "no run folder")
     refused(capsys, ["data", "no_such_corpus"], "Known: austen")
     refused(capsys, ["eval", "--workdir", str(trained), "--evals", "x"], "reconstruction")
+    refused(capsys, ["eval", "--workdir", str(trained), "--batches", "0"], "--batches")
     train = ["train", "--workdir", str(tmp_path / "x"), "--config"]
     refused(capsys, [*train, "configs/none.py"], "no config file")
     refused(capsys, [*train, "configs/debug.py", "optim.lr=1"], "optim.lr", "learning_rate")

@@ -19,7 +19,7 @@ from ldlm_jax.models.scores import constrain, platform
 # Stacks of up to so many blocks compile block by block: a loop would copy every activation into and
 # out of stacked arrays (a tenth of the demo's step), and compute what of the last block nobody
 # reads. Deeper ones keep the loop, which compiles in constant time.
-UNROLLED_LAYERS = 4
+UNROLLED_LAYERS = 6
 
 # What the forward pass of a block keeps for the backward pass.
 _ATTENTION = jax.checkpoint_policies.save_only_these_names("attended")
