@@ -2,9 +2,9 @@
 
 Command:  ldlm train --config configs/web_cpu_30min.py --workdir runs/web_cpu_30min
 Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
-Result:   7,000 steps are 29 minutes at 0.247 s a step, measured with nothing beside it (24
-          November 2026, seed 0). context/nats 3.97 over 832 windows; judged in
-          experiments/half_hour/.
+Result:   7,000 steps are 29 minutes at 0.247 s a step, measured with nothing beside it (25
+          November 2026, seed 0). context/nats 4.00 over 832 windows (`ldlm eval --evals context
+          --batches 52`); judged in experiments/half_hour/.
 """
 
 import runpy
