@@ -10,6 +10,7 @@ from dataclasses import fields
 import pytest
 
 from ldlm_jax.cli import main
+from ldlm_jax.data import pipeline
 from ldlm_jax.flags import DIALS
 from ldlm_jax.request import SampleConfig
 
@@ -113,12 +114,15 @@ def test_eval_writes_json(trained, tmp_path, capsys):
     record = json.loads(out.read_text())
     assert {"denoising/error_mean", "samples/distinct_2_steps_4"} <= set(record["results"])
     assert "denoising/error_mean" in capsys.readouterr().out
-    one = tmp_path / "one.json"
-    command = ["eval", "--workdir", str(trained), "--evals", "denoising", "--batches", "1"]
-    assert main([*command, "--json", str(one)]) == 0
-    fewer = json.loads(one.read_text())
-    assert fewer["batches"] == 1 < record["batches"]
-    assert fewer["results"]["denoising/error_mean"] != record["results"]["denoising/error_mean"]
+
+
+def test_eval_reads_as_many_batches_as_asked(trained, monkeypatch):
+    asked, read = [], pipeline.eval_batches
+    monkeypatch.setattr(pipeline, "eval_batches", lambda *a: asked.append(a[-1]) or read(*a))
+    command = ["eval", "--workdir", str(trained), "--evals", "denoising"]
+    assert main(command) == 0 and main([*command, "--batches", "7"]) == 0
+    as_trained = json.loads((trained / "config.json").read_text())["train"]["eval_batches"]
+    assert asked == [as_trained, 7] and as_trained != 7
 
 
 def test_resumed_training_is_uninterrupted_training(trained, overrides, tmp_path):
