@@ -22,7 +22,7 @@ def get_config() -> dict:
     config["text_vae"] |= {"width": 2048, "heads": 16, "remat": "dots"}
     config["dit"] |= {"width": 4096, "heads": 32, "layers": 36, "remat": "dots"}
     config["optim"] |= {"learning_rate": 2e-4}
-    config["train"] |= {"logit_parts": 16}
+    config["train"] |= {"batch_size": 4096, "logit_parts": 16}
     config["mesh"] = {"data": -1, "fsdp": 64}
     # Only shape and layer matter to a plan; a run names the folder with the weights.
     config["teacher"] = {"model": "experiments/scale/mistral-7b", "layer": 29, "dtype": "bfloat16"}
