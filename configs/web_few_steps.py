@@ -2,7 +2,8 @@
 
 Command:  ldlm train --config configs/web_few_steps.py --workdir runs/web_few_steps
 Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
-Result:   not run at this length; shortened to 400 steps it gains nothing (experiments/few_steps/).
+Result:   five denoising steps are as good as twenty, with the last phase and without (25 November
+          2026, seed 0; experiments/few_steps/).
 """
 
 import runpy
