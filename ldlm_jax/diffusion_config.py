@@ -1,6 +1,6 @@
 """How the denoiser is trained: the section ``diffusion`` of a config."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ldlm_jax.diffusion.known import Shares
 from ldlm_jax.diffusion.objective import Objective
@@ -88,6 +88,10 @@ class DiffusionConfig:
         for name in ("time_scale", "token_variance"):
             if getattr(self, name) <= 0:
                 raise UserError(f"diffusion.{name} = {getattr(self, name)}: must be positive.")
+
+    def in_blocks(self, size: int) -> "DiffusionConfig":
+        """The same with ``size`` latents written at once; 0 for as many as in training."""
+        return replace(self, block_size=size or self.block_size)
 
     @property
     def known(self) -> Shares:

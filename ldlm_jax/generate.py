@@ -57,8 +57,7 @@ class Writer:
 
     def in_blocks(self, size: int) -> "Writer":
         """The same model, writing ``size`` latents at once; 0 for as many as in training."""
-        size = size or self.diffusion.block_size
-        return replace(self, diffusion=replace(self.diffusion, block_size=size))
+        return replace(self, diffusion=self.diffusion.in_blocks(size))
 
     def row_length(self, config: SampleConfig) -> int:
         """Tokens in a row that is written, whole blocks."""

@@ -4,7 +4,7 @@ Shape letters: B rows, L tokens, N latents, S latents of a block, K steps.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -59,7 +59,7 @@ class Plan:
         """That of rows written as a ``SampleConfig`` says, which remember ``window`` tokens."""
         return cls(
             models,
-            replace(diffusion, block_size=config.block_size or diffusion.block_size),
+            diffusion.in_blocks(config.block_size),
             Solver(config.solver, config.churn),
             config.steps,
             config.grid,

@@ -280,7 +280,7 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x_BxNxM: jax.Array) -> jax.Array:
         """Drop a share ``rate`` of the features and scale up the others."""
-        idle = self.rate == 0 or not self.has_rng("dropout")
+        idle = not self.has_rng("dropout")
         return nn.Dropout(self.rate, broadcast_dims=(1,), deterministic=idle)(x_BxNxM)
 
 
