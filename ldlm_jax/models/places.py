@@ -76,7 +76,10 @@ def lay_out(segments_BxN: jax.Array, block_size: int = 0, first_BxN=None, single
         blocks_BxN = jnp.where(single_B[:, None], positions_BxN, blocks_BxN)
     if first_BxN is not None:
         blocks_BxN -= jnp.where(first_BxN, segments_BxN.shape[1], 0)
-    return Places(segments_BxN, positions_BxN, blocks_BxN, block_size)
+    # Written down once: fused into the masks, where they stand would be worked out anew for every
+    # pair of positions, in every layer and again in its backward pass.
+    places = Places(segments_BxN, positions_BxN, blocks_BxN, block_size)
+    return jax.lax.optimization_barrier(places)
 
 
 # What a query may see of a part of the keys, within its own document.
