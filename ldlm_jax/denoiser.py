@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from ldlm_jax.data.tokenizer import EOS, PAD
+from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion_config import DiffusionConfig
-from ldlm_jax.models.dit import KNOWN, Denoised, Memory
+from ldlm_jax.models.dit import UNKNOWN, Denoised, Memory
 from ldlm_jax.models.layers import matmul
 from ldlm_jax.models.places import Places, lay_out
 from ldlm_jax.train_state import LatentStats, Models
@@ -188,11 +189,12 @@ class Denoiser:
         """One evaluation of the DiT; arguments as its own, and tokens to be scored, if any."""
         seen_BxNxD = z_BxNxD
         if self.codes_VxD is not None:
-            seen_BxNxD = by_parts(self._unaided, self.parts, (z_BxNxD, t_BxN))
+            # Next to nothing of pure noise, which would drown what positions tell each other.
+            seen_BxNxD = path.linear_estimate(z_BxNxD, t_BxN)
         said = self._dit(seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory)
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
         if not self.shares_trunk:
-            scores = None if tokens_BxL is None else self._score(clean_BxNxD, places, tokens_BxL)
+            scores = None if tokens_BxL is None else self.score(clean_BxNxD, places, tokens_BxL)
             return Estimate(clean_BxNxD, None, scores, None, said.memory, said.tapped_BxNxM)
         features_BxLxM = self._token_features(said.features_BxNxM, places)
         noisy = None if self.codes_VxD is None else (z_BxNxD, t_BxN)
@@ -266,32 +268,19 @@ class Denoiser:
         token_BxN = jnp.sum(reached_BxNxV <= goal_BxNx1, axis=-1)
         return self.codes_VxD[token_BxN]
 
-    def _unaided(self, noisy):
-        """Mean of the clean latents (B, N, D) given noisy ones and their times, and no context.
-
-        Under the model of ``_evidence``, every token being as likely as the other:
-
-            E[z_0 | z_t] = m + g (z_t - (1 - t) m),   g = (1 - t) s^2 / (t^2 + (1 - t)^2 s^2)
-
-        with m the mean of the tokens' codes given z_t. It is what the DiT sees: next to nothing of
-        pure noise, which would drown what its positions are to tell each other, and near the data
-        the latents themselves.
-        """
-        z_BxNxD, t_BxN = noisy
-        mean_BxNxD = self._mean(self._evidence(z_BxNxD, t_BxN))
-        t, variance = t_BxN[..., None], self.config.token_variance
-        gain = (1 - t) * variance / (t**2 + (1 - t) ** 2 * variance)
-        return mean_BxNxD + gain * (z_BxNxD - (1 - t) * mean_BxNxD)
-
     def encode(self, tokens_BxL, places: Places, known_BxN) -> jax.Array:
         """Normalised posterior means (B, N, D) of a text."""
         posterior = self._vae(tokens_BxL, places, known_BxN, method="encode")
         return self.latents.normalise(posterior.mean_BxNxD)
 
+    def recall(self, z_BxNxD, state_BxN, places: Places, memory=None) -> Denoised:
+        """The DiT's pass over clean latents."""
+        t_BxN, blank_BxNxD = jnp.zeros(state_BxN.shape), jnp.zeros_like(z_BxNxD)
+        return self._dit(z_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory)
+
     def remember(self, z_BxNxD, state_BxN, places: Places, memory=None) -> Memory:
         """What the DiT remembers of clean latents, for the blocks after them."""
-        t_BxN, blank_BxNxD = jnp.zeros(state_BxN.shape), jnp.zeros_like(z_BxNxD)
-        return self._dit(z_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory).memory
+        return self.recall(z_BxNxD, state_BxN, places, memory).memory
 
     def _renoised(self, z_BxNxD, sigma_BxN, places: Places, memory, tokens_BxL=None) -> Estimate:
         """What a denoiser that shares its trunk says of latents with additive noise.
@@ -301,8 +290,8 @@ class Denoiser:
         """
         t_BxN = sigma_BxN / (1 + sigma_BxN)
         scaled_BxNxD = (1 - t_BxN)[..., None] * z_BxNxD
-        known_BxN, blank_BxNxD = jnp.full(t_BxN.shape, KNOWN), jnp.zeros_like(z_BxNxD)
-        return self(scaled_BxNxD, t_BxN, known_BxN, blank_BxNxD, places, memory, tokens_BxL)
+        state_BxN, blank_BxNxD = jnp.full(t_BxN.shape, UNKNOWN), jnp.zeros_like(z_BxNxD)
+        return self(scaled_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory, tokens_BxL)
 
     def token_logits(self, z_BxNxD, sigma_BxN, places: Places, memory=None) -> jax.Array:
         """Logits (B, L, V), fp32, of latents with additive noise of standard deviation ``sigma``.
@@ -318,12 +307,13 @@ class Denoiser:
         """How well tokens are told from latents; otherwise as ``token_logits``."""
         if self.shares_trunk:
             return self._renoised(z_BxNxD, sigma_BxN, places, None, tokens_BxL).scores
-        return self._score(z_BxNxD, places, tokens_BxL)
+        return self.score(z_BxNxD, places, tokens_BxL)
 
     def read(self, inputs, places: Places) -> jax.Array:
         """Logits (B, L, V), fp32, of what the decoder reads: latents, or features of the DiT."""
         return self._context(self._token_features(inputs, places))
 
-    def _score(self, inputs, places: Places, tokens_BxL) -> Scores:
+    def score(self, inputs, places: Places, tokens_BxL) -> Scores:
+        """How well tokens are told by what ``read`` reads."""
         features_BxLxM = self._token_features(inputs, places)
         return by_parts(self._tell, self.parts, (features_BxLxM, None, tokens_BxL))[2]

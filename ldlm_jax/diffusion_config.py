@@ -31,8 +31,7 @@ class DiffusionConfig:
         rule, in closed form, what the noisy latent itself says (after the output prior and the
         categorical reparameterisation of Gulrajani & Hashimoto 2023, "Likelihood-Based Diffusion
         Language Models"); the DiT's own output is added. The network then learns context from
-        the first step on. What it sees of noisy latents is their mean by that rule with every
-        token as likely as the other.
+        the first step on. It sees noisy latents scaled to the best linear estimate of clean ones.
       token_variance: what the posterior takes for the variance of a token's latents around the
         latent of that token alone; the more the encoder adds of the context, the larger.
       own_times: share of rows in which every position draws a time of its own; in the others the
@@ -45,6 +44,8 @@ class DiffusionConfig:
       token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens decoded
         from the denoiser's estimate. It tells the denoiser which errors change the text, and
         the decoder (where it trains) what the denoiser's estimates look like.
+      next_token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens after
+        each clean latent, read off the pass that makes the memory (``next_token.py``).
     """
 
     prediction: str = "x"
@@ -62,6 +63,7 @@ class DiffusionConfig:
     block_size: int = 0
     blocks_of_one: float = 0.0
     token_loss: float = 0.0
+    next_token_loss: float = 0.0
     token_posterior: bool = False
     token_variance: float = 0.02
 
@@ -83,8 +85,14 @@ class DiffusionConfig:
                 f"diffusion.blocks_of_one = {self.blocks_of_one}: whole texts have no blocks; set "
                 "diffusion.block_size, or diffusion.blocks_of_one=0."
             )
-        if self.token_loss < 0:
-            raise UserError(f"diffusion.token_loss = {self.token_loss}: at least 0.")
+        for name in ("token_loss", "next_token_loss"):
+            if getattr(self, name) < 0:
+                raise UserError(f"diffusion.{name} = {getattr(self, name)}: at least 0.")
+        if self.next_token_loss and not self.block_size:
+            raise UserError(
+                f"diffusion.next_token_loss = {self.next_token_loss}: a text written as a whole "
+                "sees what comes next; set diffusion.block_size, or diffusion.next_token_loss=0."
+            )
         for name in ("time_scale", "token_variance"):
             if getattr(self, name) <= 0:
                 raise UserError(f"diffusion.{name} = {getattr(self, name)}: must be positive.")

@@ -28,6 +28,7 @@ from ldlm_jax.errors import UserError, check_shares
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
 from ldlm_jax.models.places import Places, positions_of
 from ldlm_jax.models.scores import COMPILER_OPTIONS
+from ldlm_jax.next_token import next_token_loss
 from ldlm_jax.optim import OptimConfig, ema_step_size
 from ldlm_jax.phases import LOSSES, Phase, weight_at
 from ldlm_jax.teachers.teacher import Teacher
@@ -142,9 +143,12 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     B, N, D = z_0_BxNxD.shape
     dropped_Bx1 = jax.random.bernoulli(drop_key, config.condition_dropout, (B, 1))
     given_BxN = jnp.where(known_BxN & dropped_Bx1, DROPPED, KNOWN)
-    memory = None
+    memory, next_loss = None, 0.0
     if config.block_size:
-        memory = denoiser.remember(z_0_BxNxD, given_BxN, places)
+        clean = denoiser.recall(z_0_BxNxD, given_BxN, places)
+        memory = clean.memory
+        if config.next_token_loss > 0:
+            next_loss = next_token_loss(denoiser, clean.features_BxNxM, tokens_BxL, places)
     progress_BxN = draw_progress(time_key, B, N, config.block_size, config.own_times, single_B)
     t_BxN = jnp.where(known_BxN, 0.0, config.law(D).quantile(progress_BxN))
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(noise_key, (B, N, D)), t_BxN)
@@ -165,6 +169,7 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     said = estimate(earlier_BxNxD, tokens_BxL if config.token_loss > 0 else None)
     to_write_BxN = (places.segments_BxN > 0) & ~known_BxN
     loss = masked_mean(config.objective.loss(said.clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)
+    loss += config.next_token_loss * next_loss
     if config.token_loss == 0:
         return loss, said.tapped_BxNxM
     # Tokens of known text are read off clean latents: the decoder's daily work.

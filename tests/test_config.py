@@ -40,6 +40,8 @@ def test_every_config_resolves_and_says_what_it_is(path):
         ("data.vocab_size=100", ["data.vocab_size"]),
         ("diffusion.block_size=4", ["diffusion.block_size", "data.round_to=4"]),
         ("diffusion.block_size=-1", ["diffusion.block_size"]),
+        ("diffusion.next_token_loss=-1.0", ["diffusion.next_token_loss"]),
+        ("diffusion.next_token_loss=1.0", ["diffusion.next_token_loss", "diffusion.block_size"]),
         ("diffusion.blocks_of_one=0.5", ["diffusion.blocks_of_one", "diffusion.block_size"]),
         ("sample.block_size=2", ["sample.block_size", "no blocks"]),
         ("sample.solver=ancestral", ["sample.solver", "diffusion.token_posterior"]),

@@ -172,6 +172,17 @@ def test_path_identities():
     )
 
 
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9, 1.0])
+def test_no_linear_estimate_is_better(t):
+    """Against least squares on data of unit variance that is far from Gaussian."""
+    rng = np.random.default_rng(0)
+    z_0 = rng.choice([-1.0, 1.0], size=200_000)
+    z_t = (1 - t) * z_0 + t * rng.normal(size=z_0.shape)
+    slope = z_t @ z_0 / (z_t @ z_t)
+    estimate = path.linear_estimate(jnp.asarray(z_t, jnp.float32)[:, None], jnp.full(len(z_t), t))
+    np.testing.assert_allclose(estimate[:, 0], slope * z_t, atol=0.03)
+
+
 def test_law_of_times_is_the_logit_normal():
     law = time.LogitNormal(1.2, 0.7)
     t = np.asarray(law.quantile(time.stratified(jax.random.key(0), 4096)), np.float64)
