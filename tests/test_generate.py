@@ -214,15 +214,16 @@ def test_easy_blocks_cost_fewer_steps(overfitted_in_blocks):
 
 def test_the_best_of_several_is_chosen(overfitted_in_blocks):
     writer, _, _, texts = overfitted_in_blocks
-    rough = SampleConfig(steps=2, batch_size=64)
+    rough = SampleConfig(steps=4, batch_size=64)
 
     def exact(**changes):
         config = dataclasses.replace(rough, **changes)
-        return np.mean([s.text in texts for s in generate(writer, config, 0, num_samples=16)])
+        return np.mean([s.text in texts for s in generate(writer, config, 0, num_samples=64)])
 
-    assert exact(best_of=4) > exact()
+    first = exact()
+    assert exact(best_of=4) > first + 0.2
     pytest.importorskip("sacrebleu")
-    assert exact(best_of=4, choose="consensus") >= exact()
+    assert exact(best_of=4, choose="consensus") > first
 
 
 def test_text_goes_on_beyond_the_window_with_a_memory_of_one(overfitted_in_blocks):
