@@ -40,7 +40,6 @@ def get_config() -> dict:
             "self_condition": 0.0,
             "own_times": 0.5,
             "blocks_of_one": 0.85,
-            "next_token_loss": 1.0,
             "time_location": 2.5,
             "prefix": 0.1,
             "suffix": 0.05,
@@ -55,5 +54,5 @@ def get_config() -> dict:
         },
         "sample": {"steps": 20, "solver": "ancestral", "top_p": 0.8, "lag": 3.0},
         # Latents and denoiser learn together: the tokens' cross-entropy keeps the latents apart.
-        "phases": [{"reconstruction": 0.0, "encoder_gradient": 1.0}],
+        "phases": [{"reconstruction": 0.0, "next_token": 1.0, "encoder_gradient": 1.0}],
     }

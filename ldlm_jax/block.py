@@ -143,6 +143,7 @@ def remember(denoiser: Denoiser, marks, block: Block, slot) -> tuple[Memory, ...
         added.append(
             Memory(
                 jax.tree.map(partial(put, axis=2), memory.keys_and_values, new.keys_and_values),
+                put(memory.features_BxRxM, new.features_BxRxM, axis=1),
                 jax.tree.map(partial(put, axis=1), memory.places, block.places),
             )
         )

@@ -27,6 +27,12 @@ def check_shapes(experiment) -> None:
     if experiment.diffusion.block_size:
         _check_blocks(experiment.diffusion, data, networks)
     experiment.sample.check_fits(experiment.diffusion)
+    for number, phase in enumerate(experiment.phases):
+        if phase.has("next_token") and not experiment.diffusion.block_size:
+            raise UserError(
+                f"phases[{number}].next_token: a text written as a whole sees what comes next; set "
+                "diffusion.block_size, or leave next_token out."
+            )
     near = any(phase.has("consistency") for phase in experiment.phases)
     if near and parts > 1:
         raise UserError(

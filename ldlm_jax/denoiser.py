@@ -15,7 +15,7 @@ from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.models.dit import UNKNOWN, Denoised, Memory
 from ldlm_jax.models.layers import matmul
-from ldlm_jax.models.places import Places, lay_out
+from ldlm_jax.models.places import Places, just_before, lay_out
 from ldlm_jax.train_state import LatentStats, Models
 
 
@@ -139,7 +139,7 @@ class Denoiser:
       parts: see ``by_parts``, for everything as wide as the vocabulary.
       inside_BxL: true where the text cannot end, as known text follows; None where it may
         anywhere.
-      dropout_key: of the DiT's dropout; None drops nothing.
+      dropout_key: of the DiT's dropout and of the share ``config.foresight``; None drops nothing.
     """
 
     models: Models
@@ -196,13 +196,29 @@ class Denoiser:
         if not self.shares_trunk:
             scores = None if tokens_BxL is None else self.score(clean_BxNxD, places, tokens_BxL)
             return Estimate(clean_BxNxD, None, scores, None, said.memory, said.tapped_BxNxM)
-        features_BxLxM = self._token_features(said.features_BxNxM, places)
+        features_BxNxM = said.features_BxNxM
+        if memory is not None and self.config.foresight > 0:
+            features_BxNxM += self._foreseen(places, memory)
+        features_BxLxM = self._token_features(features_BxNxM, places)
         noisy = None if self.codes_VxD is None else (z_BxNxD, t_BxN)
         inputs = features_BxLxM, noisy, tokens_BxL
         mean_BxNxD, logits, scores = by_parts(self._tell, self.parts, inputs)
         if mean_BxNxD is not None:
             clean_BxNxD += mean_BxNxD
         return Estimate(clean_BxNxD, logits, scores, mean_BxNxD, said.memory, said.tapped_BxNxM)
+
+    def _foreseen(self, places: Places, memory: Memory):
+        """Features (B, N, M) of the clean latent just before each, 0 where there is none.
+
+        They tell what comes next (``next_token.py``). In training only a share of the positions is
+        told, as the later ones of a block never are.
+        """
+        index_BxN, told_BxN = just_before(places, memory.places)
+        if self.dropout_key is not None:
+            key = jax.random.fold_in(self.dropout_key, 1)
+            told_BxN &= jax.random.bernoulli(key, self.config.foresight, told_BxN.shape)
+        before_BxNxM = jnp.take_along_axis(memory.features_BxRxM, index_BxN[..., None], axis=1)
+        return jnp.where(told_BxN[..., None], before_BxNxM, 0.0)
 
     def _tell(self, inputs):
         """From features, noisy latents and tokens, either of which may be None: the mean of the

@@ -41,11 +41,14 @@ class DiffusionConfig:
       blocks_of_one: share of rows trained with every latent a block of its own. Each of them then
         learns from all the clean text before it, where within a block only the first does; what
         they learn serves the blocks as well, and the sampler may take smaller ones.
+      foresight: share of positions that are told in training, beside what they learn from what they
+        see, what the clean latent just before them says of the next token (see
+        ``next_token.next_token_loss``); a sampler tells all. The features of that latent are added
+        to the noisy one's before tokens are read, so that the first place of a block, and every
+        block of one, begins with what an autoregressive model knows. 0 tells none.
       token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens decoded
         from the denoiser's estimate. It tells the denoiser which errors change the text, and
         the decoder (where it trains) what the denoiser's estimates look like.
-      next_token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens after
-        each clean latent, read off the pass that makes the memory (``next_token.py``).
     """
 
     prediction: str = "x"
@@ -62,8 +65,8 @@ class DiffusionConfig:
     own_times: float = 0.0
     block_size: int = 0
     blocks_of_one: float = 0.0
+    foresight: float = 0.0
     token_loss: float = 0.0
-    next_token_loss: float = 0.0
     token_posterior: bool = False
     token_variance: float = 0.02
 
@@ -73,26 +76,22 @@ class DiffusionConfig:
                 raise UserError(f"diffusion.{name} = {getattr(self, name)!r}: choose 'x' or 'v'.")
         known = ("prefix", "suffix", "infill", "spans")
         others = (
-            "at_blocks", "self_condition", "condition_dropout", "own_times", "blocks_of_one"
+            "at_blocks", "self_condition", "condition_dropout", "own_times", "blocks_of_one",
+            "foresight",
         )  # fmt: skip
         check_shares("diffusion", self, known + others)
         if sum(getattr(self, name) for name in known) > 1:
             raise UserError(f"diffusion.{' + diffusion.'.join(known)} must not exceed 1.")
         if self.block_size < 0:
             raise UserError(f"diffusion.block_size = {self.block_size}: at least 0 (whole texts).")
-        if self.blocks_of_one and not self.block_size:
-            raise UserError(
-                f"diffusion.blocks_of_one = {self.blocks_of_one}: whole texts have no blocks; set "
-                "diffusion.block_size, or diffusion.blocks_of_one=0."
-            )
-        for name in ("token_loss", "next_token_loss"):
-            if getattr(self, name) < 0:
-                raise UserError(f"diffusion.{name} = {getattr(self, name)}: at least 0.")
-        if self.next_token_loss and not self.block_size:
-            raise UserError(
-                f"diffusion.next_token_loss = {self.next_token_loss}: a text written as a whole "
-                "sees what comes next; set diffusion.block_size, or diffusion.next_token_loss=0."
-            )
+        for name in ("blocks_of_one", "foresight"):
+            if getattr(self, name) and not self.block_size:
+                raise UserError(
+                    f"diffusion.{name} = {getattr(self, name)}: whole texts have no blocks; set "
+                    f"diffusion.block_size, or diffusion.{name}=0."
+                )
+        if self.token_loss < 0:
+            raise UserError(f"diffusion.token_loss = {self.token_loss}: at least 0.")
         for name in ("time_scale", "token_variance"):
             if getattr(self, name) <= 0:
                 raise UserError(f"diffusion.{name} = {getattr(self, name)}: must be positive.")

@@ -100,11 +100,7 @@ class Counter:
         )
 
     def read(self) -> float:
-        """From what the decoder reads to logits, and back to latents by the posterior; forward.
-
-        The posterior takes three products with the codes: the noisy latents with them, and the two
-        means, with context and without.
-        """
+        """From what the decoder reads to logits, forward."""
         vae, tokens = self._vae, self.rows * self.window
         block = self.recipe.diffusion.block_size
         out = vae.vocab_size if vae.foundation is None else vae.foundation.width
@@ -115,9 +111,14 @@ class Counter:
             total += 2 * self.rows * self._positions * vae.latent_channels * vae.width
         if vae.tokens_per_latent > 1:
             total += 2 * tokens * vae.width**2
-        if self.recipe.diffusion.token_posterior:
-            total += 3 * 2 * tokens * vae.latent_channels * vae.vocab_size
         return total
+
+    def observe(self) -> float:
+        """The posterior of the tokens, forward: the noisy latents with the codes, and the mean."""
+        vae, tokens = self._vae, self.rows * self.window
+        if not self.recipe.diffusion.token_posterior:
+            return 0.0
+        return 2 * 2 * tokens * vae.latent_channels * vae.vocab_size
 
     def founded(self, above: bool) -> float:
         """What the foundation reads, or (``above``) says, forward; 0 without one."""
@@ -150,14 +151,16 @@ class Counter:
             add("encoder", self.encode(), trained)
             add("foundation", self.founded(above=False), False)
 
-        def read(trained: bool = True, times: float = 1.0) -> None:
-            add("decoder", times * self.read(), trained)
+        def read(trained: bool = True, times: float = 1.0, observe: bool = True) -> None:
+            forward = self.read() + (self.observe() if observe else 0)
+            add("decoder", times * forward, trained)
             # Frozen: the gradient goes through it, to no weight of it.
             add("foundation", (2 if trained else 1) * times * self.founded(above=True), False)
 
         encodes = phase.has("reconstruction") or phase.has("kl") or phase.has("alignment")
         masked = recipe.autoencoding.token_mask > 0 and encodes
-        by_diffusion = phase.has("diffusion") and phase.has("encoder_gradient")
+        denoises = phase.has("diffusion") or phase.has("next_token")
+        by_diffusion = denoises and phase.has("encoder_gradient")
         trains = "encoder" in phase.train
         encode(trains and (encodes or by_diffusion))
         shares = self._vae.decoder_layers == 0
@@ -165,12 +168,15 @@ class Counter:
             read()
             if shares:
                 add("denoiser", self.denoise(), True)
-        if phase.has("diffusion"):
+        if denoises:
             if masked:
                 encode(trains and by_diffusion)
-            add("denoiser", self.denoise(), True)
             if diffusion.block_size:
                 add("denoiser", self.denoise(remembering=True), True)
+        if phase.has("next_token"):
+            read(observe=False)
+        if phase.has("diffusion"):
+            add("denoiser", self.denoise(), True)
             add("denoiser", diffusion.self_condition * self.denoise(), False)
             if diffusion.token_loss > 0 or diffusion.token_posterior:
                 read()

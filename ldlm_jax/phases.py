@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ldlm_jax.errors import UserError
 
-LOSSES = ("reconstruction", "kl", "diffusion", "alignment", "consistency")
+LOSSES = ("reconstruction", "kl", "diffusion", "next_token", "alignment", "consistency")
 GROUPS = ("encoder", "decoder", "dit", "align")
 
 # A constant, or (step, value) corners of a piecewise linear schedule.
@@ -31,11 +31,15 @@ class Phase:
       reconstruction: weight of the cross-entropy of all tokens given their latents.
       kl: weight of the divergence of the posterior from N(0, I), in nats a channel.
       diffusion: weight of the denoising error.
+      next_token: weight of the cross-entropy of the tokens after each clean latent, read off the
+        pass that makes the memory of blocks; see ``next_token.next_token_loss``. A phase with this
+        loss alone makes a language model of the trunk, at half the cost of a step.
       alignment: weight of minus the cosine between latents and teacher features.
       consistency: weight of the distance between estimates at neighbouring times, for text in few
         steps; meant for a last phase, see ``consistency.consistency_loss``.
       train: which parameter groups receive gradient: encoder, decoder, dit, align.
-      encoder_gradient: share of the diffusion loss's gradient that reaches the encoder; a weight.
+      encoder_gradient: share of the gradient of the diffusion and next-token losses that reaches
+        the encoder; a weight.
 
     A loss whose weight is the constant 0 is not computed at all.
     """
@@ -44,6 +48,7 @@ class Phase:
     reconstruction: Weight = 1.0
     kl: Weight = 1e-4
     diffusion: Weight = 1.0
+    next_token: Weight = 0.0
     alignment: Weight = 0.0
     consistency: Weight = 0.0
     train: tuple[str, ...] = GROUPS

@@ -2,7 +2,8 @@
 
     loss = w_rec CE + w_kl KL + w_diff |z_0 - z_0^|^2 + w_align (1 - cos)     (alignment.py)
 
-A phase that teaches to write in few steps adds a fifth, consistency (consistency.py).
+Models of blocks may add next tokens (next_token.py), a phase that teaches to write in few steps
+consistency (consistency.py).
 
 Shape letters: B rows, L tokens, N latents, D latent channels, M width, V vocabulary, H features.
 """
@@ -135,20 +136,19 @@ def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_Bx
     return masked_mean(scores.loss_BxL, valid_BxL), masked_mean(scores.hit_BxL, valid_BxL)
 
 
-def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places: Places, single_B):
+def _given(key, known_BxN, config: DiffusionConfig):
+    """States (B, N) of known latents: those of some rows are hidden, for guidance."""
+    dropped_Bx1 = jax.random.bernoulli(key, config.condition_dropout, (len(known_BxN), 1))
+    return jnp.where(known_BxN & dropped_Bx1, DROPPED, KNOWN)
+
+
+def _diffusion(
+    denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, given_BxN, places, memory, single_B
+):
     """Denoising error over the positions to be written, and what came out of the DiT's tap."""
     config = denoiser.config
-    time_key, noise_key, drop_key, self_key = jax.random.split(key, 4)
-    denoiser = replace(denoiser, dropout_key=jax.random.fold_in(drop_key, 1))
+    time_key, noise_key, self_key = jax.random.split(key, 3)
     B, N, D = z_0_BxNxD.shape
-    dropped_Bx1 = jax.random.bernoulli(drop_key, config.condition_dropout, (B, 1))
-    given_BxN = jnp.where(known_BxN & dropped_Bx1, DROPPED, KNOWN)
-    memory, next_loss = None, 0.0
-    if config.block_size:
-        clean = denoiser.recall(z_0_BxNxD, given_BxN, places)
-        memory = clean.memory
-        if config.next_token_loss > 0:
-            next_loss = next_token_loss(denoiser, clean.features_BxNxM, tokens_BxL, places)
     progress_BxN = draw_progress(time_key, B, N, config.block_size, config.own_times, single_B)
     t_BxN = jnp.where(known_BxN, 0.0, config.law(D).quantile(progress_BxN))
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(noise_key, (B, N, D)), t_BxN)
@@ -169,7 +169,6 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, places
     said = estimate(earlier_BxNxD, tokens_BxL if config.token_loss > 0 else None)
     to_write_BxN = (places.segments_BxN > 0) & ~known_BxN
     loss = masked_mean(config.objective.loss(said.clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)
-    loss += config.next_token_loss * next_loss
     if config.token_loss == 0:
         return loss, said.tapped_BxNxM
     # Tokens of known text are read off clean latents: the decoder's daily work.
@@ -227,7 +226,7 @@ def fused_loss(
     )
     params = with_foundation(params, frozen.foundation)
     mask_key, known_key, z_key, rec_key, diff_key = jax.random.split(key, 5)
-    near_key = jax.random.fold_in(diff_key, 1)
+    near_key, drop_key, given_key = (jax.random.fold_in(diff_key, i) for i in (1, 2, 3))
     tokens_BxL = batch["tokens"]
     segments_BxN = segments_of(batch["segments"], models)
     known_BxN = draw_known(
@@ -267,7 +266,7 @@ def fused_loss(
         )
     if phase.has("kl"):
         parts["kl"] = _kl(posterior, valid_BxN)
-    if phase.has("diffusion") or phase.has("consistency"):
+    if any(map(phase.has, ("diffusion", "next_token", "consistency"))):
         # The denoiser learns the latents of whole texts, not of texts with masked tokens.
         whole = encode(tokens_BxL) if masked else posterior
         z_0_BxNxD = stats.normalise(_gaussian(z_key, whole))
@@ -278,10 +277,26 @@ def fused_loss(
         parts["consistency"] = consistency_loss(
             denoiser, average, recipe.consistency, near_key, still_BxNxD, known_BxN, places
         )
-    if phase.has("diffusion"):
+    if phase.has("diffusion") or phase.has("next_token"):
+        denoiser, memory = replace(denoiser, dropout_key=drop_key), None
         z_0_BxNxD = _share_gradient(z_0_BxNxD, phase, step)
+        given_BxN = _given(given_key, known_BxN, recipe.diffusion)
+        if recipe.diffusion.block_size:
+            clean = denoiser.recall(z_0_BxNxD, given_BxN, places)
+            memory = clean.memory
+    if phase.has("next_token"):
+        parts["next_token"] = next_token_loss(denoiser, clean.features_BxNxM, tokens_BxL, places)
+    if phase.has("diffusion"):
         parts["diffusion"], tapped_BxNxM = _diffusion(
-            denoiser, diff_key, z_0_BxNxD, tokens_BxL, known_BxN, places, single_B
+            denoiser,
+            diff_key,
+            z_0_BxNxD,
+            tokens_BxL,
+            known_BxN,
+            given_BxN,
+            places,
+            memory,
+            single_B,
         )
     if phase.has("alignment"):
         sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}

@@ -1,4 +1,4 @@
-"""The second lesson of the clean text: each next token, where it is not seen."""
+"""The second lesson of the clean text: each next token, where it is not seen, and its use."""
 
 import dataclasses
 from functools import partial
@@ -12,8 +12,8 @@ from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import train_batches
 from ldlm_jax.denoiser import Denoiser
-from ldlm_jax.models.dit import KNOWN
-from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.dit import KNOWN, UNKNOWN
+from ldlm_jax.models.places import just_before, lay_out
 from ldlm_jax.next_token import ahead_BxN, next_token_loss
 from ldlm_jax.phases import Phase
 from ldlm_jax.train_state import LatentStats
@@ -67,19 +67,76 @@ def test_no_position_sees_what_it_is_asked_for(blocks):
     assert float(value) == pytest.approx(float(np.mean(asked)), rel=1e-4)
 
 
-def test_the_fused_step_adds_it_by_its_weight(blocks):
+def test_the_fused_step_asks_for_it_beside_the_denoising_or_alone(blocks):
     experiment, models, params, batch = blocks
     recipe = experiment.recipe(models)
-    only = Phase(reconstruction=0.0, kl=0.0, diffusion=1.0, alignment=0.0)
+    stats = LatentStats.create(models.vae.latent_channels)
 
-    def with_weight(weight):
-        diffusion = dataclasses.replace(recipe.diffusion, next_token_loss=weight)
-        run = partial(
-            fused_loss, phase=only, recipe=dataclasses.replace(recipe, diffusion=diffusion)
-        )
-        stats = LatentStats.create(models.vae.latent_channels)
-        return float(jax.jit(run)(params, batch, stats, jax.random.key(1), 0)[0])
+    def step_of(**weights):
+        phase = Phase(reconstruction=0.0, kl=0.0, encoder_gradient=1.0, **weights)
+        step = jax.value_and_grad(partial(fused_loss, phase=phase, recipe=recipe), has_aux=True)
+        return jax.jit(step).lower(params, batch, stats, jax.random.key(1), 0).compile()
 
-    without, once, thrice = map(with_weight, (0.0, 1.0, 3.0))
-    assert once - without > 1.0  # an untrained network is far from certain
-    assert thrice - without == pytest.approx(3 * (once - without), rel=1e-3)
+    def run(step):
+        (loss, aux), gradient = step(params, batch, stats, jax.random.key(1), 0)
+        return float(loss), aux, gradient
+
+    both, alone = step_of(diffusion=1.0, next_token=3.0), step_of(diffusion=0.0, next_token=3.0)
+    loss, aux, _ = run(both)
+    assert loss == pytest.approx(float(aux["loss/diffusion"] + 3 * aux["loss/next_token"]), 1e-5)
+    loss, aux_alone, gradient = run(alone)
+    assert "loss/diffusion" not in aux_alone
+    assert loss == pytest.approx(3 * float(aux["loss/next_token"]), rel=1e-4)
+    # A language model: the latents learn as well, and the noisy pass costs nothing.
+    assert all(
+        float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient["text_vae"]["encoder"])
+    )
+    assert alone.cost_analysis()["flops"] < 0.6 * both.cost_analysis()["flops"]
+
+
+def test_what_stands_just_before_is_of_an_earlier_block():
+    """Blocks of four, blocks of one, and a known hole, over two documents and empty space."""
+    segments = jnp.array([[1] * 8 + [2] * 3 + [0]] * 3)
+    known = jnp.zeros((3, 12), bool).at[2, 2:6].set(True)
+    places = lay_out(segments, 4, known, jnp.array([False, True, True]))
+    index, told = just_before(places, places)
+    found = [
+        {i: int(index[row, i]) for i in np.flatnonzero(np.asarray(told[row]))} for row in range(3)
+    ]
+    assert found[0] == {4: 3}
+    assert found[1] == {i: i - 1 for i in (1, 2, 3, 4, 5, 6, 7, 9, 10)}
+    # Known text is read before all other: position 2 does not see the first.
+    assert found[2] == {i: i - 1 for i in (1, 3, 4, 5, 6, 7, 9, 10)}
+
+
+def test_the_features_just_before_are_told_in_training_to_a_share(blocks):
+    experiment, models, params, batch = blocks
+    single = jnp.arange(8) % 2 == 0
+    places = lay_out(jnp.asarray(batch["segments"]), 4, single_B=single)
+    shape = places.segments_BxN.shape
+    z = jax.random.normal(jax.random.key(0), (*shape, models.vae.latent_channels))
+
+    def logits(share, key=None, z_clean=z):
+        denoiser = Denoiser.create(
+            models, params, dataclasses.replace(experiment.diffusion, foresight=share),
+            LatentStats.create(models.vae.latent_channels),
+        )  # fmt: skip
+        memory = denoiser.remember(z_clean, jnp.full(shape, KNOWN), places)
+        denoiser = dataclasses.replace(denoiser, dropout_key=key)
+        t, state = jnp.full(shape, 0.9), jnp.full(shape, UNKNOWN)
+        said = denoiser(-z, t, state, jnp.zeros_like(z), places, memory)
+        return said.logits_BxLxV, memory
+
+    told = np.asarray(just_before(places, places)[1])
+    without, with_all = logits(0.0)[0], logits(0.5)[0]
+    moved = np.asarray(jnp.abs(with_all - without).max(-1) > 1e-4)
+    assert (moved == told).all()
+    some = np.asarray(jnp.abs(logits(0.5, jax.random.key(3))[0] - without).max(-1) > 1e-4)
+    assert not (some & ~told).any() and 0.35 < some.sum() / told.sum() < 0.65
+
+    # Of what is yet to be written nothing is told.
+    def first_half(z_clean):
+        return jnp.sum(jnp.square(logits(1.0, z_clean=z_clean)[0][:, : shape[1] // 2]))
+
+    reach = np.asarray(jnp.abs(jax.grad(first_half)(z)).max(-1) > 1e-9)
+    assert reach[:, : shape[1] // 2 - 4].any() and not reach[:, shape[1] // 2 :].any()

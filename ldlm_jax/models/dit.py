@@ -25,9 +25,11 @@ UNKNOWN, KNOWN, DROPPED = 0, 1, 2
 
 
 class Memory(NamedTuple):
-    """What the DiT remembers of clean blocks: keys and values of every layer, and their places."""
+    """What the DiT remembers of clean blocks: keys and values of every layer, the trunk's features
+    of them, and their places."""
 
     keys_and_values: tuple[jax.Array, jax.Array]  # each (layers, B, R, heads, head width)
+    features_BxRxM: jax.Array
     places: Places
 
 
@@ -163,7 +165,7 @@ class DiT(nn.Module):
             kernel_init=nn.initializers.zeros,
             name="output",
         )
-        return Denoised(output(y_BxNxM), y_BxNxM, Memory(own, places), tapped_BxNxM)
+        return Denoised(output(y_BxNxM), y_BxNxM, Memory(own, y_BxNxM, places), tapped_BxNxM)
 
     def _with_time_tokens(self, trunk, x_BxNxM, running_B, sight: Sight):
         """Run the trunk with time tokens in front, which every position sees, and drop them."""

@@ -130,6 +130,17 @@ class Sight:
         return keys_BxK[:, None, :] - self.query.positions_BxN[:, :, None]
 
 
+def just_before(places: Places, remembered: Places) -> tuple[jax.Array, jax.Array]:
+    """Which remembered position of an earlier block stands next to each on its left.
+
+    Returns:
+      Its index (B, N) among the remembered ones, and whether there is one, bool (B, N).
+    """
+    earlier = Sight(places, (remembered,), (EARLIER,))
+    beside_BxNxR = earlier.mask_BxQxK & (earlier.offset_BxQxK == -1)
+    return jnp.argmax(beside_BxNxR, axis=-1), jnp.any(beside_BxNxR, axis=-1)
+
+
 def see_up_to_block(places: Places) -> Sight:
     """Positions of the same document, in the same block or an earlier one."""
     return Sight(places, (places,), (UP_TO,))
