@@ -40,6 +40,7 @@ def get_config() -> dict:
             "self_condition": 0.0,
             "own_times": 0.5,
             "blocks_of_one": 0.85,
+            "foresight": 0.5,
             "time_location": 2.5,
             "prefix": 0.1,
             "suffix": 0.05,

@@ -105,7 +105,10 @@ SECTIONS = {
     "foundation": FoundationConfig,
 }
 # Set from elsewhere, so not keys of their section.
-_DERIVED = {"text_vae": {"vocab_size", "foundation"}, "dit": {"latent_channels", "tap"}}
+_DERIVED = {
+    "text_vae": {"vocab_size", "foundation"},
+    "dit": {"latent_channels", "tap", "foresight"},
+}
 _FLAX_FIELDS = {"name", "parent"}
 
 
@@ -222,7 +225,8 @@ class Experiment:
         vae = TextVAE(vocab_size=vocab_size, foundation=foundation, **self.text_vae)
         site = self.alignment.site if self.aligned else ""
         tap = self.alignment.block if site == "dit" else 0
-        dit = DiT(latent_channels=vae.latent_channels, tap=tap, **self.dit)
+        foresight = self.diffusion.foresight > 0
+        dit = DiT(vae.latent_channels, tap=tap, foresight=foresight, **self.dit)
         if not self.aligned or self.alignment.loss == "relational":
             return Models(vae, dit)
         widths = {"encoder": vae.width, "latents": vae.latent_channels, "dit": dit.width}

@@ -13,7 +13,7 @@ import optax
 from ldlm_jax.data.tokenizer import EOS, PAD
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion_config import DiffusionConfig
-from ldlm_jax.models.dit import UNKNOWN, Denoised, Memory
+from ldlm_jax.models.dit import UNKNOWN, Denoised, Foreseen, Memory
 from ldlm_jax.models.layers import matmul
 from ldlm_jax.models.places import Places, just_before, lay_out
 from ldlm_jax.train_state import LatentStats, Models
@@ -191,15 +191,15 @@ class Denoiser:
         if self.codes_VxD is not None:
             # Next to nothing of pure noise, which would drown what positions tell each other.
             seen_BxNxD = path.linear_estimate(z_BxNxD, t_BxN)
-        said = self._dit(seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory)
+        foreseen = None
+        if memory is not None and self.models.dit.foresight:
+            foreseen = self._foreseen(places, memory)
+        said = self._dit(seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory, foreseen)
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
         if not self.shares_trunk:
             scores = None if tokens_BxL is None else self.score(clean_BxNxD, places, tokens_BxL)
             return Estimate(clean_BxNxD, None, scores, None, said.memory, said.tapped_BxNxM)
-        features_BxNxM = said.features_BxNxM
-        if memory is not None and self.config.foresight > 0:
-            features_BxNxM += self._foreseen(places, memory)
-        features_BxLxM = self._token_features(features_BxNxM, places)
+        features_BxLxM = self._token_features(said.features_BxNxM, places)
         noisy = None if self.codes_VxD is None else (z_BxNxD, t_BxN)
         inputs = features_BxLxM, noisy, tokens_BxL
         mean_BxNxD, logits, scores = by_parts(self._tell, self.parts, inputs)
@@ -207,18 +207,18 @@ class Denoiser:
             clean_BxNxD += mean_BxNxD
         return Estimate(clean_BxNxD, logits, scores, mean_BxNxD, said.memory, said.tapped_BxNxM)
 
-    def _foreseen(self, places: Places, memory: Memory):
-        """Features (B, N, M) of the clean latent just before each, 0 where there is none.
+    def _foreseen(self, places: Places, memory: Memory) -> Foreseen:
+        """Features of the clean latent just before each, which tell what comes next.
 
-        They tell what comes next (``next_token.py``). In training only a share of the positions is
-        told, as the later ones of a block never are.
+        In training only a share of the positions is told (``config.foresight``), as the later ones
+        of a block never are.
         """
         index_BxN, told_BxN = just_before(places, memory.places)
         if self.dropout_key is not None:
             key = jax.random.fold_in(self.dropout_key, 1)
             told_BxN &= jax.random.bernoulli(key, self.config.foresight, told_BxN.shape)
         before_BxNxM = jnp.take_along_axis(memory.features_BxRxM, index_BxN[..., None], axis=1)
-        return jnp.where(told_BxN[..., None], before_BxNxM, 0.0)
+        return Foreseen(jnp.where(told_BxN[..., None], before_BxNxM, 0.0), told_BxN)
 
     def _tell(self, inputs):
         """From features, noisy latents and tokens, either of which may be None: the mean of the

@@ -41,11 +41,11 @@ class DiffusionConfig:
       blocks_of_one: share of rows trained with every latent a block of its own. Each of them then
         learns from all the clean text before it, where within a block only the first does; what
         they learn serves the blocks as well, and the sampler may take smaller ones.
-      foresight: share of positions that are told in training, beside what they learn from what they
-        see, what the clean latent just before them says of the next token (see
-        ``next_token.next_token_loss``); a sampler tells all. The features of that latent are added
-        to the noisy one's before tokens are read, so that the first place of a block, and every
-        block of one, begins with what an autoregressive model knows. 0 tells none.
+      foresight: share of positions that are told in training what the clean latent just before
+        them, of an earlier block, says of the next token (``next_token.next_token_loss``), by its
+        features; the others learn from what they see alone, as the later places of a block must. A
+        sampler tells all that it can: the first place of a block, and every block of one, then
+        begins with what an autoregressive model knows. 0 tells none.
       token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens decoded
         from the denoiser's estimate. It tells the denoiser which errors change the text, and
         the decoder (where it trains) what the denoiser's estimates look like.

@@ -10,7 +10,7 @@ import optax
 from flax.core import meta
 
 from ldlm_jax.alignment import Projection
-from ldlm_jax.models.dit import DiT
+from ldlm_jax.models.dit import DiT, Foreseen
 from ldlm_jax.models.places import lay_out
 from ldlm_jax.models.text_vae import TextVAE
 from ldlm_jax.sharding import AxisRules, param_shardings, placements, replicated
@@ -101,9 +101,12 @@ class Models:
         z = jnp.zeros((1, latents, self.vae.latent_channels))
         channels = self.dit.width if self.vae.decoder_layers == 0 else self.vae.latent_channels
         decoder_inputs = jnp.zeros((1, latents, channels))
+        foreseen = None
+        if self.dit.foresight:
+            foreseen = Foreseen(jnp.zeros((1, latents, self.dit.width)), ints > 0)
         params = {
             "text_vae": self.vae.init(vae_key, tokens, places, decoder_inputs)["params"],
-            "dit": self.dit.init(dit_key, z, z[..., 0], ints, z, places)["params"],
+            "dit": self.dit.init(dit_key, z, z[..., 0], ints, z, places, None, foreseen)["params"],
         }
         if self.align is not None:
             aligned = jnp.zeros((1, latents, self.aligned_width))

@@ -27,7 +27,7 @@ from ldlm_jax.diffusion.time import draw_progress
 from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.errors import UserError, check_shares
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
-from ldlm_jax.models.places import Places, positions_of
+from ldlm_jax.models.places import positions_of
 from ldlm_jax.models.scores import COMPILER_OPTIONS
 from ldlm_jax.next_token import next_token_loss
 from ldlm_jax.optim import OptimConfig, ema_step_size
@@ -136,23 +136,20 @@ def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_Bx
     return masked_mean(scores.loss_BxL, valid_BxL), masked_mean(scores.hit_BxL, valid_BxL)
 
 
-def _given(key, known_BxN, config: DiffusionConfig):
-    """States (B, N) of known latents: those of some rows are hidden, for guidance."""
+def _states(key, known_BxN, config: DiffusionConfig):
+    """What the DiT is told of each latent: what some rows know is hidden, for guidance."""
     dropped_Bx1 = jax.random.bernoulli(key, config.condition_dropout, (len(known_BxN), 1))
-    return jnp.where(known_BxN & dropped_Bx1, DROPPED, KNOWN)
+    return jnp.where(known_BxN, jnp.where(dropped_Bx1, DROPPED, KNOWN), UNKNOWN)
 
 
-def _diffusion(
-    denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, known_BxN, given_BxN, places, memory, single_B
-):
+def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, state_BxN, places, memory, single_B):
     """Denoising error over the positions to be written, and what came out of the DiT's tap."""
-    config = denoiser.config
+    config, known_BxN = denoiser.config, state_BxN != UNKNOWN
     time_key, noise_key, self_key = jax.random.split(key, 3)
     B, N, D = z_0_BxNxD.shape
     progress_BxN = draw_progress(time_key, B, N, config.block_size, config.own_times, single_B)
     t_BxN = jnp.where(known_BxN, 0.0, config.law(D).quantile(progress_BxN))
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(noise_key, (B, N, D)), t_BxN)
-    state_BxN = jnp.where(known_BxN, given_BxN, UNKNOWN)
 
     def estimate(earlier_BxNxD, tokens_BxL=None):
         return denoiser(z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory, tokens_BxL)
@@ -226,7 +223,7 @@ def fused_loss(
     )
     params = with_foundation(params, frozen.foundation)
     mask_key, known_key, z_key, rec_key, diff_key = jax.random.split(key, 5)
-    near_key, drop_key, given_key = (jax.random.fold_in(diff_key, i) for i in (1, 2, 3))
+    near_key, drop_key, state_key = (jax.random.fold_in(diff_key, i) for i in (1, 2, 3))
     tokens_BxL = batch["tokens"]
     segments_BxN = segments_of(batch["segments"], models)
     known_BxN = draw_known(
@@ -280,23 +277,16 @@ def fused_loss(
     if phase.has("diffusion") or phase.has("next_token"):
         denoiser, memory = replace(denoiser, dropout_key=drop_key), None
         z_0_BxNxD = _share_gradient(z_0_BxNxD, phase, step)
-        given_BxN = _given(given_key, known_BxN, recipe.diffusion)
+        state_BxN = _states(state_key, known_BxN, recipe.diffusion)
         if recipe.diffusion.block_size:
-            clean = denoiser.recall(z_0_BxNxD, given_BxN, places)
+            clean_BxN = jnp.where(state_BxN == DROPPED, DROPPED, KNOWN)
+            clean = denoiser.recall(z_0_BxNxD, clean_BxN, places)
             memory = clean.memory
     if phase.has("next_token"):
         parts["next_token"] = next_token_loss(denoiser, clean.features_BxNxM, tokens_BxL, places)
     if phase.has("diffusion"):
         parts["diffusion"], tapped_BxNxM = _diffusion(
-            denoiser,
-            diff_key,
-            z_0_BxNxD,
-            tokens_BxL,
-            known_BxN,
-            given_BxN,
-            places,
-            memory,
-            single_B,
+            denoiser, diff_key, z_0_BxNxD, tokens_BxL, state_BxN, places, memory, single_B
         )
     if phase.has("alignment"):
         sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}

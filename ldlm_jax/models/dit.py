@@ -33,6 +33,13 @@ class Memory(NamedTuple):
     places: Places
 
 
+class Foreseen(NamedTuple):
+    """What the clean latent just before each position says of it: features, where there are any."""
+
+    features_BxNxM: jax.Array
+    told_BxN: jax.Array
+
+
 class Denoised(NamedTuple):
     """What the DiT says of noisy latents.
 
@@ -74,6 +81,7 @@ class DiT(nn.Module):
         their neighbours; 0 for none.
       tap: block (from 1) whose output is returned as well, to be aligned; 0 for none.
       dropout: see ``layers.Transformer``.
+      foresight: whether positions may be told what is foreseen of them.
     """
 
     latent_channels: int
@@ -89,6 +97,7 @@ class DiT(nn.Module):
     offset_radius: int = 0
     tap: int = 0
     dropout: float = 0.0
+    foresight: bool = False
 
     @nn.compact
     def __call__(
@@ -99,6 +108,7 @@ class DiT(nn.Module):
         self_condition_BxNxD,
         places: Places,
         memory: Memory | None = None,
+        foreseen: Foreseen | None = None,
     ) -> Denoised:
         """Predict from noisy latents.
 
@@ -110,6 +120,8 @@ class DiT(nn.Module):
           places: where each position stands.
           memory: of the clean text, from an earlier call. With it a position sees the remembered
             blocks before its own, and of this call's positions those of its own block alone.
+          foreseen: added to the trunk's features of the positions that are told, which then need
+            to say only what there is to add; None tells none. Only with ``foresight``.
 
         Returns:
           ``output_BxNxD``, fp32: clean latents or velocity, as trained; the trunk's features,
@@ -133,6 +145,11 @@ class DiT(nn.Module):
         place_BxN = jnp.minimum(places.positions_BxN, BEGINNING)
         x_BxNxM += jnp.take(begin, place_BxN, axis=0).astype(x_BxNxM.dtype)
         x_BxNxM += Dense(self.width, ("embed", "mlp"), dtype, name="position_time")(time_BxNxM)
+
+        if foreseen is not None:
+            told_init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+            told_M = self.param("told", told_init, (self.width,), jnp.float32)
+            x_BxNxM += jnp.where(foreseen.told_BxN[..., None], told_M, 0).astype(x_BxNxM.dtype)
 
         sight, remembered = see_up_to_block(places), None
         if memory is not None:
@@ -159,6 +176,8 @@ class DiT(nn.Module):
             running_B = jnp.sum(t_BxN * writing_BxN, 1) / jnp.maximum(jnp.sum(writing_BxN, 1), 1)
             said = self._with_time_tokens(trunk, x_BxNxM, running_B, sight)
         y_BxNxM, own, tapped_BxNxM = said
+        if foreseen is not None:
+            y_BxNxM += foreseen.features_BxNxM
         output = Dense(
             self.latent_channels,
             ("embed", "latent"),
