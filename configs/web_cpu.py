@@ -15,6 +15,7 @@ attention heads that begin at their neighbours. How this was chosen: experiments
 
 def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
+    together = {"reconstruction": 0.0, "encoder_gradient": 1.0}
     return {
         "data": {"source": "web", "vocab_size": 4096, "window": 64, "round_to": 4},
         # A latent for each token alone, and a decoder that reads the DiT's trunk.
@@ -48,12 +49,16 @@ def get_config() -> dict:
         },
         "optim": {"learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99},
         "train": {
-            "num_steps": 1100,
+            "num_steps": 1500,
             "batch_size": 16,
-            "eval_every": 1100,
-            "checkpoint_every": 550,
+            "eval_every": 1500,
+            "checkpoint_every": 500,
         },
         "sample": {"steps": 20, "solver": "ancestral", "top_p": 0.8, "lag": 3.0},
+        # First a language model at half the cost of a step, then what writes from noise beside it.
         # Latents and denoiser learn together: the tokens' cross-entropy keeps the latents apart.
-        "phases": [{"reconstruction": 0.0, "next_token": 1.0, "encoder_gradient": 1.0}],
+        "phases": [
+            {"until": 800, "next_token": 1.0, "diffusion": 0.0} | together,
+            {"next_token": 1.0} | together,
+        ],
     }

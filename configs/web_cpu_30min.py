@@ -16,6 +16,7 @@ def get_config() -> dict:
     config = runpy.run_path(str(Path(__file__).with_name("web_cpu.py")))["get_config"]()
     # Seven times over the corpus: without dropout the model is surer than it may be.
     config["dit"] |= {"layers": 4, "dropout": 0.1}
-    config["train"] |= {"num_steps": 8300, "eval_every": 4150, "checkpoint_every": 1000}
+    config["train"] |= {"num_steps": 10600, "eval_every": 10600, "checkpoint_every": 1000}
+    config["phases"][0]["until"] = 5500
     config["optim"] |= {"ema_decay": 0.995}
     return config

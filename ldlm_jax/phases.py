@@ -32,8 +32,9 @@ class Phase:
       kl: weight of the divergence of the posterior from N(0, I), in nats a channel.
       diffusion: weight of the denoising error.
       next_token: weight of the cross-entropy of the tokens after each clean latent, read off the
-        pass that makes the memory of blocks; see ``next_token.next_token_loss``. A phase with this
-        loss alone makes a language model of the trunk, at half the cost of a step.
+        pass that makes the memory of blocks; see ``next_token.next_token_loss``. A phase without
+        diffusion makes a language model of the trunk, at half the cost of a step: each latent is a
+        block of its own, and nothing is known beforehand.
       alignment: weight of minus the cosine between latents and teacher features.
       consistency: weight of the distance between estimates at neighbouring times, for text in few
         steps; meant for a last phase, see ``consistency.consistency_loss``.
@@ -65,6 +66,11 @@ class Phase:
                 )
         if not any(self.has(loss) for loss in LOSSES):
             raise UserError("phases: a phase in which every loss weight is 0 trains nothing.")
+
+    @property
+    def only_foretells(self) -> bool:
+        """Whether it trains a language model, and nothing that writes from noise."""
+        return self.has("next_token") and not (self.has("diffusion") or self.has("consistency"))
 
     def has(self, name: str) -> bool:
         """Whether a weight is anything but the constant 0."""

@@ -233,9 +233,11 @@ def fused_loss(
         recipe.diffusion.known,
         recipe.diffusion.block_size or 1,
     )
-    single_B = None
-    if recipe.diffusion.blocks_of_one:
-        single_key, share = jax.random.fold_in(known_key, 1), recipe.diffusion.blocks_of_one
+    single_B, share = None, recipe.diffusion.blocks_of_one
+    if phase.only_foretells:
+        known_BxN, share = jnp.zeros_like(known_BxN), 1.0
+    if share:
+        single_key = jax.random.fold_in(known_key, 1)
         single_B = jax.random.bernoulli(single_key, share, (len(tokens_BxL),))
     places = places_of(batch["segments"], models, recipe.diffusion, known_BxN, single_B)
 

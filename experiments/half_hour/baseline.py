@@ -10,6 +10,7 @@ import json
 import pickle
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import optax
 from flax.core import meta
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import DataConfig, prepare
+from ldlm_jax.data.build import DataConfig, Prepared, prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD
 from ldlm_jax.denoiser import nucleus
@@ -76,45 +77,80 @@ def read_config(config: str) -> tuple[DataConfig, int]:
     return replace(experiment.data, round_to=1), experiment.train.batch_size
 
 
+@dataclass(frozen=True)
+class Training:
+    """A baseline about to be trained.
+
+    Attributes:
+      prepared: the corpus.
+      data: how it is read.
+      batch_size: rows of a step.
+      config: of the optimizer.
+      model: the network.
+      state: parameters, their average, and the optimizer's state.
+      step_fn: (state, batch, step) to the next state and the loss.
+      facts: what is written beside the parameters.
+    """
+
+    prepared: Prepared
+    data: DataConfig
+    batch_size: int
+    config: OptimConfig
+    model: TokenTransformer
+    state: tuple
+    step_fn: Callable
+    facts: dict
+
+    @classmethod
+    def create(cls, kind: Kind, steps: int, overrides: list[str]) -> "Training":
+        """Its first parameters, from overrides ``key=value``."""
+        given = dict(item.split("=") for item in overrides)
+        name = given.pop("config", "configs/web_cpu.py")
+        data, batch_size = read_config(name)
+        prepared = prepare(data)
+        config = OptimConfig(**{
+            "learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99,
+            **{k: float(v) for k, v in given.items() if k not in ("batch_size", *SIZES)},
+        })  # fmt: skip
+        sizes = SIZES | {k: type(SIZES[k])(v) for k, v in given.items() if k in SIZES}
+        model = TokenTransformer(prepared.tokenizer.vocab_size, **sizes)
+        tokens = jnp.zeros((1, data.window), jnp.int32)
+        params = meta.unbox(model.init(jax.random.key(0), tokens, kind.places(tokens))["params"])
+        optimizer = make_optimizer(config, steps)
+
+        @partial(jax.jit, donate_argnums=0)
+        def step_fn(state, batch, step):
+            params, ema, opt_state = state
+            key = jax.random.fold_in(jax.random.key(1), step)
+            loss, grads = jax.value_and_grad(lambda p: kind.loss(model, p, batch, key))(params)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            ema = optax.incremental_update(params, ema, ema_step_size(config, step))
+            return (params, ema, opt_state), loss
+
+        state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+        count = sum(x.size for x in jax.tree.leaves(params))
+        facts = {"config": name, "parameters": count, "steps": steps, "sizes": sizes, "log": []}
+        batch_size = int(given.get("batch_size", batch_size))
+        return cls(prepared, data, batch_size, config, model, state, step_fn, facts)
+
+    def batches(self):
+        """What it is trained on."""
+        return train_batches(self.prepared, self.data, self.batch_size)
+
+
 def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
     """Train for some steps; keep the averaged parameters of the best validation loss."""
-    given = dict(item.split("=") for item in overrides)
-    name = given.pop("config", "configs/web_cpu.py")
-    data, batch_size = read_config(name)
-    prepared = prepare(data)
-    config = OptimConfig(**{
-        "learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99,
-        **{k: float(v) for k, v in given.items() if k not in ("batch_size", *SIZES)},
-    })  # fmt: skip
-    batch_size = int(given.get("batch_size", batch_size))
-    sizes = SIZES | {k: type(SIZES[k])(v) for k, v in given.items() if k in SIZES}
-    model = TokenTransformer(prepared.tokenizer.vocab_size, **sizes)
-    tokens = jnp.zeros((1, data.window), jnp.int32)
-    params = meta.unbox(model.init(jax.random.key(0), tokens, kind.places(tokens))["params"])
-    optimizer = make_optimizer(config, steps)
-
-    @partial(jax.jit, donate_argnums=0)
-    def step_fn(state, batch, step):
-        params, ema, opt_state = state
-        key = jax.random.fold_in(jax.random.key(1), step)
-        loss, grads = jax.value_and_grad(lambda p: kind.loss(model, p, batch, key))(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        ema = optax.incremental_update(params, ema, ema_step_size(config, step))
-        return (params, ema, opt_state), loss
-
-    held_out = eval_batches(prepared, "validation", 64, 13)
-    whole = model.clone(dropout=0.0)
+    training = Training.create(kind, steps, overrides)
+    held_out = eval_batches(training.prepared, "validation", 64, 13)
+    whole = training.model.clone(dropout=0.0)
     validate = jax.jit(lambda p, b: kind.loss(whole, p, b, jax.random.key(7)))
-    batches = train_batches(prepared, data, batch_size)
-    state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-    best, log, seconds = float("inf"), [], 0.0
-    count = sum(x.size for x in jax.tree.leaves(params))
-    facts = {"config": name, "parameters": count, "steps": steps, "sizes": sizes, "log": log}
+    batches, state, facts = training.batches(), training.state, training.facts
+    best, log, seconds = float("inf"), facts["log"], 0.0
     workdir.mkdir(parents=True, exist_ok=True)
     for step in range(steps):
         start = time.perf_counter()
-        state, loss = step_fn(state, next(batches), step)
+        state, loss = training.step_fn(state, next(batches), step)
         jax.block_until_ready(loss)
         seconds += time.perf_counter() - start if step else 0.0  # the first step compiles
         if (step + 1) % max(1, steps // 20) == 0 or step + 1 == steps:

@@ -120,8 +120,9 @@ class DiT(nn.Module):
           places: where each position stands.
           memory: of the clean text, from an earlier call. With it a position sees the remembered
             blocks before its own, and of this call's positions those of its own block alone.
-          foreseen: added to the trunk's features of the positions that are told, which then need
-            to say only what there is to add; None tells none. Only with ``foresight``.
+          foreseen: taken for the trunk's features of the positions that are told, to which their
+            own are added by a scale that starts at zero (Bachlechner et al. 2020, "ReZero"); None
+            tells none. Only with ``foresight``.
 
         Returns:
           ``output_BxNxD``, fp32: clean latents or velocity, as trained; the trunk's features,
@@ -177,6 +178,9 @@ class DiT(nn.Module):
             said = self._with_time_tokens(trunk, x_BxNxM, running_B, sight)
         y_BxNxM, own, tapped_BxNxM = said
         if foreseen is not None:
+            scale_M = self.param("told_scale", told_init, (self.width,), jnp.float32)
+            told_BxNx1 = foreseen.told_BxN[..., None]
+            y_BxNxM *= jnp.where(told_BxNx1, scale_M, 1).astype(y_BxNxM.dtype)
             y_BxNxM += foreseen.features_BxNxM
         output = Dense(
             self.latent_channels,
