@@ -211,7 +211,7 @@ class Denoiser:
         """Features of the clean latent just before each, which tell what comes next.
 
         In training only a share of the positions is told (``config.foresight``), as the later ones
-        of a block never are.
+        of a block never are, nor those before known text.
         """
         index_BxN, told_BxN = just_before(places, memory.places)
         if self.dropout_key is not None:

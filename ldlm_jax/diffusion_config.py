@@ -43,9 +43,9 @@ class DiffusionConfig:
         they learn serves the blocks as well, and the sampler may take smaller ones.
       foresight: share of positions that are told in training what the clean latent just before
         them, of an earlier block, says of the next token (``next_token.next_token_loss``), by its
-        features; the others learn from what they see alone, as the later places of a block must. A
-        sampler tells all that it can: the first place of a block, and every block of one, then
-        begins with what an autoregressive model knows. 0 tells none.
+        features; the others learn from what they see alone, as the later places of a block and all
+        that known text follows must. A sampler tells all that it can: the first place of a block,
+        and every block of one, then begins with what an autoregressive model knows. 0 tells none.
       token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens decoded
         from the denoiser's estimate. It tells the denoiser which errors change the text, and
         the decoder (where it trains) what the denoiser's estimates look like.

@@ -41,8 +41,10 @@ BLOCKS = ["diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0", "dit
           "text_vae.encoder_layers=0", "text_vae.decoder_layers=0", "diffusion.prefix=0.05",
           "diffusion.infill=0.7",
           "diffusion.token_posterior=True", "diffusion.token_loss=1.0",
-          "diffusion.blocks_of_one=0.3",
-          "phases=[{'reconstruction': 0.0, 'encoder_gradient': 1.0}]"]  # fmt: skip
+          "diffusion.blocks_of_one=0.3", "diffusion.foresight=0.5",
+          "phases=[{'until': 200, 'next_token': 1.0, 'diffusion': 0.0, 'reconstruction': 0.0, "
+          "'encoder_gradient': 1.0},"
+          "{'next_token': 1.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}]"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -213,17 +215,19 @@ def test_easy_blocks_cost_fewer_steps(overfitted_in_blocks):
 
 
 def test_the_best_of_several_is_chosen(overfitted_in_blocks):
+    """Rough drafts, by their likeness (chrF, 0 to 100) to the nearest text known by heart."""
+    chrf = pytest.importorskip("sacrebleu").sentence_chrf
     writer, _, _, texts = overfitted_in_blocks
     rough = SampleConfig(steps=4, batch_size=64)
 
-    def exact(**changes):
+    def likeness(**changes):
         config = dataclasses.replace(rough, **changes)
-        return np.mean([s.text in texts for s in generate(writer, config, 0, num_samples=64)])
+        written = [s.text for s in generate(writer, config, 0, num_samples=64)]
+        return np.mean([max(chrf(w, [text]).score for text in texts) for w in written])
 
-    first = exact()
-    assert exact(best_of=4) > first + 0.2
-    pytest.importorskip("sacrebleu")
-    assert exact(best_of=4, choose="consensus") > first
+    first = likeness()
+    assert likeness(best_of=4) > first + 6
+    assert likeness(best_of=4, choose="consensus") > first
 
 
 def test_text_goes_on_beyond_the_window_with_a_memory_of_one(overfitted_in_blocks):

@@ -70,29 +70,31 @@ def test_no_position_sees_what_it_is_asked_for(blocks):
 
 def test_the_fused_step_asks_for_it_beside_the_denoising_or_alone(blocks):
     experiment, models, params, batch = blocks
-    recipe = experiment.recipe(models)
     stats = LatentStats.create(models.vae.latent_channels)
+    arguments = params, batch, stats, jax.random.key(1), 0
 
-    def step_of(**weights):
+    def step_of(trained=experiment.diffusion, **weights):
+        recipe = dataclasses.replace(experiment.recipe(models), diffusion=trained)
         phase = Phase(reconstruction=0.0, kl=0.0, encoder_gradient=1.0, **weights)
         step = jax.value_and_grad(partial(fused_loss, phase=phase, recipe=recipe), has_aux=True)
-        return jax.jit(step).lower(params, batch, stats, jax.random.key(1), 0).compile()
-
-    def run(step):
-        (loss, aux), gradient = step(params, batch, stats, jax.random.key(1), 0)
-        return float(loss), aux, gradient
+        return jax.jit(step).lower(*arguments).compile()
 
     both, alone = step_of(diffusion=1.0, next_token=3.0), step_of(diffusion=0.0, next_token=3.0)
-    loss, aux, _ = run(both)
+    (loss, aux), _ = both(*arguments)
     assert loss == pytest.approx(float(aux["loss/diffusion"] + 3 * aux["loss/next_token"]), 1e-5)
-    loss, aux_alone, gradient = run(alone)
-    assert "loss/diffusion" not in aux_alone
+    (loss, aux), gradient = alone(*arguments)
+    assert "loss/diffusion" not in aux
     assert loss == pytest.approx(3 * float(aux["loss/next_token"]), rel=1e-4)
     # A language model: the latents learn as well, and the noisy pass costs nothing.
-    assert all(
-        float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient["text_vae"]["encoder"])
-    )
+    of_encoder = jax.tree.leaves(gradient["text_vae"]["encoder"])
+    assert all(float(jnp.abs(g).max()) > 0 for g in of_encoder)
     assert alone.cost_analysis()["flops"] < 0.6 * both.cost_analysis()["flops"]
+    # Every latent is a block of its own, and nothing is known beforehand.
+    plain = dataclasses.replace(
+        experiment.diffusion, blocks_of_one=1.0, prefix=0.0, suffix=0.0, infill=0.0
+    )
+    (_, as_one), _ = step_of(plain, diffusion=1.0, next_token=3.0)(*arguments)
+    assert aux["loss/next_token"] == pytest.approx(float(as_one["loss/next_token"]), rel=1e-5)
 
 
 def test_what_stands_just_before_is_of_an_earlier_block():
@@ -106,8 +108,9 @@ def test_what_stands_just_before_is_of_an_earlier_block():
     ]
     assert found[0] == {4: 3}
     assert found[1] == {i: i - 1 for i in (1, 2, 3, 4, 5, 6, 7, 9, 10)}
-    # Known text is read before all other: position 2 does not see the first.
-    assert found[2] == {i: i - 1 for i in (1, 3, 4, 5, 6, 7, 9, 10)}
+    # Known text is read before all other: position 2 does not see the first, which does not know
+    # all that position 1 sees.
+    assert found[2] == {i: i - 1 for i in (3, 4, 5, 6, 7, 9, 10)}
 
 
 def test_the_features_just_before_are_told_in_training_to_a_share(blocks):

@@ -134,11 +134,14 @@ def just_before(places: Places, remembered: Places) -> tuple[jax.Array, jax.Arra
     """Which remembered position of an earlier block stands next to each on its left.
 
     Returns:
-      Its index (B, N) among the remembered ones, and whether there is one, bool (B, N).
+      Its index (B, N) among the remembered ones; and whether it knows as much of the position as
+      its memory does, bool (B, N): there is one, and nothing remembered stands after the position.
     """
     earlier = Sight(places, (remembered,), (EARLIER,))
-    beside_BxNxR = earlier.mask_BxQxK & (earlier.offset_BxQxK == -1)
-    return jnp.argmax(beside_BxNxR, axis=-1), jnp.any(beside_BxNxR, axis=-1)
+    mask_BxNxR, offset_BxNxR = earlier.mask_BxQxK, earlier.offset_BxQxK
+    beside_BxNxR = mask_BxNxR & (offset_BxNxR == -1)
+    after_BxN = jnp.any(mask_BxNxR & (offset_BxNxR > 0), axis=-1)
+    return jnp.argmax(beside_BxNxR, axis=-1), jnp.any(beside_BxNxR, axis=-1) & ~after_BxN
 
 
 def see_up_to_block(places: Places) -> Sight:
