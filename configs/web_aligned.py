@@ -21,5 +21,5 @@ def get_config() -> dict:
     # Latents that hold context lie further from those of their token alone.
     config["diffusion"] |= {"token_variance": 0.3}
     config["teacher"] = {"run": "runs/web_masked_lm"}
-    config["phases"] = [{"reconstruction": 0.2, "encoder_gradient": 1.0, "alignment": 1.0}]
+    config["phases"][-1] |= {"reconstruction": 0.2, "alignment": 1.0}
     return config

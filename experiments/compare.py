@@ -47,9 +47,14 @@ def workdir_of(name: str, arm: str, seed: str) -> Path:
     return Path("runs") / name / f"{arm}_{seed}".replace(" ", "_").replace(",", "")
 
 
-def short(steps: int) -> list[str]:
-    """Overrides for a run of few steps, evaluated and saved at its end."""
+def short(config: str, steps: int) -> list[str]:
+    """Overrides for a run of few steps, evaluated and saved at its end, with phases as short."""
+    whole = load_config(config)
+    phases = [dict(phase) for phase in whole.phases]
+    for phase in phases[:-1]:
+        phase["until"] = round(phase["until"] * steps / whole.train.num_steps)
     return [
+        f"phases={phases}",
         f"train.num_steps={steps}", f"train.eval_every={steps}", f"train.checkpoint_every={steps}",
         "train.eval_batches=16", "train.evals=('reconstruction','denoising')",
     ]  # fmt: skip
@@ -66,7 +71,7 @@ def last_logged(workdir: Path) -> dict:
 def config_of(name: str, arm: str, *overrides: str):
     """The config of an arm."""
     arms = arms_of(name)
-    return load_config(arms.CONFIG, [*short(arms.STEPS), *arms.ARMS[arm], *overrides])
+    return load_config(arms.CONFIG, [*short(arms.CONFIG, arms.STEPS), *arms.ARMS[arm], *overrides])
 
 
 def judged(workdir: Path, step_counts: tuple[int, ...]) -> dict[str, dict]:

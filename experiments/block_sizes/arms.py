@@ -13,6 +13,8 @@ ARMS = {f"blocks of {size}": _blocks(size) for size in (4, 8, 16, 32)} | {
     "whole texts": (
         "diffusion.block_size=0",
         "diffusion.blocks_of_one=0.0",
+        "diffusion.foresight=0.0",
+        "phases=[{'reconstruction': 0.0, 'encoder_gradient': 1.0}]",
         "data.round_to=1",
         "sample.lag=0.0",
     ),  # fmt: skip

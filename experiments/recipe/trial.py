@@ -1,4 +1,4 @@
-"""Train a variant of the demo for a third of its steps, and judge its text.
+"""Train a variant of the demo for a sixth of its steps, and judge its text.
 
 Command: PYTHONPATH=. python experiments/recipe/trial.py NAME [section.key=value ...]
 Trains in runs/trials/NAME and writes experiments/recipe/trials/NAME.json.
@@ -16,13 +16,13 @@ from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import load_run
 from ldlm_jax.train import train
 
-STEPS = 240
+CONFIG, STEPS = "configs/web_cpu.py", 240
 
 
 def main(name: str, *overrides: str) -> None:
     """Run one trial."""
     workdir = Path("runs/trials") / name
-    train(load_config("configs/web_cpu.py", [*short(STEPS), *overrides]), str(workdir))
+    train(load_config(CONFIG, [*short(CONFIG, STEPS), *overrides]), str(workdir))
     kept = ("tokens_per_second", "reconstruction/", "denoising/")
     result = {"name": name, "overrides": overrides}
     result |= {key: value for key, value in last_logged(workdir).items() if key.startswith(kept)}
