@@ -187,6 +187,23 @@ def _alignment(recipe: Recipe, params, frozen: Frozen, batch, sites: dict, segme
     return alignment_loss(recipe.alignment.loss, features, teacher_BxNxH, segments_BxN)
 
 
+def _lay_out(key, segments_BxL, phase: Phase, recipe: Recipe):
+    """What is known beforehand, the rows with blocks of one, and where everything stands."""
+    segments_BxN, config = segments_of(segments_BxL, recipe.models), recipe.diffusion
+    single_B, share = None, config.blocks_of_one
+    if phase.only_foretells:
+        known_BxN, share = jnp.zeros(segments_BxN.shape, bool), 1.0
+    else:
+        known_BxN = draw_known(
+            key, segments_BxN, positions_of(segments_BxN), config.known, config.block_size or 1
+        )
+    if share:
+        single_key = jax.random.fold_in(key, 1)
+        single_B = jax.random.bernoulli(single_key, share, (len(segments_BxL),))
+    places = places_of(segments_BxL, recipe.models, config, known_BxN, single_B)
+    return known_BxN, single_B, places
+
+
 def fused_loss(
     params,
     batch: dict,
@@ -225,21 +242,7 @@ def fused_loss(
     mask_key, known_key, z_key, rec_key, diff_key = jax.random.split(key, 5)
     near_key, drop_key, state_key = (jax.random.fold_in(diff_key, i) for i in (1, 2, 3))
     tokens_BxL = batch["tokens"]
-    segments_BxN = segments_of(batch["segments"], models)
-    known_BxN = draw_known(
-        known_key,
-        segments_BxN,
-        positions_of(segments_BxN),
-        recipe.diffusion.known,
-        recipe.diffusion.block_size or 1,
-    )
-    single_B, share = None, recipe.diffusion.blocks_of_one
-    if phase.only_foretells:
-        known_BxN, share = jnp.zeros_like(known_BxN), 1.0
-    if share:
-        single_key = jax.random.fold_in(known_key, 1)
-        single_B = jax.random.bernoulli(single_key, share, (len(tokens_BxL),))
-    places = places_of(batch["segments"], models, recipe.diffusion, known_BxN, single_B)
+    known_BxN, single_B, places = _lay_out(known_key, batch["segments"], phase, recipe)
 
     def encode(tokens):
         return models.text_vae(params, tokens, places, known_BxN, method="encode")
