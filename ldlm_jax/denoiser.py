@@ -37,7 +37,7 @@ def places_of(
 
 
 def nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Logits of which only the likeliest tokens are left, the others far below.
+    """Logits of which only the likeliest tokens are left, the others 30 nats below.
 
     The fewest tokens whose probabilities add up to ``top_p`` (Holtzman et al. 2020, "The Curious
     Case of Neural Text Degeneration"). Their least likely one is found by halving an interval:
@@ -59,10 +59,13 @@ def nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
 
     interval = jnp.zeros_like(probability[..., :1]), jnp.max(probability, -1, keepdims=True)
     (least, _), _ = jax.lax.scan(halve, interval, length=30)
-    return jnp.where(probability >= least, logits, _IMPROBABLE)
+    return jnp.where(probability >= least, logits, logits - _OUTSIDE)
 
 
-# A finite logit, so that a certain observation can still overrule the context.
+# Nats by which tokens outside the nucleus are held less likely. None is ever drawn, but what a
+# noisy latent itself says can overrule it: else a drawn token would be another in the next step.
+_OUTSIDE = 30.0
+# The logit of what must not be.
 _IMPROBABLE = -1e4
 
 

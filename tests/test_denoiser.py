@@ -139,7 +139,7 @@ def test_latents_learn_from_the_cross_entropy_and_not_from_the_squared_error(net
 @pytest.mark.parametrize("top_p", [0.3, 0.7, 0.95, 1.0])
 def test_the_nucleus_is_the_fewest_tokens_that_add_up(top_p):
     logits = 3 * jax.random.normal(jax.random.key(0), (4, 2, 50))
-    kept = np.asarray(nucleus(logits, jnp.full((4, 1, 1), top_p))) > -1e3
+    kept = np.asarray(nucleus(logits, jnp.full((4, 1, 1), top_p)) == logits)
     probability = np.asarray(jax.nn.softmax(logits))
     for row, keep in zip(probability.reshape(-1, 50), kept.reshape(-1, 50), strict=True):
         order = np.argsort(-row)
@@ -149,5 +149,25 @@ def test_the_nucleus_is_the_fewest_tokens_that_add_up(top_p):
 
 def test_each_row_has_a_nucleus_of_its_own():
     logits = jnp.log(jnp.array([[[0.6, 0.3, 0.1]], [[0.6, 0.3, 0.1]]]))
-    kept = nucleus(logits, jnp.array([0.5, 0.8])[:, None, None]) > -1e3
+    cut = nucleus(logits, jnp.array([0.5, 0.8])[:, None, None])
+    kept = cut == logits
     assert kept[:, 0].tolist() == [[True, False, False], [True, True, False]]
+    # Nothing of what is outside is ever drawn.
+    assert float(jax.nn.softmax(cut)[~kept].max()) < 1e-12
+
+
+def test_what_a_latent_says_overrules_the_nucleus(network):
+    """Or a drawn token would be another in the next step, whose context may not propose it."""
+    models, config, params = network
+    latents = LatentStats.create(models.vae.latent_channels)
+    denoiser = Denoiser.create(models, params, config, latents, top_p=jnp.full((1, 1, 1), 0.01))
+    tokens = jnp.arange(20, 28)
+    codes = denoiser.codes_VxD[tokens][None]
+    t = jnp.full((1, 8), 0.1)
+    z = path.interpolate(codes, jax.random.normal(jax.random.key(0), codes.shape), t)
+    places = lay_out(jnp.ones((1, 8), jnp.int32))
+    arguments = t, jnp.full((1, 8), UNKNOWN), jnp.zeros_like(z), places
+    said = denoiser(z, *arguments)
+    proposed = denoiser(jnp.zeros_like(z), jnp.ones((1, 8)), *arguments[1:])
+    assert (jnp.argmax(proposed.logits_BxLxV, -1)[0] != tokens).all()
+    assert (jnp.argmax(said.logits_BxLxV, -1)[0] == tokens).all()
