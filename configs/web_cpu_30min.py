@@ -1,10 +1,11 @@
-"""The demo's recipe for half an hour: one block more, six times the steps, and dropout.
+"""The demo's recipe for half an hour: one block more, seven times the steps, and dropout.
 
 Command:  ldlm train --config configs/web_cpu_30min.py --workdir runs/web_cpu_30min
-Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
-Result:   7,000 steps are 29 minutes at 0.247 s a step, measured with nothing beside it (25
-          November 2026, seed 0). context/nats 4.00 over 832 windows (`ldlm eval --evals context
-          --batches 52`); judged in experiments/half_hour/.
+Hardware: 2 virtual CPU cores with bf16 matrix units (Intel Xeon).
+Result:   10,600 steps take as long as 17,000 of the autoregressive model of its size, which are
+          half an hour (experiments/half_hour/step_time.json). context/nats 3.88 over 832 windows
+          (`ldlm eval --evals context --batches 52`; 25 November 2026, seed 0); judged in
+          experiments/half_hour/.
 """
 
 import runpy
@@ -14,7 +15,7 @@ from pathlib import Path
 def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
     config = runpy.run_path(str(Path(__file__).with_name("web_cpu.py")))["get_config"]()
-    # Seven times over the corpus: without dropout the model is surer than it may be.
+    # Ten times over the corpus: without dropout the model is surer than it may be.
     config["dit"] |= {"layers": 4, "dropout": 0.1}
     config["train"] |= {"num_steps": 10600, "eval_every": 10600, "checkpoint_every": 1000}
     config["phases"][0]["until"] = 5500
