@@ -48,7 +48,7 @@ class Timed:
         window = experiment.data.window
         self._state = init_state(models, optimizer, 0, window, self.mesh, self.rules)
         self._frozen = Frozen(guide.params if guide else None, None)
-        self._step = partial(compiled_step(recipe, optimizer), phase=experiment.phases[0])
+        self._step = partial(compiled_step(recipe, optimizer), phase=experiment.phases[-1])
 
     def seconds(self) -> float:
         """Mean seconds of a few steps, the next batch's reading included."""

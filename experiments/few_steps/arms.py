@@ -4,12 +4,7 @@ CONFIG = "configs/web_few_steps.py"
 STEPS, FIRST = 400, 280
 STEP_COUNTS = (1, 2, 5, 20)
 _PLAIN = {"reconstruction": 0.0, "next_token": 1.0, "encoder_gradient": 1.0}
-_LAST = _PLAIN | {
-    "next_token": 0.0,
-    "encoder_gradient": 0.0,
-    "consistency": 1.0,
-    "train": ("dit", "decoder"),
-}
+_LAST = _PLAIN | {"encoder_gradient": 0.0, "consistency": 1.0, "train": ("dit", "decoder")}
 ARMS = {
     "plain": (f"phases={[_PLAIN]}",),
     "consistency": (f"phases={[_PLAIN | {'until': FIRST}, _LAST]}",),
