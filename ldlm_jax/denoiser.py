@@ -254,9 +254,10 @@ class Denoiser:
     def _token_features(self, inputs, places: Places):
         return self._vae(inputs, places, method="token_features")
 
-    def _dit(self, *args) -> Denoised:
+    def _dit(self, *args, reading: bool = False) -> Denoised:
         rngs = None if self.dropout_key is None else {"dropout": self.dropout_key}
-        return self.models.dit.apply({"params": self.params["dit"]}, *args, rngs=rngs)
+        variables = {"params": self.params["dit"]}
+        return self.models.dit.apply(variables, *args, reading=reading, rngs=rngs)
 
     def _evidence(self, z_BxNxD, t_BxN):
         """Log-likelihood (B, N, V) of noisy latents under each token, up to a constant.
@@ -293,9 +294,11 @@ class Denoiser:
         return self.latents.normalise(posterior.mean_BxNxD)
 
     def recall(self, z_BxNxD, state_BxN, places: Places, memory=None) -> Denoised:
-        """The DiT's pass over clean latents."""
+        """The DiT's pass over clean latents, each after those before it."""
         t_BxN, blank_BxNxD = jnp.zeros(state_BxN.shape), jnp.zeros_like(z_BxNxD)
-        return self._dit(z_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory)
+        return self._dit(
+            z_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory, reading=True
+        )
 
     def remember(self, z_BxNxD, state_BxN, places: Places, memory=None) -> Memory:
         """What the DiT remembers of clean latents, for the blocks after them."""

@@ -131,7 +131,7 @@ class Counter:
         """One pass of the DiT, forward: over noisy latents, or over the clean ones to remember."""
         dit, N, block = self._dit, self._positions, self.recipe.diffusion.block_size
         stack = Stack(dit.layers, dit.width, dit.mlp_ratio, dit.conditioning == "adaln")
-        pairs = up_to_block(N, block)
+        pairs = up_to_block(N, 1 if remembering else block)
         if block and not remembering:
             pairs = before_block(N, block) + N * block
         total = stack.forward(self.rows, N, pairs)

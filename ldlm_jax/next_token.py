@@ -12,21 +12,20 @@ from ldlm_jax.models.places import Places
 
 
 def ahead_BxN(places: Places) -> jax.Array:
-    """True where a position is followed by one of its document that it does not see."""
+    """True where a position is followed by one of its document that it has not read."""
     segments_BxN, blocks_BxN = places.segments_BxN, places.blocks_BxN
     same = (segments_BxN[:, 1:] == segments_BxN[:, :-1]) & (segments_BxN[:, 1:] > 0)
-    return jnp.pad(same & (blocks_BxN[:, 1:] > blocks_BxN[:, :-1]), ((0, 0), (0, 1)))
+    return jnp.pad(same & (blocks_BxN[:, 1:] >= blocks_BxN[:, :-1]), ((0, 0), (0, 1)))
 
 
 def next_token_loss(
     denoiser: Denoiser, features_BxNxM: jax.Array, tokens_BxL: jax.Array, places: Places
 ) -> jax.Array:
-    """Mean cross-entropy of the tokens of the latent after each, where it is not seen.
+    """Mean cross-entropy of the tokens of the latent after each, where it has not been read.
 
     A second lesson from the pass that makes the memory (``Denoiser.recall``), whose weights are
-    those of the noisy pass: with every latent a block of its own it has a token to learn from at
-    every position, as an autoregressive model has (cf. the two streams of Yang et al. 2019,
-    "XLNet").
+    those of the noisy pass: it has a token to learn from at every position, as an autoregressive
+    model has (cf. the two streams of Yang et al. 2019, "XLNet").
 
     Args:
       denoiser: with a trunk that the decoder shares.

@@ -35,18 +35,21 @@ def blocks(overrides):
     return experiment, models, params, next(train_batches(prepared, experiment.data, 8))
 
 
-def test_only_what_is_not_seen_is_asked_for():
-    """Blocks of four, blocks of one, and a known hole, over two documents and empty space."""
+def test_only_what_has_not_been_read_is_asked_for():
+    """Blocks of four, blocks of one, and a known hole, over two documents and empty space.
+
+    Within a block, too, clean text is read latent by latent.
+    """
     segments = jnp.array([[1] * 8 + [2] * 3 + [0]] * 3)
     known = jnp.zeros((3, 12), bool).at[2, 2:6].set(True)
     places = lay_out(segments, 4, known, jnp.array([False, True, True]))
     asked = [np.flatnonzero(row).tolist() for row in np.asarray(ahead_BxN(places))]
     # All that is known is read before position 2 would be written.
-    assert asked == [[3], [0, 1, 2, 3, 4, 5, 6, 8, 9], [0, 2, 3, 4, 5, 6, 8, 9]]
+    assert asked == 2 * [[0, 1, 2, 3, 4, 5, 6, 8, 9]] + [[0, 2, 3, 4, 5, 6, 8, 9]]
 
 
 def test_no_position_sees_what_it_is_asked_for(blocks):
-    """The last block is asked for nothing more, so its latents must not move the loss."""
+    """The last latent is asked for nothing more, so it must not move the loss."""
     experiment, models, params, _ = blocks
     denoiser = Denoiser.create(
         models, params, experiment.diffusion, LatentStats.create(models.vae.latent_channels)
@@ -61,10 +64,10 @@ def test_no_position_sees_what_it_is_asked_for(blocks):
     z = jax.random.normal(jax.random.key(0), (2, 12, models.vae.latent_channels))
     value, gradient = jax.value_and_grad(loss)(z)
     moves = [np.flatnonzero(row).tolist() for row in np.asarray(jnp.abs(gradient).max(-1) > 1e-7)]
-    assert moves == [list(range(11)), list(range(8))]
+    assert moves == 2 * [list(range(11))]
     features = denoiser.recall(z, jnp.full((2, 12), KNOWN), places).features_BxNxM
     told = jax.nn.log_softmax(denoiser.read(features, places))
-    asked = [-told[0, i, 21 + i] for i in range(11)] + [-told[1, i, 21 + i] for i in (3, 7)]
+    asked = [-told[row, i, 21 + i] for row in range(2) for i in range(11)]
     assert float(value) == pytest.approx(float(np.mean(asked)), rel=1e-4)
 
 

@@ -281,17 +281,17 @@ def test_known_text_is_seen_from_everywhere_and_sees_nothing_unknown(setup):
     params = random_parameters(dit, z, t, state, z, places)
 
     def remember(z):
-        said = dit.apply(params, z, 0 * t, 0 * state + 1, z, places)
+        said = dit.apply(params, z, 0 * t, 0 * state + 1, z, places, reading=True)
         return said.output_BxNxD, said.memory
 
     def changed(run, at):
         difference = jnp.abs(run(z.at[:, at].add(10.0)) - run(z)).max((0, 2))
         return set(np.flatnonzero(np.asarray(difference) > 1e-4))
 
-    # Of clean text, known positions see known ones before their block's end; the others see all
-    # that is known, and what was written before.
-    assert changed(lambda z: remember(z)[0], 10) == {0, 1, 4, 5, 6, 7, 8, 9, 10, 11}
-    assert changed(lambda z: remember(z)[0], 5) == {4, 5, 6, 7, 8}
+    # Of clean text, known positions see the known ones before them; the others see all that is
+    # known, and what was written before.
+    assert changed(lambda z: remember(z)[0], 10) == {0, 1, 4, 5, 6, 7, 8, 10, 11}
+    assert changed(lambda z: remember(z)[0], 5) == {5, 6, 7, 8}
 
     def noisy(memory_of):
         return dit.apply(params, z, t, state, z, places, remember(memory_of)[1]).output_BxNxD
@@ -304,6 +304,31 @@ def test_known_text_is_seen_from_everywhere_and_sees_nothing_unknown(setup):
         alone = dit.apply(params, z[:, part], t[:, part], state[:, part], z[:, part],
                           places.cut(start, 4), remember(z)[1]).output_BxNxD  # fmt: skip
         chex.assert_trees_all_close(alone, noisy(z)[:, part], atol=1e-4)
+
+
+def test_what_is_remembered_is_the_same_in_whatever_blocks_it_was_written(setup):
+    """At once, or block after block: each latent as it is read after those before it."""
+    dit = setup[0].models.dit.clone(time_tokens=0)
+    segments = jnp.array([[1] * 4 + [2] * 8])
+    z = jax.random.normal(jax.random.key(0), (1, 12, dit.latent_channels))
+    t, state = jnp.zeros((1, 12)), jnp.ones((1, 12), jnp.int32)
+    params = random_parameters(dit, z, t, state, z, lay_out(segments, 4))
+
+    def read(size, start=0, end=12, memory=None):
+        part = slice(start, end)
+        return dit.apply(
+            params, z[:, part], t[:, part], state[:, part], z[:, part],
+            lay_out(segments, size).cut(start, end - start), memory, reading=True,
+        ).memory  # fmt: skip
+
+    whole = read(4)
+    for size in (1, 2):
+        for one, other in zip(whole[:2], read(size)[:2], strict=True):
+            chex.assert_trees_all_close(one, other, atol=1e-5)
+    first = read(4, end=8)
+    last = read(4, start=8, memory=first)
+    joined = jnp.concatenate([first.features_BxRxM, last.features_BxRxM], axis=1)
+    chex.assert_trees_all_close(joined, whole.features_BxRxM, atol=1e-4)
 
 
 def test_in_blocks_of_one_each_latent_sees_all_the_clean_text_before_it(setup):

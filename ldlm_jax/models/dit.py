@@ -16,6 +16,7 @@ from ldlm_jax.models.places import (
     Sight,
     see_memory_and_own_block,
     see_up_to_block,
+    see_what_is_read,
 )
 
 # So many positions of a text have a mark each; those after them share one.
@@ -109,6 +110,7 @@ class DiT(nn.Module):
         places: Places,
         memory: Memory | None = None,
         foreseen: Foreseen | None = None,
+        reading: bool = False,
     ) -> Denoised:
         """Predict from noisy latents.
 
@@ -123,6 +125,9 @@ class DiT(nn.Module):
           foreseen: taken for the trunk's features of the positions that are told, to which their
             own are added by a scale that starts at zero (Bachlechner et al. 2020, "ReZero"); None
             tells none. Only with ``foresight``.
+          reading: whether these are clean latents to be remembered. Each then sees those before it
+            alone, also in its own block: what is remembered foretells every next latent, and is the
+            same in whatever blocks a text is written.
 
         Returns:
           ``output_BxNxD``, fp32: clean latents or velocity, as trained; the trunk's features,
@@ -152,10 +157,15 @@ class DiT(nn.Module):
             told_M = self.param("told", told_init, (self.width,), jnp.float32)
             x_BxNxM += jnp.where(foreseen.told_BxN[..., None], told_M, 0).astype(x_BxNxM.dtype)
 
-        sight, remembered = see_up_to_block(places), None
+        remembered, of_memory = None, None
         if memory is not None:
-            sight = see_memory_and_own_block(places, memory.places)
-            remembered = memory.keys_and_values
+            remembered, of_memory = memory.keys_and_values, memory.places
+        if reading:
+            sight = see_what_is_read(places, of_memory)
+        elif memory is None:
+            sight = see_up_to_block(places)
+        else:
+            sight = see_memory_and_own_block(places, of_memory)
         trunk = Transformer(
             self.layers,
             self.heads,

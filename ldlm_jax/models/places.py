@@ -83,12 +83,20 @@ def lay_out(segments_BxN: jax.Array, block_size: int = 0, first_BxN=None, single
 
 
 # What a query may see of a part of the keys, within its own document.
-UP_TO, EARLIER, OWN, ALL = "up to", "earlier", "own", "all"
-_OF_BLOCKS = {
-    UP_TO: lambda of_key, of_query: of_key <= of_query,
-    EARLIER: lambda of_key, of_query: of_key < of_query,
-    OWN: lambda of_key, of_query: of_key == of_query,
+UP_TO, EARLIER, OWN, READ, ALL = "up to", "earlier", "own", "read", "all"
+_RULES = {
+    UP_TO: lambda block, other, place, other_place: other <= block,
+    EARLIER: lambda block, other, place, other_place: other < block,
+    OWN: lambda block, other, place, other_place: other == block,
+    READ: lambda block, other, place, other_place: (
+        (other < block) | ((other == block) & (other_place <= place))
+    ),
 }
+
+
+def in_sight(rule: str, block, other, place, other_place):
+    """Whether queries see keys of their document: from the blocks and positions of the two."""
+    return _RULES[rule](block, other, place, other_place)
 
 
 @flax.struct.dataclass
@@ -99,7 +107,8 @@ class Sight:
       query: places of the queries.
       keys: places of the keys, part by part.
       rules: for each part, which of its keys a query sees: those of the same document in blocks
-        ``UP_TO`` its own, in ``EARLIER`` ones, in its ``OWN``; or ``ALL``, whatever the document.
+        ``UP_TO`` its own, in ``EARLIER`` ones, in its ``OWN``; in earlier ones and, of its own, up
+        to itself, as clean text is ``READ``; or ``ALL``, whatever the document.
     """
 
     query: Places
@@ -119,8 +128,11 @@ class Sight:
             if rule == ALL:
                 masks.append(jnp.ones_like(same))
                 continue
-            blocks = _OF_BLOCKS[rule](key.blocks_BxN[:, None, :], query.blocks_BxN[:, :, None])
-            masks.append(same & blocks)
+            seen = in_sight(
+                rule, query.blocks_BxN[:, :, None], key.blocks_BxN[:, None, :],
+                query.positions_BxN[:, :, None], key.positions_BxN[:, None, :],
+            )  # fmt: skip
+            masks.append(same & seen)
         return jnp.concatenate(masks, axis=-1)
 
     @property
@@ -152,3 +164,10 @@ def see_up_to_block(places: Places) -> Sight:
 def see_memory_and_own_block(places: Places, remembered: Places) -> Sight:
     """Remembered positions of earlier blocks, then the positions of the own block."""
     return Sight(places, (remembered, places), (EARLIER, OWN))
+
+
+def see_what_is_read(places: Places, remembered: Places | None = None) -> Sight:
+    """Remembered positions of earlier blocks, if any, and the own ones up to each."""
+    if remembered is None:
+        return Sight(places, (places,), (READ,))
+    return Sight(places, (remembered, places), (EARLIER, READ))

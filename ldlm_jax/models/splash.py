@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ldlm_jax.models.places import ALL, EARLIER, OWN, UP_TO, Places, Sight
+from ldlm_jax.models.places import ALL, Places, Sight, in_sight
 from ldlm_jax.models.scores import platform
 
 # Queries and keys that the kernel handles at once.
@@ -21,10 +21,9 @@ def fits(q_BxNxHxK, keys) -> bool:
 
 def _static_mask(rule: str, places: Places, length: int) -> np.ndarray:
     """What a rule lets a row see (query, key), documents apart."""
-    size = places.block_size or length
-    block = np.arange(length) // size
-    compare = {UP_TO: np.greater_equal, EARLIER: np.greater, OWN: np.equal}[rule]
-    return compare(block[:, None], block[None, :])
+    place = np.arange(length)
+    block = place // (places.block_size or length)
+    return in_sight(rule, block[:, None], block[None, :], place[:, None], place[None, :])
 
 
 def splash(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
