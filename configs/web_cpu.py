@@ -41,7 +41,7 @@ def get_config() -> dict:
             "token_loss": 1.0,
             "self_condition": 0.0,
             "own_times": 0.5,
-            "blocks_of_one": 0.85,
+            "blocks_of_one": 0.5,
             "foresight": 0.5,
             "time_location": 2.5,
             "prefix": 0.1,

@@ -16,8 +16,8 @@ def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
     config = runpy.run_path(str(Path(__file__).with_name("web_cpu.py")))["get_config"]()
     # Ten times over the corpus: without dropout the model is surer than it may be.
-    config["dit"] |= {"layers": 4, "dropout": 0.1}
-    config["train"] |= {"num_steps": 10600, "eval_every": 10600, "checkpoint_every": 1000}
-    config["phases"][0]["until"] = 5500
+    config["dit"] |= {"layers": 4, "dropout": 0.2}
+    config["train"] |= {"num_steps": 12400, "eval_every": 12400, "checkpoint_every": 1000}
+    config["phases"][0]["until"] = 9500
     config["optim"] |= {"ema_decay": 0.995}
     return config

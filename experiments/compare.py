@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config
 from ldlm_jax.data.build import prepare
 from ldlm_jax.evals.midpoints import decode_midpoints
@@ -50,11 +51,9 @@ def workdir_of(name: str, arm: str, seed: str) -> Path:
 def short(config: str, steps: int) -> list[str]:
     """Overrides for a run of few steps, evaluated and saved at its end, with phases as short."""
     whole = load_config(config)
-    phases = [dict(phase) for phase in whole.phases]
-    for phase in phases[:-1]:
-        phase["until"] = round(phase["until"] * steps / whole.train.num_steps)
+    ends = [round(phase["until"] * steps / whole.train.num_steps) for phase in whole.phases[:-1]]
     return [
-        f"phases={phases}",
+        *(f"phases.{number}.until={end}" for number, end in enumerate(ends)),
         f"train.num_steps={steps}", f"train.eval_every={steps}", f"train.checkpoint_every={steps}",
         "train.eval_batches=16", "train.evals=('reconstruction','denoising')",
     ]  # fmt: skip
@@ -117,4 +116,5 @@ def table(name: str) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     {"run": run_arm, "table": table}[sys.argv[1]](*sys.argv[2:])

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.data.tokenizer import MASK
-from ldlm_jax.denoiser import Denoiser, Estimate
+from ldlm_jax.denoiser import Denoiser, Estimate, Near
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion.guidance import guide
 from ldlm_jax.diffusion.sampler import Guess, Sampled, Watch, row_keys, row_noise, sample
 from ldlm_jax.models.dit import KNOWN, UNKNOWN, Memory
 from ldlm_jax.models.places import Places
-from ldlm_jax.writing import Dials, Plan
+from ldlm_jax.writing import NEAR, UNGIVEN, WHOLE, Dials, Plan, View
 
 
 class Block(NamedTuple):
@@ -27,14 +27,14 @@ class Block(NamedTuple):
       known_BxS: true where the text is given.
       given_BxSxD: the clean latents there, and of what is to be revised.
       inside_BxT: true where the text cannot end, by token.
-      memories: of what is read before it, one for each of ``Plan.marks``; empty for whole texts.
+      memories: of what is read before it, one for each of ``Plan.views``; empty for whole texts.
     """
 
     places: Places
     known_BxS: jax.Array
     given_BxSxD: jax.Array
     inside_BxT: jax.Array
-    memories: tuple[Memory, ...]
+    memories: dict[View, Memory]
 
     def keep_given(self, z_BxSxD: jax.Array) -> jax.Array:
         """Latents with the given ones in their places."""
@@ -55,20 +55,23 @@ def solve(denoiser: Denoiser, plan: Plan, block: Block, dials: Dials) -> Sampled
         if plan.diffusion.self_condition == 0:
             earlier_BxSxD = blank_BxSxD
 
-        def ask(which, earlier_BxSxD) -> Estimate:
-            state_BxS = jnp.where(block.known_BxS, plan.marks[which], UNKNOWN)
-            memory = block.memories[which] if block.memories else None
-            return denoiser(z_BxSxD, t_BxS, state_BxS, earlier_BxSxD, block.places, memory)
+        def ask(view: View, earlier_BxSxD, near=None) -> Estimate:
+            state_BxS = jnp.where(block.known_BxS, view.mark, UNKNOWN)
+            inputs = z_BxSxD, t_BxS, state_BxS, earlier_BxSxD, block.places
+            return denoiser(*inputs, block.memories.get(view), near=near)
 
-        with_both, less = ask(0, earlier_BxSxD), []
+        near, less = None, []
+        if plan.context_guided:
+            near = Near(block.memories.get(NEAR), dials.context_guidance_B[:, None, None])
+        with_both = ask(WHOLE, earlier_BxSxD, near)
         if plan.guided:
             here_BxS = (t_BxS >= dials.guidance_from_B[:, None]) & (
                 t_BxS <= dials.guidance_to_B[:, None]
             )
             weight_BxS = jnp.where(here_BxS, dials.guidance_B[:, None], 1.0)
-            less.append((ask(1, earlier_BxSxD), weight_BxS[..., None]))
+            less.append((ask(UNGIVEN, earlier_BxSxD), weight_BxS[..., None]))
         if plan.self_guided:
-            less.append((ask(0, blank_BxSxD), dials.self_guidance_B[:, None, None]))
+            less.append((ask(WHOLE, blank_BxSxD), dials.self_guidance_B[:, None, None]))
         both_BxSxD = clean_BxSxD = with_both.clean_BxNxD
         for other, weight in less:
             clean_BxSxD += guide(both_BxSxD, other.clean_BxNxD, weight) - both_BxSxD
@@ -117,10 +120,10 @@ def _patience(block: Block, dials: Dials) -> Watch:
 
 def decode(denoiser: Denoiser, block: Block, z_BxSxD) -> jax.Array:
     """The likeliest tokens of the block."""
-    memory = block.memories[0] if block.memories else None
     logits = denoiser.token_logits(
-        block.keep_given(z_BxSxD), jnp.zeros(block.known_BxS.shape), block.places, memory
-    )
+        block.keep_given(z_BxSxD), jnp.zeros(block.known_BxS.shape), block.places,
+        block.memories.get(WHOLE),
+    )  # fmt: skip
     return _likeliest(logits)[0]
 
 
@@ -130,21 +133,19 @@ def _likeliest(logits_BxTxV) -> tuple[jax.Array, jax.Array]:
     return jnp.argmax(probability_BxTxV, axis=-1), jnp.max(probability_BxTxV, axis=-1)
 
 
-def remember(denoiser: Denoiser, marks, block: Block, slot) -> tuple[Memory, ...]:
+def remember(denoiser: Denoiser, block: Block, slot) -> dict[View, Memory]:
     """The memories with a finished block in this slot, whatever was there."""
 
     def put(whole, own, axis):
         return jax.lax.dynamic_update_slice_in_dim(whole, own, slot, axis)
 
-    added = []
-    for mark, memory in zip(marks, block.memories, strict=True):
-        state_BxS = jnp.where(block.known_BxS, mark, KNOWN)
-        new = denoiser.remember(block.given_BxSxD, state_BxS, block.places, memory)
-        added.append(
-            Memory(
-                jax.tree.map(partial(put, axis=2), memory.keys_and_values, new.keys_and_values),
-                put(memory.features_BxRxM, new.features_BxRxM, axis=1),
-                jax.tree.map(partial(put, axis=1), memory.places, block.places),
-            )
+    added = {}
+    for view, memory in block.memories.items():
+        state_BxS = jnp.where(block.known_BxS, view.mark, KNOWN)
+        new = denoiser.remember(block.given_BxSxD, state_BxS, block.places, memory, view.near)
+        added[view] = Memory(
+            jax.tree.map(partial(put, axis=2), memory.keys_and_values, new.keys_and_values),
+            put(memory.features_BxRxM, new.features_BxRxM, axis=1),
+            jax.tree.map(partial(put, axis=1), memory.places, block.places),
         )
-    return tuple(added)
+    return added

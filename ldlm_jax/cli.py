@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.errors import UserError
 from ldlm_jax.flags import add_dials, add_flags
 
@@ -163,7 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True)
-    overriding = "any config value can be overridden: section.key=value, e.g. train.num_steps=100"
+    overriding = (
+        "any config value can be overridden: section.key=value, "
+        "e.g. train.num_steps=100 phases.0.until=50"
+    )
 
     data = commands.add_parser("data", help="prepare a corpus", epilog=overriding)
     data.add_argument("source", nargs="?", help="corpus name, file, folder or tfds:NAME")
@@ -236,6 +240,7 @@ def _configure_jax(args) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for a user's error)."""
+    keep_freed_memory()
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -137,10 +137,11 @@ def load_config(path: str | None, overrides: list[str] = ()) -> ConfigDict:
 
     Args:
       path: the file, or None for the defaults.
-      overrides: ``section.key=value`` strings; values are Python literals or bare words.
+      overrides: ``section.key=value`` strings, or ``phases.N.key=value`` of the phase of that
+        number (-1 is the last); values are Python literals or bare words.
 
     Raises:
-      UserError: no such file, or an unknown section or key.
+      UserError: no such file, or an unknown section, key or phase.
     """
     config = default_config()
     given = _read(Path(path)) if path is not None else {}
@@ -152,8 +153,24 @@ def load_config(path: str | None, overrides: list[str] = ()) -> ConfigDict:
         if not equals or (not dot and key != "phases"):
             raise UserError(f"override {override!r}: write section.key=value.")
         value = literal(value)
-        _merge(config, section, {name: value} if dot else value)
+        if dot and section == "phases":
+            value = _change_phase(config.phases, name, value)
+        _merge(config, section, {name: value} if dot and section != "phases" else value)
     return config.lock()
+
+
+def _change_phase(phases, place: str, value) -> list[dict]:
+    """The phases with one value changed, at ``place`` (``N.key``)."""
+    changed = [dict(phase) for phase in phases]
+    number, _, key = place.partition(".")
+    try:
+        changed[int(number)][key] = value
+    except (ValueError, IndexError):
+        raise UserError(
+            f"phases.{place}: write phases.N.key=value, with N from 0 to {len(changed) - 1}, or -1 "
+            "for the last phase."
+        ) from None
+    return changed
 
 
 def _read(file: Path) -> dict:

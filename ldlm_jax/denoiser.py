@@ -12,6 +12,7 @@ import optax
 
 from ldlm_jax.data.tokenizer import EOS, PAD
 from ldlm_jax.diffusion import path
+from ldlm_jax.diffusion.guidance import guide_by_context
 from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.models.dit import UNKNOWN, Denoised, Foreseen, Memory
 from ldlm_jax.models.layers import matmul
@@ -126,6 +127,14 @@ class Estimate(NamedTuple):
     tapped_BxNxM: jax.Array | None
 
 
+class Near(NamedTuple):
+    """What guides by context: the memory of a model that sees next to nothing, or None where
+    nothing is remembered, and the weight; see ``guidance.guide_by_context``."""
+
+    memory: Memory | None
+    weight: jax.Array
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """DiT and decoder with their parameters. Made inside a jitted function; not a pytree.
@@ -188,23 +197,38 @@ class Denoiser:
         places: Places,
         memory=None,
         tokens_BxL=None,
+        near: Near | None = None,
     ) -> Estimate:
-        """One evaluation of the DiT; arguments as its own, and tokens to be scored, if any."""
+        """One evaluation of the DiT; arguments as its own, and tokens to be scored, if any.
+
+        With ``near``, which needs ``config.token_posterior``, there is a second one.
+        """
         seen_BxNxD = z_BxNxD
         if self.codes_VxD is not None:
             # Next to nothing of pure noise, which would drown what positions tell each other.
             seen_BxNxD = path.linear_estimate(z_BxNxD, t_BxN)
-        foreseen = None
-        if memory is not None and self.models.dit.foresight:
-            foreseen = self._foreseen(places, memory)
-        said = self._dit(seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory, foreseen)
+
+        def look(memory, **how) -> Denoised:
+            foreseen = None
+            if memory is not None and self.models.dit.foresight:
+                foreseen = self._foreseen(places, memory)
+            inputs = seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD
+            return self._dit(*inputs, places, memory, foreseen, **how)
+
+        said = look(memory)
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
         if not self.shares_trunk:
             scores = None if tokens_BxL is None else self.score(clean_BxNxD, places, tokens_BxL)
             return Estimate(clean_BxNxD, None, scores, None, said.memory, said.tapped_BxNxM)
         features_BxLxM = self._token_features(said.features_BxNxM, places)
         noisy = None if self.codes_VxD is None else (z_BxNxD, t_BxN)
-        inputs = features_BxLxM, noisy, tokens_BxL
+        beside = None
+        if near is not None:
+            of_near_BxLxM = self._token_features(
+                look(near.memory, near=True).features_BxNxM, places
+            )
+            beside = of_near_BxLxM, jnp.broadcast_to(near.weight, (*of_near_BxLxM.shape[:2], 1))
+        inputs = features_BxLxM, beside, noisy, tokens_BxL
         mean_BxNxD, logits, scores = by_parts(self._tell, self.parts, inputs)
         if mean_BxNxD is not None:
             clean_BxNxD += mean_BxNxD
@@ -224,10 +248,11 @@ class Denoiser:
         return Foreseen(jnp.where(told_BxN[..., None], before_BxNxM, 0.0), told_BxN)
 
     def _tell(self, inputs):
-        """From features, noisy latents and tokens, either of which may be None: the mean of the
-        tokens' latents under their posterior, its logits if they exist all at once, and scores."""
-        features_BxLxM, noisy, tokens_BxL = inputs
-        logits_BxLxV, mean_BxNxD = self._context(features_BxLxM), None
+        """From features, what stands beside them, noisy latents and tokens, of which all but the
+        first may be None: the mean of the tokens' latents under their posterior, its logits if they
+        exist all at once, and scores."""
+        features_BxLxM, beside, noisy, tokens_BxL = inputs
+        logits_BxLxV, mean_BxNxD = self._context(features_BxLxM, beside), None
         if noisy is not None:
             logits_BxLxV += self._evidence(*noisy)
             mean_BxNxD = self._mean(logits_BxLxV)
@@ -240,11 +265,16 @@ class Denoiser:
         codes_VxD = jax.lax.stop_gradient(self.codes_VxD)
         return matmul(jax.nn.softmax(logits_BxNxV), codes_VxD, jnp.dtype(self.models.dit.dtype))
 
-    def _context(self, features_BxLxM):
-        """Logits of what the network says, made sharper as was asked for."""
-        logits_BxLxV = self._vae(features_BxLxM, method="read") / self.temperature
+    def _context(self, features_BxLxM, beside=None):
+        """Logits of what the network says, guided and made sharper as was asked for."""
+        logits_BxLxV = self._vae(features_BxLxM, method="read")
+        ends_V = jnp.isin(jnp.arange(logits_BxLxV.shape[-1]), jnp.array([EOS, PAD]))
+        if beside is not None:
+            of_near_BxLxM, weight_BxLx1 = beside
+            near_BxLxV = self._vae(of_near_BxLxM, method="read")
+            logits_BxLxV = guide_by_context(logits_BxLxV, near_BxLxV, weight_BxLx1, ends_V)
+        logits_BxLxV /= self.temperature
         if self.inside_BxL is not None:
-            ends_V = jnp.isin(jnp.arange(logits_BxLxV.shape[-1]), jnp.array([EOS, PAD]))
             logits_BxLxV = jnp.where(self.inside_BxL[..., None] & ends_V, _IMPROBABLE, logits_BxLxV)
         return logits_BxLxV if self.top_p is None else nucleus(logits_BxLxV, self.top_p)
 
@@ -254,10 +284,9 @@ class Denoiser:
     def _token_features(self, inputs, places: Places):
         return self._vae(inputs, places, method="token_features")
 
-    def _dit(self, *args, reading: bool = False) -> Denoised:
+    def _dit(self, *args, **how) -> Denoised:
         rngs = None if self.dropout_key is None else {"dropout": self.dropout_key}
-        variables = {"params": self.params["dit"]}
-        return self.models.dit.apply(variables, *args, reading=reading, rngs=rngs)
+        return self.models.dit.apply({"params": self.params["dit"]}, *args, **how, rngs=rngs)
 
     def _evidence(self, z_BxNxD, t_BxN):
         """Log-likelihood (B, N, V) of noisy latents under each token, up to a constant.
@@ -293,16 +322,16 @@ class Denoiser:
         posterior = self._vae(tokens_BxL, places, known_BxN, method="encode")
         return self.latents.normalise(posterior.mean_BxNxD)
 
-    def recall(self, z_BxNxD, state_BxN, places: Places, memory=None) -> Denoised:
-        """The DiT's pass over clean latents, each after those before it."""
+    def recall(self, z_BxNxD, state_BxN, places: Places, memory=None, near=False) -> Denoised:
+        """The DiT's pass over clean latents, each after those before it, or (``near``) alone."""
         t_BxN, blank_BxNxD = jnp.zeros(state_BxN.shape), jnp.zeros_like(z_BxNxD)
         return self._dit(
-            z_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory, reading=True
+            z_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory, reading=True, near=near
         )
 
-    def remember(self, z_BxNxD, state_BxN, places: Places, memory=None) -> Memory:
+    def remember(self, z_BxNxD, state_BxN, places: Places, memory=None, near=False) -> Memory:
         """What the DiT remembers of clean latents, for the blocks after them."""
-        return self.recall(z_BxNxD, state_BxN, places, memory).memory
+        return self.recall(z_BxNxD, state_BxN, places, memory, near).memory
 
     def _renoised(self, z_BxNxD, sigma_BxN, places: Places, memory, tokens_BxL=None) -> Estimate:
         """What a denoiser that shares its trunk says of latents with additive noise.
@@ -338,4 +367,4 @@ class Denoiser:
     def score(self, inputs, places: Places, tokens_BxL) -> Scores:
         """How well tokens are told by what ``read`` reads."""
         features_BxLxM = self._token_features(inputs, places)
-        return by_parts(self._tell, self.parts, (features_BxLxM, None, tokens_BxL))[2]
+        return by_parts(self._tell, self.parts, (features_BxLxM, None, None, tokens_BxL))[2]

@@ -9,6 +9,7 @@ DIALS = (
     ("churn", float, "noise of the stochastic and the ancestral solver"),
     ("guidance", float, "weight of the prompt; 1 is none"),
     ("self_guidance", float, "weight of the model's own earlier estimate; 1 is none"),
+    ("context_guidance", float, "weight of all the context against the neighbours'; 1 is none"),
     ("grid", str, "law or uniform"),
     ("temperature", float, "of the tokens given their context; below 1 is more ordinary"),
     ("top_p", float, "probability of the tokens that the context may propose"),

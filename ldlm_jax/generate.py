@@ -206,6 +206,7 @@ def _plan(writer: Writer, requests, outlines) -> Plan:
         guided=any(c.guidance != 1.0 and outline.known_tokens > 0 for c, outline in asked),
         self_guided=writer.diffusion.self_condition > 0
         and any(config.self_guidance != 1.0 for config in configs),
+        context_guided=any(config.context_guidance != 1.0 for config in configs),
         truncated=any(config.top_p < 1.0 for config in configs),
         early=any(config.patience > 0 for config in configs),
         scored=any(

@@ -24,6 +24,10 @@ class SampleConfig:
       self_guidance: weight of the model's own earlier estimate; 1 is none, above 1 makes text more
         coherent and less varied, at the price of a second evaluation a step (ELF, arXiv
         2605.10938, guides on the same condition).
+      context_guidance: weight of all the context against what the neighbours alone would let
+        expect; 1 is none, above 1 makes text hang together, at the price of a second evaluation a
+        step (Malkin et al. 2022, "Coherence Boosting"). Needs a model with blocks and
+        ``diffusion.token_posterior``.
       grid: where the steps stand: ``"law"`` (quantiles of the training times) or ``"uniform"``.
       temperature: of the tokens' distribution given their context; below 1 the text is more
         ordinary and less varied. Needs a model with ``diffusion.token_posterior``.
@@ -52,6 +56,7 @@ class SampleConfig:
     churn: float = 1.0
     guidance: float = 1.0
     self_guidance: float = 1.0
+    context_guidance: float = 1.0
     grid: str = "law"
     temperature: float = 1.0
     top_p: float = 1.0
@@ -76,7 +81,10 @@ class SampleConfig:
             raise UserError(f"grid = {self.grid!r}: choose 'law' or 'uniform'.")
         if self.choose not in ("likelihood", "consensus"):
             raise UserError(f"choose = {self.choose!r}: choose 'likelihood' or 'consensus'.")
-        amounts = "churn", "guidance", "self_guidance", "lag", "patience", "length", "block_size"
+        amounts = (
+            "churn", "guidance", "self_guidance", "context_guidance", "lag", "patience", "length",
+            "block_size",
+        )  # fmt: skip
         for name in amounts:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)}: must not be negative.")
@@ -98,6 +106,11 @@ class SampleConfig:
             blocks = f"blocks of {trained}, which it must divide" if trained else "no blocks"
             raise UserError(
                 f"sample.block_size = {self.block_size}: the model is trained with {blocks}."
+            )
+        if self.context_guidance != 1 and not (trained and diffusion.token_posterior):
+            raise UserError(
+                "sample.context_guidance needs a model trained with diffusion.block_size and "
+                "diffusion.token_posterior; use 1."
             )
         if diffusion.token_posterior:
             return

@@ -18,7 +18,7 @@ from ldlm_jax.models.dit import KNOWN, Memory
 from ldlm_jax.models.places import Places
 from ldlm_jax.sharding import everywhere
 from ldlm_jax.train_state import LatentStats
-from ldlm_jax.writing import Dials, Page, Plan, Trace, Written
+from ldlm_jax.writing import Dials, Page, Plan, Trace, View, Written
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -100,19 +100,21 @@ class Desk:
             self.places.cut(first, self.reach), _cut(self.page.known_BxN, first, self.reach),
         )  # fmt: skip
 
-    def first_memories(self) -> tuple[Memory, ...]:
+    def first_memories(self) -> dict[View, Memory]:
         """Of all that is known, wherever it stands, with nothing written yet.
 
         What else is remembered here is overwritten before anything sees it.
         """
         if self.blocks == 1:
-            return ()
+            return {}
         z_BxRxD, of_reach = self.encode(self.page.tokens_BxL, 0), self.places.cut(0, self.reach)
         known_BxR = _cut(self.page.known_BxN, 0, self.reach)
-        return tuple(
-            self.denoiser.remember(z_BxRxD, jnp.where(known_BxR, mark, KNOWN), of_reach)
-            for mark in self.plan.marks
-        )
+
+        def remember(view: View) -> Memory:
+            state_BxR = jnp.where(known_BxR, view.mark, KNOWN)
+            return self.denoiser.remember(z_BxRxD, state_BxR, of_reach, near=view.near)
+
+        return {view: remember(view) for view in self.plan.views}
 
     def block(self, tokens_BxL, index, memories) -> Block:
         """The block of that number."""
@@ -143,7 +145,7 @@ class Desk:
             before = jnp.maximum(index - 1, 0)
             finished = self.block(tokens_BxL, before, memories)
             slot = before * self.size % self.reach
-            memories = remember(self.denoiser, self.plan.marks, finished, slot)
+            memories = remember(self.denoiser, finished, slot)
         to_write_BxN = ~self.page.known_BxN & (self.places.segments_BxN > 0)
         needed_B = jnp.any(_cut(to_write_BxN, index * self.size, self.size), axis=1) & ~ended_B
         arguments = tokens_BxL, memories, index

@@ -19,6 +19,22 @@ from ldlm_jax.models.dit import DROPPED, KNOWN
 from ldlm_jax.train_state import Models
 
 
+class View(NamedTuple):
+    """What of the known text an evaluation of the denoiser sees.
+
+    Attributes:
+      mark: state of given positions.
+      near: whether it sees next to nothing, for ``context_guidance``; see ``models.dit.DiT``.
+    """
+
+    mark: int = KNOWN
+    near: bool = False
+
+
+# All there is; without what was given; and the neighbours alone.
+WHOLE, UNGIVEN, NEAR = View(), View(DROPPED), View(near=True)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a compiled writer is made for: a static argument.
@@ -31,6 +47,7 @@ class Plan:
       grid: see ``SampleConfig``.
       guided: evaluate the denoiser also without the known part.
       self_guided: evaluate the denoiser also without its earlier estimate.
+      context_guided: evaluate it also with the neighbours alone in sight.
       truncated: let the context propose likely tokens only.
       early: let rows stop before their last step.
       traced: keep what each step would decode to.
@@ -47,6 +64,7 @@ class Plan:
     grid: str = "law"
     guided: bool = False
     self_guided: bool = False
+    context_guided: bool = False
     truncated: bool = False
     early: bool = False
     traced: bool = False
@@ -63,15 +81,16 @@ class Plan:
             Solver(config.solver, config.churn),
             config.steps,
             config.grid,
+            context_guided=config.context_guidance != 1.0,
             truncated=config.top_p < 1.0,
             early=config.patience > 0,
             memory=window // models.vae.tokens_per_latent,
         )
 
     @property
-    def marks(self) -> tuple[int, ...]:
-        """States of known positions: guidance compares two."""
-        return (KNOWN, DROPPED) if self.guided else (KNOWN,)
+    def views(self) -> tuple[View, ...]:
+        """Of which something is remembered: guidance compares two."""
+        return (WHOLE,) + self.guided * (UNGIVEN,) + self.context_guided * (NEAR,)
 
     def times(self, positions: int, dials: "Dials") -> jax.Array:
         """Times (K + 1, B, positions) from noise, or as much of it as was asked for, to data."""
@@ -87,6 +106,7 @@ class Plan:
         """Evaluations of the denoiser (B,) that a step of each row takes."""
         extra_B = (dials.guidance_B != 1) & self.guided
         extra_B = extra_B.astype(int) + ((dials.self_guidance_B != 1) & self.self_guided)
+        extra_B += (dials.context_guidance_B != 1) & self.context_guided
         return EVALUATIONS[self.solver.name] * (1 + extra_B)
 
 
@@ -97,6 +117,7 @@ class Dials(NamedTuple):
     steps_B: jax.Array
     guidance_B: jax.Array
     self_guidance_B: jax.Array
+    context_guidance_B: jax.Array
     temperature_B: jax.Array
     top_p_B: jax.Array
     lag_B: jax.Array

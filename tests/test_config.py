@@ -54,6 +54,9 @@ def test_every_config_resolves_and_says_what_it_is(path):
         ("diffusion.prediction=eps", ["diffusion.prediction"]),
         ("diffusion.prefix=1.5", ["diffusion.prefix"]),
         ("optim.name=sgd", ["optim.name"]),
+        ("phases.0.kll=1", ["phases[0].kll", "did you mean 'kl'"]),
+        ("phases.1.kl=1", ["phases.1.kl", "N from 0 to 0"]),
+        ("phases.first.kl=1", ["phases.first.kl", "phases.N.key=value"]),
         ("nonsense", ["section.key=value"]),
     ],
 )
@@ -75,6 +78,13 @@ def test_a_kernel_for_blocks_of_one_size_is_given_no_others():
 def test_overrides_and_types():
     config = resolve(load_config(None, ["optim.learning_rate=1", "diffusion.time_location=0.5"]))
     assert config.optim.learning_rate == 1 and config.diffusion.time_location == 0.5
+
+
+def test_one_value_of_one_phase_is_overridden():
+    """Later overrides see what earlier ones left, and the other phases stay as they are."""
+    both = "phases=[{'until': 5, 'kl': 0.5}, {'kl': 0.25, 'reconstruction': 2.0}]"
+    first, last = resolve(load_config(None, [both, "phases.0.until=7", "phases.-1.kl=0"])).phases
+    assert (first.until, first.kl, last.kl, last.reconstruction) == (7, 0.5, 0, 2.0)
 
 
 def test_a_mesh_must_multiply_to_the_devices():

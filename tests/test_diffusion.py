@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from ldlm_jax.diffusion import path, time
-from ldlm_jax.diffusion.guidance import guide
+from ldlm_jax.diffusion.guidance import guide, guide_by_context
 from ldlm_jax.diffusion.known import Shares, draw_known
 from ldlm_jax.diffusion.objective import Objective
 from ldlm_jax.diffusion.sampler import EVALUATIONS, SOLVERS, Guess, Solver, Watch, row_noise, sample
@@ -221,6 +221,20 @@ def test_losses_agree_between_predictions_and_spaces(prediction, space):
 def test_guidance_weights():
     a, b = jnp.array([2.0]), jnp.array([1.0])
     assert guide(a, b, 1.0) == a and guide(a, b, 0.0) == b and guide(a, b, 3.0) == 4.0
+
+
+def test_guidance_by_context_favours_what_only_the_context_tells_and_leaves_the_end_alone():
+    """Against numbers worked out by hand: odds of two tokens are moved by those of the other."""
+    known, near = jnp.log(jnp.array([[0.3, 0.3, 0.4]])), jnp.log(jnp.array([[0.1, 0.7, 0.2]]))
+    ends = jnp.array([False, False, True])
+    guided = jnp.exp(guide_by_context(known, near, 2.0, ends))[0]
+    assert float(guided[2]) == pytest.approx(0.4, abs=1e-6)
+    assert float(guided[0] / guided[1]) == pytest.approx(7.0, rel=1e-5)
+    assert float(guided.sum()) == pytest.approx(1.0, abs=1e-6)
+    chex.assert_trees_all_equal(guide_by_context(known, near, 1.0, ends), known)
+    # Where the text surely ends there is nothing to push.
+    sure = jnp.array([[-200.0, -200.0, 0.0]])
+    assert jnp.isfinite(guide_by_context(sure, near, 2.0, ends)).all()
 
 
 SEGMENTS = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 2, 2, 2]])

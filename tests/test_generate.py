@@ -265,7 +265,7 @@ def test_the_memory_holds_the_latest_blocks(overrides):
     carry = jax.numpy.asarray(page.tokens_BxL), memories, jax.numpy.zeros(rows, bool)
     for index in range(desk.blocks):
         carry = next_block(carry, index)
-        (memory,) = carry[1]
+        (memory,) = carry[1].values()
         held = np.unique(np.asarray(memory.places.blocks_BxN))
         first = max(0, index - reach // size)
         assert held.tolist() == list(range(first, first + reach // size)), index
@@ -292,6 +292,27 @@ def test_guidance_remembers_with_and_without_the_prompt(overfitted_in_blocks):
 
     guided = write(6.0)
     assert guided != write(1.0) and all(text.startswith(prompt) for text in guided)
+
+
+def test_context_guidance_costs_an_evaluation_and_changes_the_text(overrides):
+    """In blocks of four and of one, without and with a memory; where it is 1 it changes nothing."""
+    writer = babbling([*overrides, *BLOCKS])
+    config = SampleConfig(steps=2, batch_size=4, solver="ancestral")
+
+    def write(config):
+        return list(answer(writer, [Request("", 0, i, config) for i in range(4)]))
+
+    for size in (0, 1):
+        plain = dataclasses.replace(config, block_size=size)
+        guided = dataclasses.replace(plain, context_guidance=1.5)
+        alone, with_it = write(plain), write(guided)
+        assert all(a.tokens != b.tokens for a, b in zip(alone, with_it, strict=True))
+        asked = [Request("", 0, 0, guided), Request("", 0, 1, plain)]
+        first, second = answer(writer, asked)
+        assert first.tokens == with_it[0].tokens and second.tokens == alone[1].tokens
+        assert second.evaluations == alone[1].evaluations
+        blocks = -(-(len(first.tokens) + 1) // (size or 4))
+        assert first.evaluations in (2 * 2 * blocks, 2 * 2 * (blocks - 1))
 
 
 def test_a_prompt_is_kept_and_continued_from_the_batch(overfitted):
@@ -323,7 +344,9 @@ def test_unlike_requests_are_written_as_if_alone(overrides, changes):
     """Prompts, holes, seeds, steps, guidance and the rest may differ within one compiled call."""
     writer = babbling([*overrides, *changes])
     cold = 0.6 if writer.diffusion.token_posterior else 1.0
+    by_context = 1.5 if writer.diffusion.block_size else 1.0
     dials = SampleConfig(steps=6, guidance=3.0, guidance_to=0.8, self_guidance=2.0,
+                         context_guidance=by_context,
                          temperature=cold, lag=1.0, patience=2, sure=0.0)  # fmt: skip
     few = SampleConfig(steps=3)
     hole = Request(template="My ____{4} went ____{3} home", seed=4, config=few)

@@ -331,6 +331,32 @@ def test_what_is_remembered_is_the_same_in_whatever_blocks_it_was_written(setup)
     chex.assert_trees_all_close(joined, whole.features_BxRxM, atol=1e-4)
 
 
+def test_what_sees_next_to_nothing_sees_its_neighbours_alone(setup):
+    """Clean latents themselves, noisy ones those beside them: remembered or of their own block."""
+    dit = setup[0].models.dit.clone(time_tokens=0)
+    places = lay_out(jnp.ones((1, 12), jnp.int32), 4)
+    z = jax.random.normal(jax.random.key(0), (1, 12, dit.latent_channels))
+    t, state = jnp.full((1, 12), 0.3), jnp.zeros((1, 12), jnp.int32)
+    params = random_parameters(dit, z, t, state, z, places)
+
+    def remembered(z):
+        return dit.apply(params, z, 0 * t, state + 1, z, places, reading=True, near=True)
+
+    def noisy(z, clean):
+        memory = remembered(clean).memory
+        return dit.apply(params, z, t, state, z, places, memory, near=True).output_BxNxD
+
+    def changed(run, at):
+        difference = jnp.abs(run(z.at[:, at].add(10.0)) - run(z)).max((0, 2))
+        return set(np.flatnonzero(np.asarray(difference) > 1e-4))
+
+    assert changed(lambda z: remembered(z).features_BxNxM, 5) == {5}
+    block, layers = {4, 5, 6, 7}, dit.layers  # each layer sees as far again, within the block
+    for at, moved in ((3, block & set(range(4, 4 + layers))), (4, set()), (6, set())):
+        assert changed(lambda clean: noisy(z, clean), at) == moved
+    assert changed(lambda z: noisy(z, z), 7) == {8, 9} | block & set(range(7 - layers, 8))
+
+
 def test_in_blocks_of_one_each_latent_sees_all_the_clean_text_before_it(setup):
     """The rows beside them keep their blocks; attention still runs over the larger ones."""
     dit = setup[0].models.dit.clone(time_tokens=0)

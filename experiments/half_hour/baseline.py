@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from flax.core import meta
 
+from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import DataConfig, Prepared, prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
@@ -314,4 +315,5 @@ def main(command: str, kind: str, workdir: str, *rest: str) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(*sys.argv[1:])

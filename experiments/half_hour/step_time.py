@@ -13,39 +13,12 @@ from statistics import median
 import jax
 
 from experiments.half_hour.baseline import KINDS, Training
+from experiments.steps import FusedSteps
+from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import prepare
-from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.mesh import make_mesh
-from ldlm_jax.optim import make_optimizer
-from ldlm_jax.sharding import batch_sharding, put_batch
-from ldlm_jax.train_state import init_state
-from ldlm_jax.train_step import compiled_step
 
 TURNS, STEPS = 5, 10
 BASELINES = {"ar": ["layers=4", "dropout=0.2"], "mdlm": ["layers=4"]}
-
-
-class Latent:
-    """The fused step of a phase. A new state each: what a step was given is used up."""
-
-    def __init__(self, config: str, number: int):
-        experiment = resolve(load_config(config))
-        prepared = prepare(experiment.data)
-        models = experiment.models(prepared.tokenizer.vocab_size)
-        optimizer = make_optimizer(experiment.optim, experiment.train.num_steps)
-        mesh, self.phase = make_mesh(experiment.mesh), experiment.phases[number]
-        self.sharding = batch_sharding(mesh, experiment.sharding)
-        window = experiment.data.window
-        self.state = init_state(models, optimizer, 0, window, mesh, experiment.sharding)
-        self.step_fn = compiled_step(experiment.recipe(models), optimizer)
-        self.batches = train_batches(prepared, experiment.data, experiment.train.batch_size)
-
-    def step(self) -> None:
-        """Take one, to its end."""
-        batch = put_batch(next(self.batches), self.sharding)
-        self.state, metrics = self.step_fn(self.state, batch, jax.random.key(0), phase=self.phase)
-        jax.block_until_ready(metrics)
 
 
 class Plain:
@@ -64,8 +37,9 @@ class Plain:
 def main(config: str, out: str) -> None:
     """Measure, print and write."""
     systems = {kind: Plain(kind) for kind in BASELINES}
-    for number in range(len(resolve(load_config(config)).phases)):
-        systems[f"latent, phase {number}"] = Latent(config, number)
+    experiment = resolve(load_config(config))
+    for number in range(len(experiment.phases)):
+        systems[f"latent, phase {number}"] = FusedSteps(experiment, number)
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for turn in range(TURNS + 1):  # the first compiles
         for name, system in systems.items():
@@ -87,4 +61,5 @@ def main(config: str, out: str) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(*sys.argv[1:])

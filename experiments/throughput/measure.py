@@ -15,6 +15,7 @@ from datetime import date
 import jax
 import jax.numpy as jnp
 
+from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import train_batches
@@ -151,4 +152,5 @@ def main(config: str, out: str) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(*sys.argv[1:])

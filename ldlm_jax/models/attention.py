@@ -101,7 +101,7 @@ def attend(
     axis = ring_axis(q_BxNxHxK, keys) if implementation == "ring" else None
     if axis is not None:
         return ring(q_BxNxHxK, keys, values, sight, offset_bias, axis)
-    if implementation == "splash" and fits(q_BxNxHxK, keys):
+    if implementation == "splash" and fits(q_BxNxHxK, keys) and sight.reach is None:
         return splash(q_BxNxHxK, keys, values, sight, offset_bias)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r}: choose one of {IMPLEMENTATIONS}.")
@@ -128,9 +128,9 @@ def _blocked(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
     """
     B, N, H, K = q_BxNxHxK.shape
     S = sight.query.block_size or N
-    far = Sight(sight.query, sight.keys[:-1], sight.rules[:-1])
+    far = sight.replace(keys=sight.keys[:-1], rules=sight.rules[:-1])
     whole = sight.query.replace(block_size=S)
-    near = Sight(whole.by_block(), (whole.by_block(),), (OWN,))
+    near = Sight(whole.by_block(), (whole.by_block(),), (OWN,), sight.reach)
     far_keys, far_values = (jnp.concatenate(parts[:-1], axis=1) for parts in (keys, values))
     by_block = partial(jnp.reshape, shape=(-1, S, H, K))
     far_BxHxNxR = scores_of(q_BxNxHxK, far_keys, far, offset_bias)

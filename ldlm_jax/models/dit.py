@@ -111,6 +111,7 @@ class DiT(nn.Module):
         memory: Memory | None = None,
         foreseen: Foreseen | None = None,
         reading: bool = False,
+        near: bool = False,
     ) -> Denoised:
         """Predict from noisy latents.
 
@@ -128,6 +129,7 @@ class DiT(nn.Module):
           reading: whether these are clean latents to be remembered. Each then sees those before it
             alone, also in its own block: what is remembered foretells every next latent, and is the
             same in whatever blocks a text is written.
+          near: see next to nothing: of noisy latents the neighbours, of clean ones themselves.
 
         Returns:
           ``output_BxNxD``, fp32: clean latents or velocity, as trained; the trunk's features,
@@ -166,6 +168,8 @@ class DiT(nn.Module):
             sight = see_up_to_block(places)
         else:
             sight = see_memory_and_own_block(places, of_memory)
+        if near:
+            sight = sight.replace(reach=0 if reading else 1)
         trunk = Transformer(
             self.layers,
             self.heads,

@@ -109,15 +109,17 @@ class Sight:
       rules: for each part, which of its keys a query sees: those of the same document in blocks
         ``UP_TO`` its own, in ``EARLIER`` ones, in its ``OWN``; in earlier ones and, of its own, up
         to itself, as clean text is ``READ``; or ``ALL``, whatever the document.
+      reach: how many positions away a query sees at most; None for any number.
     """
 
     query: Places
     keys: tuple[Places, ...]
     rules: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    reach: int | None = flax.struct.field(pytree_node=False, default=None)
 
     def part(self, index: int) -> "Sight":
         """One part of the keys."""
-        return Sight(self.query, (self.keys[index],), (self.rules[index],))
+        return self.replace(keys=(self.keys[index],), rules=(self.rules[index],))
 
     @property
     def mask_BxQxK(self) -> jax.Array:
@@ -133,7 +135,10 @@ class Sight:
                 query.positions_BxN[:, :, None], key.positions_BxN[:, None, :],
             )  # fmt: skip
             masks.append(same & seen)
-        return jnp.concatenate(masks, axis=-1)
+        mask_BxQxK = jnp.concatenate(masks, axis=-1)
+        if self.reach is None:
+            return mask_BxQxK
+        return mask_BxQxK & (jnp.abs(self.offset_BxQxK) <= self.reach)
 
     @property
     def offset_BxQxK(self) -> jax.Array:
