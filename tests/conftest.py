@@ -11,10 +11,6 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
-from ldlm_jax.allocator import keep_freed_memory  # noqa: E402
-
-keep_freed_memory()
-
 import jax  # noqa: E402
 
 # Before anything uses a device: a later change is an error.
