@@ -8,9 +8,9 @@ Result:   denoising/error_mean 0.160, accuracy_mean 0.861 (25 November 2026, see
           first phase and 0.24 s in the second; without bf16 units perhaps twice as long.
 
 A small budget asks for a model that learns context from the first step on: first a language model
-of the clean text, then blocks of four tokens after it, most rows with blocks of one, told what it
-foresees; Bayes' rule for what the noisy latents say; and attention heads that begin at their
-neighbours. How this was chosen: experiments/recipe/.
+of the clean text, then blocks of four tokens after it, half of the rows with blocks of one, told
+what it foresees; Bayes' rule for what the noisy latents say; and attention heads that begin at
+their neighbours. How this was chosen: experiments/recipe/.
 """
 
 

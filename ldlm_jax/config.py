@@ -153,9 +153,10 @@ def load_config(path: str | None, overrides: list[str] = ()) -> ConfigDict:
         if not equals or (not dot and key != "phases"):
             raise UserError(f"override {override!r}: write section.key=value.")
         value = literal(value)
-        if dot and section == "phases":
-            value = _change_phase(config.phases, name, value)
-        _merge(config, section, {name: value} if dot and section != "phases" else value)
+        if dot:
+            of_phases = section == "phases"
+            value = _change_phase(config.phases, name, value) if of_phases else {name: value}
+        _merge(config, section, value)
     return config.lock()
 
 

@@ -84,19 +84,17 @@ def lay_out(segments_BxN: jax.Array, block_size: int = 0, first_BxN=None, single
 
 # What a query may see of a part of the keys, within its own document.
 UP_TO, EARLIER, OWN, READ, ALL = "up to", "earlier", "own", "read", "all"
-_RULES = {
-    UP_TO: lambda block, other, place, other_place: other <= block,
-    EARLIER: lambda block, other, place, other_place: other < block,
-    OWN: lambda block, other, place, other_place: other == block,
-    READ: lambda block, other, place, other_place: (
-        (other < block) | ((other == block) & (other_place <= place))
-    ),
-}
 
 
 def in_sight(rule: str, block, other, place, other_place):
     """Whether queries see keys of their document: from the blocks and positions of the two."""
-    return _RULES[rule](block, other, place, other_place)
+    rules = {
+        UP_TO: lambda: other <= block,
+        EARLIER: lambda: other < block,
+        OWN: lambda: other == block,
+        READ: lambda: (other < block) | ((other == block) & (other_place <= place)),
+    }
+    return rules[rule]()
 
 
 @flax.struct.dataclass
