@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from ldlm_jax.allocator import keep_freed_memory
@@ -112,7 +113,7 @@ def _eval(args, overrides) -> None:
     context = EvalContext(
         run.writer, experiment.recipe(run.models), batches, config_of(args, run),
         args.num_samples, tuple(args.step_counts), args.seed, prepared, args.split, args.judge,
-        tuple(args.guidances),
+        tuple(args.guidances), partial(print, file=sys.stderr, flush=True),
     )  # fmt: skip
     results = run_evals(names, context)
     for name, value in results.items():

@@ -1,21 +1,23 @@
 """The loop, top to bottom: restore, data, step, log, evaluate, save, stop."""
 
 import contextlib
-import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import optax
 
 from ldlm_jax.accounting import Account, Profiler
 from ldlm_jax.checkpoint import Checkpoints
-from ldlm_jax.config import resolve
+from ldlm_jax.config import Experiment, resolve
 from ldlm_jax.config_checks import check_mesh
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.build import Prepared, prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
 from ldlm_jax.generate import Writer
-from ldlm_jax.guide import load_guide
+from ldlm_jax.guide import Guide, load_guide
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.metrics import MetricsWriter, Screen
 from ldlm_jax.optim import make_optimizer
@@ -23,11 +25,9 @@ from ldlm_jax.phases import phase_at
 from ldlm_jax.processes import first_alone, is_first
 from ldlm_jax.run_folder import RunFolder
 from ldlm_jax.sharding import batch_sharding, in_force, own_rows, put_batch
-from ldlm_jax.teachers.foundation import load_foundation
-from ldlm_jax.train_state import abstract_state, init_state
+from ldlm_jax.teachers.foundation import Founded, load_foundation
+from ldlm_jax.train_state import TrainState, abstract_state, init_state
 from ldlm_jax.train_step import Frozen, Recipe, compiled_step
-
-log = logging.getLogger(__name__)
 
 # Samples in an evaluation within the loop: enough to read, few enough to be cheap.
 _LOOP_SAMPLES = 16
@@ -48,56 +48,123 @@ def train(config, workdir: str) -> None:
     for name in experiment.train.evals:
         if name not in REGISTRY:
             raise UserError(f"train.evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
-    mesh = make_mesh(experiment.mesh)
-    sharding = batch_sharding(mesh, experiment.sharding)
-    check_mesh(experiment, mesh)
-    prepared = first_alone("data", lambda: prepare(experiment.data))
-    guide = load_guide(experiment, prepared, mesh)
-    teacher_width = guide.width if guide else 0
-
-    founded = load_foundation(experiment.foundation, mesh, experiment.sharding)
+    setup = Setup.of(experiment)
     folder = RunFolder(Path(workdir))
     facts = {
-        "lengths": prepared.stats["lengths"],
+        "lengths": setup.prepared.stats["lengths"],
         "teacher": experiment.teacher.model or experiment.teacher.run,
-        "teacher_width": teacher_width,
-        "foundation": founded.fingerprint,
+        "teacher_width": setup.guide.width if setup.guide else 0,
+        "foundation": setup.founded.fingerprint,
     }
-    first_alone("folder", lambda: folder.start(config, prepared.tokenizer, facts))
-    models = experiment.models(prepared.tokenizer.vocab_size, teacher_width, founded.foundation)
-    recipe = experiment.recipe(models, guide.teacher if guide else None)
-    with in_force(mesh, experiment.sharding):
-        _run(experiment, recipe, prepared, folder, mesh, sharding, guide, founded.weights)
+    first_alone("folder", lambda: folder.start(config, setup.prepared.tokenizer, facts))
+    with in_force(setup.mesh, experiment.sharding):
+        _run(setup, folder)
 
 
-def _restore_or_create(experiment, recipe: Recipe, optimizer, checkpoints: Checkpoints, mesh):
-    window, rules = experiment.data.window, experiment.sharding
-    abstract = abstract_state(recipe.models, optimizer, window, mesh, rules)
-    state = checkpoints.restore(abstract)
-    if state is None:
-        return init_state(recipe.models, optimizer, experiment.train.seed, window, mesh, rules)
-    checkpoints.discard_after(int(state.step))
-    return state
+@dataclass(frozen=True)
+class Setup:
+    """All that a config names, made and ready to train.
+
+    Attributes:
+      experiment: the config.
+      mesh: of the devices that are there.
+      prepared: the corpus.
+      guide: what the latents are aligned with, if anything.
+      founded: the model that the TextVAE is built upon, if any.
+      recipe: networks and losses.
+      optimizer: for all of the run's steps.
+    """
+
+    experiment: Experiment
+    mesh: jax.sharding.Mesh
+    prepared: Prepared
+    guide: Guide | None
+    founded: Founded
+    recipe: Recipe
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Setup":
+        """Make them; the corpus is prepared if it is not there yet.
+
+        Raises:
+          UserError: mesh, data, teacher or foundation are not usable.
+        """
+        mesh = make_mesh(experiment.mesh)
+        check_mesh(experiment, mesh)
+        prepared = first_alone("data", lambda: prepare(experiment.data))
+        guide = load_guide(experiment, prepared, mesh)
+        founded = load_foundation(experiment.foundation, mesh, experiment.sharding)
+        width = guide.width if guide else 0
+        models = experiment.models(prepared.tokenizer.vocab_size, width, founded.foundation)
+        recipe = experiment.recipe(models, guide.teacher if guide else None)
+        optimizer = make_optimizer(experiment.optim, experiment.train.num_steps)
+        return cls(experiment, mesh, prepared, guide, founded, recipe, optimizer)
+
+    @property
+    def frozen(self) -> Frozen:
+        """What never learns."""
+        return Frozen(self.guide.params if self.guide else None, self.founded.weights)
+
+    @property
+    def sharding(self) -> jax.sharding.NamedSharding:
+        """Of batches."""
+        return batch_sharding(self.mesh, self.experiment.sharding)
+
+    @property
+    def _sizes(self) -> tuple:
+        """Window, mesh and rules: what the shapes of a state and where they lie follow from."""
+        return self.experiment.data.window, self.mesh, self.experiment.sharding
+
+    def first_state(self) -> TrainState:
+        """The state before the first step."""
+        seed, (window, *placed) = self.experiment.train.seed, self._sizes
+        return init_state(self.recipe.models, self.optimizer, seed, window, *placed)
+
+    def restore(self, checkpoints: Checkpoints) -> TrainState:
+        """The newest state that can be read, or the first; newer ones are discarded."""
+        state = checkpoints.restore(
+            abstract_state(self.recipe.models, self.optimizer, *self._sizes)
+        )
+        if state is None:
+            return self.first_state()
+        checkpoints.discard_after(int(state.step))
+        return state
+
+    def batches(self, start: int = 0) -> Iterator[dict]:
+        """Training batches from a step on, on the mesh."""
+        size = self.experiment.train.batch_size
+        beside = {"add": self.guide.add, "cache": self.guide.cache} if self.guide else {}
+        rows = own_rows(self.sharding, size)
+        batches = train_batches(self.prepared, self.experiment.data, size, start, rows, **beside)
+        return (put_batch(batch, self.sharding) for batch in batches)
+
+    def held_out(self) -> list[dict]:
+        """The batches that evaluations read, on the mesh."""
+        config = self.experiment.train
+        rows = own_rows(self.sharding, config.batch_size)
+        batches = eval_batches(
+            self.prepared, "validation", config.batch_size, config.eval_batches, rows
+        )
+        return [put_batch(batch, self.sharding) for batch in batches]
 
 
-def _run(experiment, recipe, prepared, folder, mesh, sharding, guide, foundation) -> None:
-    config = experiment.train
-    optimizer = make_optimizer(experiment.optim, config.num_steps)
+def _run(setup: Setup, folder: RunFolder) -> None:
+    experiment, config = setup.experiment, setup.experiment.train
     checkpoints = Checkpoints(
         folder.checkpoints,
         keep_last=config.keep_last,
         keep_every=config.keep_every,
         best_metric=config.best_metric,
     )
-    state = _restore_or_create(experiment, recipe, optimizer, checkpoints, mesh)
+    state = setup.restore(checkpoints)
     start = int(state.step)
-    step_fn = compiled_step(recipe, optimizer)
-    key = jax.random.key(config.seed)
-    frozen = Frozen(guide.params if guide else None, foundation)
-    batches, held_out = _batches(experiment, prepared, sharding, guide, start)
+    step_fn = compiled_step(setup.recipe, setup.optimizer)
+    key, frozen = jax.random.key(config.seed), setup.frozen
+    batches, held_out = setup.batches(start), setup.held_out()
     silent = not is_first()
     writer, screen = MetricsWriter(folder.path, silent), Screen(config.num_steps, start, silent)
-    account = Account(experiment, recipe, start)
+    account = Account(experiment, setup.recipe, start)
     profiler = Profiler(folder.path / "profile", config)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     screen.line(f"{count / 1e6:.2f}M parameters on {jax.device_count()} x {jax.default_backend()}")
@@ -110,7 +177,7 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide, foundation
             closing.callback(part.close)
         for step in range(start, config.num_steps):
             profiler.before(step)
-            batch = put_batch(next(batches), sharding)
+            batch = next(batches)
             account.lap("input")
             phase = phase_at(experiment.phases, step)
             state, metrics = step_fn(state, batch, key, frozen, phase=phase)
@@ -126,9 +193,7 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide, foundation
             profiler.after(step, metrics)
             preempted = checkpoints.reached_preemption(done)
             if not preempted and (done % config.eval_every == 0 or last):
-                evaluated = _evaluate(
-                    experiment, recipe, state, foundation, held_out, prepared, done
-                )
+                evaluated = _evaluate(setup, state, held_out, done)
                 writer.write(done, evaluated)
                 _show(screen, done, evaluated)
                 account.lap("evaluation")
@@ -139,16 +204,6 @@ def _run(experiment, recipe, prepared, folder, mesh, sharding, guide, foundation
             if preempted:
                 screen.line(f"this machine is being taken away: saved step {done}, stopping")
                 break
-
-
-def _batches(experiment, prepared, sharding, guide, start: int):
-    """Training batches from a step on, and the held-out ones, which are already on the mesh."""
-    config = experiment.train
-    beside = {"add": guide.add, "cache": guide.cache} if guide else {}
-    rows = own_rows(sharding, config.batch_size)
-    batches = train_batches(prepared, experiment.data, config.batch_size, start, rows, **beside)
-    held_out = eval_batches(prepared, "validation", config.batch_size, config.eval_batches, rows)
-    return batches, [put_batch(batch, sharding) for batch in held_out]
 
 
 def _with_best(scores: dict, best_metric: str) -> dict | None:
@@ -177,10 +232,11 @@ def _summary(values: dict) -> str:
     )
 
 
-def _evaluate(experiment, recipe, state, foundation, held_out, prepared, step) -> dict:
+def _evaluate(setup: Setup, state: TrainState, held_out: list[dict], step: int) -> dict:
+    experiment, recipe, prepared = setup.experiment, setup.recipe, setup.prepared
     writer = Writer.of(
         recipe.models, recipe.diffusion, state, prepared.tokenizer,
-        prepared.stats["lengths"], foundation,
+        prepared.stats["lengths"], setup.founded.weights,
     )  # fmt: skip
     context = EvalContext(
         writer, recipe, held_out, experiment.sample, _LOOP_SAMPLES, _LOOP_STEP_COUNTS,

@@ -1,16 +1,21 @@
 """The commands as a user types them: train, resume, sample, eval, and every refusal."""
 
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 from ldlm_jax.cli import main
 from ldlm_jax.data import pipeline
+from ldlm_jax.evals import quality
+from ldlm_jax.evals.judge import Reading
+from ldlm_jax.evals.report import rows_of
 from ldlm_jax.flags import DIALS
 from ldlm_jax.request import SampleConfig
 
@@ -114,6 +119,41 @@ def test_eval_writes_json(trained, tmp_path, capsys):
     record = json.loads(out.read_text())
     assert {"denoising/error_mean", "samples/distinct_2_steps_4"} <= set(record["results"])
     assert "denoising/error_mean" in capsys.readouterr().out
+
+
+class Letters:
+    """A judge that reads letter by letter, where the real one's package need not be."""
+
+    def read(self, texts):
+        return [Reading([ord(c) for c in t], np.ones(len(t)), np.zeros(2)) for t in texts]
+
+    def read_once(self, texts, folder):
+        return self.read(texts)
+
+
+def test_quality_is_measured_row_by_row(trained, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("sacrebleu")
+    monkeypatch.setattr(quality, "_judge", lambda name: Letters())
+    out, page = tmp_path / "quality.json", tmp_path / "quality.html"
+    command = ["eval", "--workdir", str(trained), "--evals", "quality", "--num-samples", "4"]
+    assert main([*command, "--step-counts", "2", "--json", str(out), "--html", str(page)]) == 0
+    said = capsys.readouterr()
+    rows = rows_of(json.loads(out.read_text())["results"])
+    written = ["decoded", "midpoints", "unconditional_steps_2", "continuation_0.25_steps_2",
+               "continuation_0.5_steps_2"]  # fmt: skip
+    assert list(rows) == ["held_out", "other_held_out", "trained_on", "shuffled", *written]
+    held_out = rows["held_out"]
+    assert held_out["perplexity"] == pytest.approx(math.e) and held_out["loop_rate"] == 0
+    assert rows["trained_on"]["copied_longest"] > rows["shuffled"]["copied_longest"]
+    # Continuations go on from the words that they were given.
+    wholes, continued = (rows[row]["texts"].splitlines() for row in ("held_out", written[-1]))
+    for whole, text in zip(wholes, continued, strict=True):
+        words = whole.split()[1:]
+        assert text.split()[1:][: len(words) // 2] == words[: len(words) // 2]
+    # A long evaluation says how far it is.
+    lines = [line for line in said.err.splitlines() if line.startswith("quality: ")]
+    assert [line.split(": ")[1] for line in lines] == written and "perplexity 2.718" in lines[0]
+    assert "midpoints" in page.read_text()
 
 
 def test_eval_reads_as_many_batches_as_asked(trained, monkeypatch):

@@ -27,6 +27,7 @@ from ldlm_jax.data.build import DataConfig, Prepared, prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD
 from ldlm_jax.denoiser import nucleus
+from ldlm_jax.diffusion.guidance import guide_by_context
 from ldlm_jax.evals.quality import PROMPTS, Examiner, beginnings, named
 from ldlm_jax.generate import draw_lengths
 from ldlm_jax.models.autoregressive import Cache, TokenTransformer
@@ -170,15 +171,18 @@ def draw(logits, key, top_p: float, temperature: float):
     return jax.random.categorical(key, nucleus(logits / temperature, top_p))
 
 
-@partial(jax.jit, static_argnames=("model", "top_p", "temperature", "endless"))
+@partial(jax.jit, static_argnames=("model", "top_p", "temperature", "guidance", "endless"))
 def write_left_to_right(
-    model, params, prompt_BxN, given_B, key, *, top_p: float, temperature, endless: bool = False
-):
+    model, params, prompt_BxN, given_B, key, *, top_p: float, temperature, guidance: float = 1.0,
+    endless: bool = False,
+):  # fmt: skip
     """Tokens (B, N) one after another, with a cache; the first ``given`` of a row are known.
 
-    With ``endless`` no text may end.
+    ``guidance`` pushes away from what the last token alone would let expect, as
+    ``SampleConfig.context_guidance`` does with latents. With ``endless`` no text may end.
     """
     never = jnp.array([MASK, PAD, EOS] if endless else [MASK, PAD])
+    ends_V = jnp.isin(jnp.arange(model.vocab_size), jnp.array([EOS, PAD]))
     B, N = prompt_BxN.shape
     places = lay_out(jnp.ones((B, N), jnp.int32), 1)
     head_dim = model.width // model.heads
@@ -192,6 +196,9 @@ def write_left_to_right(
             lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, i, axis=2),
             cache, own,
         )  # fmt: skip
+        if guidance != 1:
+            near, _ = model.apply({"params": params}, token[:, None], here)
+            logits = guide_by_context(logits, near, guidance, ends_V)
         logits = logits[:, 0].at[:, never].set(-jnp.inf)
         drawn = draw(logits, jax.random.fold_in(key, i), top_p, temperature)
         token = jnp.where(i < given_B, prompt_BxN[:, i], drawn)
@@ -257,8 +264,8 @@ class Baseline:
         return cls(kind, model, params, prepared, data.window)
 
     def write(self, prompts: list[str], seed: int, *, batch=64, steps=64, top_p=1.0,
-              temperature=1.0) -> list[str]:  # fmt: skip
-        """A text for every prompt (which may be empty)."""
+              temperature=1.0, guidance=1.0) -> list[str]:  # fmt: skip
+        """A text for every prompt (which may be empty); ``guidance`` is for ``ar`` alone."""
         tokenizer, texts = self.prepared.tokenizer, []
         rng = np.random.default_rng(seed)
         for first in range(0, len(prompts), batch):
@@ -271,8 +278,9 @@ class Baseline:
             key = jax.random.fold_in(jax.random.key(seed), first)
             if self.kind == "ar":
                 out = write_left_to_right(
-                    self.model, self.params, rows, given, key, top_p=top_p, temperature=temperature
-                )
+                    self.model, self.params, rows, given, key,
+                    top_p=top_p, temperature=temperature, guidance=guidance,
+                )  # fmt: skip
             else:
                 histogram = self.prepared.stats["lengths"]
                 lengths = np.array([draw_lengths(histogram, g, 1, rng)[0] for g in given])

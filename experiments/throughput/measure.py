@@ -17,14 +17,10 @@ import jax.numpy as jnp
 
 from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import prepare
-from ldlm_jax.data.pipeline import train_batches
 from ldlm_jax.generate import Writer, generate
-from ldlm_jax.mesh import make_mesh
-from ldlm_jax.optim import make_optimizer
 from ldlm_jax.request import SampleConfig
-from ldlm_jax.sharding import batch_sharding, put_batch
-from ldlm_jax.train_state import init_state
+from ldlm_jax.train import Setup
+from ldlm_jax.train_state import TrainState
 from ldlm_jax.train_step import compiled_step
 from ldlm_jax.write import write_tokens
 
@@ -55,34 +51,29 @@ def matmul_rate(dtype) -> float:
     return 2 * 4096 * 256 * 1024 / seconds
 
 
-def training(experiment, prepared, models, mesh, steps: int = 20) -> dict:
-    """Each phase's compile time, tokens a second and share of time outside the step."""
-    optimizer = make_optimizer(experiment.optim, experiment.train.num_steps)
-    recipe = experiment.recipe(models)
-    window, batch_size = experiment.data.window, experiment.train.batch_size
-    sharding = batch_sharding(mesh, experiment.sharding)
-    results = {}
-    state = init_state(models, optimizer, 0, window, mesh, experiment.sharding)
-    batches = train_batches(prepared, experiment.data, batch_size)
-    key = jax.random.key(0)
-    for number, phase in enumerate(experiment.phases):
-        arguments = (state, put_batch(next(batches), sharding), key)
+def training(setup: Setup, steps: int = 20) -> tuple[dict, TrainState]:
+    """Each phase's compile time, tokens a second and share of time outside the step; last state."""
+    config = setup.experiment.train
+    tokens, results = config.batch_size * setup.experiment.data.window, {}
+    state, batches, key = setup.first_state(), setup.batches(), jax.random.key(0)
+    for number, phase in enumerate(setup.experiment.phases):
+        arguments = (state, next(batches), key)
 
         def lower(arguments=arguments, phase=phase):
-            return compiled_step(recipe, optimizer).lower(*arguments, phase=phase)
+            return compiled_step(setup.recipe, setup.optimizer).lower(*arguments, phase=phase)
 
         # XLA's count of the unoptimised program, right for stacks that are unrolled.
         flops = lower().cost_analysis()["flops"]
         compile_seconds, compiled = timed(lambda lower=lower: lower().compile())
         jax.clear_caches()  # as in a new process: what is left is the cache on disk
         second_seconds, compiled = timed(lambda lower=lower: lower().compile())
-        state, metrics = compiled(state, put_batch(next(batches), sharding), key)
+        state, metrics = compiled(state, next(batches), key)
         jax.block_until_ready(metrics)
         outside = 0.0
         start = time.perf_counter()
         for _ in range(steps):
             begin = time.perf_counter()
-            batch = put_batch(next(batches), sharding)
+            batch = next(batches)
             outside += time.perf_counter() - begin
             state, metrics = compiled(state, batch, key)
             jax.block_until_ready(metrics)
@@ -91,12 +82,12 @@ def training(experiment, prepared, models, mesh, steps: int = 20) -> dict:
             "compile_seconds": compile_seconds,
             "compile_seconds_second_start": second_seconds,
             "seconds_per_step": seconds,
-            "tokens_per_second": batch_size * window / seconds,
+            "tokens_per_second": tokens / seconds,
             "input_share": outside / steps / seconds,
             "flops_per_step": flops,
             "flops_per_second": flops / seconds,
         }
-    return results | {"state": state}
+    return results, state
 
 
 def sampling(writer: Writer, batch_size: int = 32) -> dict:
@@ -122,17 +113,13 @@ def sampling(writer: Writer, batch_size: int = 32) -> dict:
 def main(config: str, out: str) -> None:
     """Measure, print and write."""
     jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
-    experiment = resolve(load_config(config))
-    prepared = prepare(experiment.data)
-    models = experiment.models(prepared.tokenizer.vocab_size)
-    mesh = make_mesh(experiment.mesh)
-    with jax.set_mesh(mesh):
-        measured = training(experiment, prepared, models, mesh)
-        state = measured.pop("state")
+    setup = Setup.of(resolve(load_config(config)))
+    with jax.set_mesh(setup.mesh):
+        measured, state = training(setup)
+        prepared, recipe = setup.prepared, setup.recipe
         writer = Writer.of(
-            models, experiment.diffusion, state, prepared.tokenizer,
-            prepared.stats["lengths"],
-        )  # fmt: skip
+            recipe.models, recipe.diffusion, state, prepared.tokenizer, prepared.stats["lengths"]
+        )
         result = {
             "config": config,
             "date": date.today().isoformat(),

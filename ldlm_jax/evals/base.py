@@ -27,6 +27,7 @@ class EvalContext:
       split: the held-out split that ``batches`` come from.
       judge: name or path of the model that reads what was written, see ``teachers.named``.
       guidances: weights of guidance to write continuations with, besides that of ``sample``.
+      say: takes a line about how far a long evaluation has come.
     """
 
     writer: Writer
@@ -40,6 +41,7 @@ class EvalContext:
     split: str = "validation"
     judge: str = "smollm2-135m"
     guidances: tuple[float, ...] = ()
+    say: Callable[[str], None] = lambda _: None
 
     @property
     def key(self) -> jax.Array:

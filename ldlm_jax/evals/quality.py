@@ -178,12 +178,18 @@ def evaluate(context: EvalContext) -> Results:
         context.prepared, context.judge, context.split, context.writer.window, context.num_samples
     )
     rows = examiner.real_text()
+
+    def add(name: str, texts: Sequence[str]) -> None:
+        rows[name] = examiner.measure(texts)
+        context.say(f"quality: {name}: {headline(rows[name])}")
+
     decoded, midpoints = decode_midpoints(context.writer, examiner.held_out)
-    rows["decoded"], rows["midpoints"] = examiner.measure(decoded), examiner.measure(midpoints)
+    add("decoded", decoded)
+    add("midpoints", midpoints)
     for steps in context.step_counts:
         config = replace(context.sample, steps=steps)
         samples = generate(context.writer, config, context.seed, num_samples=context.num_samples)
-        rows[f"unconditional_steps_{steps}"] = examiner.measure([s.text for s in samples])
+        add(f"unconditional_steps_{steps}", [s.text for s in samples])
         for share, guidance in product(PROMPTS, (config.guidance, *context.guidances)):
             guided = replace(config, guidance=guidance)
             requests = [
@@ -192,8 +198,14 @@ def evaluate(context: EvalContext) -> Results:
             ]
             written = [s.text for s in answer(context.writer, requests)]
             name = f"_guidance_{guidance:g}" if guidance != config.guidance else ""
-            rows[f"continuation_{share:g}{name}_steps_{steps}"] = examiner.measure(written)
+            add(f"continuation_{share:g}{name}_steps_{steps}", written)
     return named(rows)
+
+
+def headline(measured: dict[str, float | str]) -> str:
+    """The measures of a set of texts that are read first."""
+    first = ("perplexity", "token_entropy", "mauve", "loop_rate")
+    return ", ".join(f"{name} {measured[name]:.3f}" for name in first if name in measured)
 
 
 def named(rows: dict[str, dict[str, float | str]]) -> Results:
