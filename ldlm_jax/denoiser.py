@@ -16,7 +16,7 @@ from ldlm_jax.diffusion.guidance import guide_by_context
 from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.models.dit import UNKNOWN, Denoised, Foreseen, Memory
 from ldlm_jax.models.layers import matmul
-from ldlm_jax.models.places import Places, just_before, lay_out
+from ldlm_jax.models.places import Places, just_before, largest_beside, lay_out
 from ldlm_jax.train_state import LatentStats, Models
 
 
@@ -211,7 +211,7 @@ class Denoiser:
         def look(memory, **how) -> Denoised:
             foreseen = None
             if memory is not None and self.models.dit.foresight:
-                foreseen = self._foreseen(places, memory)
+                foreseen = self._foreseen(places, memory, t_BxN)
             inputs = seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD
             return self._dit(*inputs, places, memory, foreseen, **how)
 
@@ -234,18 +234,20 @@ class Denoiser:
             clean_BxNxD += mean_BxNxD
         return Estimate(clean_BxNxD, logits, scores, mean_BxNxD, said.memory, said.tapped_BxNxM)
 
-    def _foreseen(self, places: Places, memory: Memory) -> Foreseen:
+    def _foreseen(self, places: Places, memory: Memory, t_BxN) -> Foreseen:
         """Features of the clean latent just before each, which tell what comes next.
 
-        In training only a share of the positions is told (``config.foresight``), as the later ones
-        of a block never are, nor those before known text.
+        Only noisy latents beside it can tell a position more than the clean text has told it: what
+        its own says is left to ``_evidence``. In training only a share of the positions is told
+        (``config.foresight``), as the later ones of a block never are, nor those before known text.
         """
         index_BxN, told_BxN = just_before(places, memory.places)
         if self.dropout_key is not None:
             key = jax.random.fold_in(self.dropout_key, 1)
             told_BxN &= jax.random.bernoulli(key, self.config.foresight, told_BxN.shape)
         before_BxNxM = jnp.take_along_axis(memory.features_BxRxM, index_BxN[..., None], axis=1)
-        return Foreseen(jnp.where(told_BxN[..., None], before_BxNxM, 0.0), told_BxN)
+        news_BxN = largest_beside(places, 1 - t_BxN)
+        return Foreseen(jnp.where(told_BxN[..., None], before_BxNxM, 0.0), told_BxN, news_BxN)
 
     def _tell(self, inputs):
         """From features, what stands beside them, noisy latents and tokens, of which all but the

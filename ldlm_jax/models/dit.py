@@ -35,10 +35,17 @@ class Memory(NamedTuple):
 
 
 class Foreseen(NamedTuple):
-    """What the clean latent just before each position says of it: features, where there are any."""
+    """What the clean latent just before each position says of it.
+
+    Attributes:
+      features_BxNxM: the trunk's, zeros where there are none.
+      told_BxN: whether there are any.
+      news_BxN: how much the rest of the block can add, from 0 (nothing, it is noise) to 1.
+    """
 
     features_BxNxM: jax.Array
     told_BxN: jax.Array
+    news_BxN: jax.Array
 
 
 class Denoised(NamedTuple):
@@ -124,8 +131,8 @@ class DiT(nn.Module):
           memory: of the clean text, from an earlier call. With it a position sees the remembered
             blocks before its own, and of this call's positions those of its own block alone.
           foreseen: taken for the trunk's features of the positions that are told, to which their
-            own are added by a scale that starts at zero (Bachlechner et al. 2020, "ReZero"); None
-            tells none. Only with ``foresight``.
+            own are added as far as there is news, by a scale that starts at zero (Bachlechner et
+            al. 2020, "ReZero"); None tells none. Only with ``foresight``.
           reading: whether these are clean latents to be remembered. Each then sees those before it
             alone, also in its own block: what is remembered foretells every next latent, and is the
             same in whatever blocks a text is written.
@@ -193,8 +200,8 @@ class DiT(nn.Module):
         y_BxNxM, own, tapped_BxNxM = said
         if foreseen is not None:
             scale_M = self.param("told_scale", told_init, (self.width,), jnp.float32)
-            told_BxNx1 = foreseen.told_BxN[..., None]
-            y_BxNxM *= jnp.where(told_BxNx1, scale_M, 1).astype(y_BxNxM.dtype)
+            told_BxNx1, news_BxNx1 = foreseen.told_BxN[..., None], foreseen.news_BxN[..., None]
+            y_BxNxM *= jnp.where(told_BxNx1, scale_M * news_BxNx1, 1).astype(y_BxNxM.dtype)
             y_BxNxM += foreseen.features_BxNxM
         output = Dense(
             self.latent_channels,

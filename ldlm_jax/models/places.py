@@ -159,6 +159,15 @@ def just_before(places: Places, remembered: Places) -> tuple[jax.Array, jax.Arra
     return jnp.argmax(beside_BxNxR, axis=-1), jnp.any(beside_BxNxR, axis=-1) & ~after_BxN
 
 
+def largest_beside(places: Places, value_BxN: jax.Array) -> jax.Array:
+    """The largest value (B, N) at another position of the same block; 0 for a block of one."""
+    by_block = places.by_block()
+    beside_BxSxS = Sight(by_block, (by_block,), (OWN,)).mask_BxQxK
+    beside_BxSxS &= ~jnp.eye(places.block_size, dtype=bool)
+    values_Bx1xS = value_BxN.reshape(-1, 1, places.block_size)
+    return jnp.max(jnp.where(beside_BxSxS, values_Bx1xS, 0), axis=-1).reshape(value_BxN.shape)
+
+
 def see_up_to_block(places: Places) -> Sight:
     """Positions of the same document, in the same block or an earlier one."""
     return Sight(places, (places,), (UP_TO,))
