@@ -147,3 +147,35 @@ def test_the_features_just_before_are_told_in_training_to_a_share(blocks):
 
     reach = np.asarray(jnp.abs(jax.grad(first_half)(z)).max(-1) > 1e-9)
     assert reach[:, : shape[1] // 2 - 1].any() and not reach[:, shape[1] // 2 - 1 :].any()
+
+
+def test_what_is_foreseen_is_changed_by_noisy_latents_beside_it_alone(blocks):
+    """In blocks of one, and beside pure noise, the clean text's own next token is what counts."""
+    experiment, models, params, batch = blocks
+    places = lay_out(jnp.asarray(batch["segments"]), 4, single_B=jnp.arange(8) % 2 == 0)
+    shape = places.segments_BxN.shape
+    denoiser = Denoiser.create(
+        models, params, experiment.diffusion, LatentStats.create(models.vae.latent_channels)
+    )
+    z = jax.random.normal(jax.random.key(0), (*shape, models.vae.latent_channels))
+    clean = denoiser.recall(z, jnp.full(shape, KNOWN), places)
+    index, told = just_before(places, places)
+    foreseen = jnp.roll(denoiser.read(clean.features_BxNxM, places), 1, axis=1)
+
+    def logits(t_BxN):
+        inputs = z, t_BxN, jnp.full(shape, UNKNOWN), jnp.zeros_like(z), places, clean.memory
+        return denoiser(*inputs).logits_BxLxV
+
+    def moved(t_BxN):
+        away = jnp.abs(logits(t_BxN) - foreseen).max(-1) > 1e-3
+        return np.asarray(away)[np.asarray(told)]
+
+    single = np.broadcast_to(np.asarray(places.blocks_BxN == places.positions_BxN), shape)
+    single = single[np.asarray(told)]
+    assert 0 < single.sum() < single.size
+    assert not moved(jnp.ones(shape)).any()
+    assert (moved(jnp.full(shape, 0.5)) == ~single).all()
+    # One latent that is nearly clean is news enough, unless it is the own one.
+    first = places.positions_BxN % 4 == 0
+    assert not moved(jnp.where(first, 0.1, 1.0)).any()
+    assert (moved(jnp.where(places.positions_BxN % 4 == 2, 0.1, 1.0)) == ~single).all()
