@@ -25,7 +25,13 @@ def get_config() -> dict:
     config["train"] |= {"batch_size": 4096, "logit_parts": 16}
     config["mesh"] = {"data": -1, "fsdp": 64}
     # Only shape and layer matter to a plan; a run names the folder with the weights.
-    config["teacher"] = {"model": "experiments/scale/mistral-7b", "layer": 29, "dtype": "bfloat16"}
+    config["teacher"] = {
+        "model": "experiments/scale/mistral-7b",
+        "layer": 29,
+        "dtype": "bfloat16",
+        "window": 2560,
+        "attention": "splash",
+    }
     config["alignment"] = {"site": "encoder"}
     config["phases"] = [
         {"until": 50_000, "diffusion": 0.0, "alignment": 1.0},

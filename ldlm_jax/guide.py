@@ -76,9 +76,7 @@ def _pretrained(experiment: Experiment, prepared: Prepared, mesh) -> Guide:
     )
     tokenizer = PretrainedTokenizer.load(path)
     add = TeacherRows(prepared.tokenizer, tokenizer, said.tokens(experiment.data.window))
-    teacher = PretrainedTeacher(
-        model.config, said.dtype, experiment.text_vae["tokens_per_latent"], model.layers
-    )
+    teacher = PretrainedTeacher.of(said, model, experiment.text_vae["tokens_per_latent"])
     return Guide(teacher.width, teacher, model.params, add=add)
 
 

@@ -118,9 +118,7 @@ class Target:
             find_model(said.model), mesh=self.mesh, rules=rules, dtype=jnp.dtype(said.dtype),
             layers=said.layers,
         )  # fmt: skip
-        teacher = PretrainedTeacher(
-            model.config, said.dtype, experiment.text_vae["tokens_per_latent"], model.layers
-        )
+        teacher = PretrainedTeacher.of(said, model, experiment.text_vae["tokens_per_latent"])
         models = experiment.models(self.vocab_size, teacher.width, founded.foundation)
         return experiment.recipe(models, teacher), Frozen(model.params, founded.weights)
 

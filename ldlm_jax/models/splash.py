@@ -9,14 +9,14 @@ from jax.sharding import PartitionSpec
 from ldlm_jax.models.places import ALL, Places, Sight, in_sight
 from ldlm_jax.models.scores import platform
 
-# Queries and keys that the kernel handles at once.
-_TILE = 512
-_LANES = 128
+# Rows are multiples of this; queries and keys that the kernel handles at once, the most first.
+LANES = 128
+_TILES = (512, 384, 256, LANES)
 
 
 def fits(q_BxNxHxK, keys) -> bool:
     """Whether rows are whole: a sampler's single block is too short for the kernel."""
-    return all(k.shape[1] == q_BxNxHxK.shape[1] for k in keys) and q_BxNxHxK.shape[1] >= _LANES
+    return all(k.shape[1] == q_BxNxHxK.shape[1] for k in keys) and q_BxNxHxK.shape[1] % LANES == 0
 
 
 def _static_mask(rule: str, places: Places, length: int) -> np.ndarray:
@@ -45,7 +45,7 @@ def splash(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
         )
     N, K = q_BxNxHxK.shape[1], q_BxNxHxK.shape[-1]
     mask = np.concatenate([_static_mask(rule, sight.query, N) for rule in sight.rules], axis=1)
-    tile = min(_TILE, N)
+    tile = next(size for size in _TILES if N % size == 0)
     sizes = kernels.BlockSizes(
         block_q=tile, block_kv=tile, block_kv_compute=tile, block_q_dkv=tile, block_kv_dkv=tile,
         block_kv_dkv_compute=tile, use_fused_bwd_kernel=True,

@@ -8,7 +8,9 @@ Shape letters: B rows, N tokens, M width, H heads, G key-value heads, K head wid
 width, V vocabulary, Y layers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,11 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.models.attention import masked_attention, rotate
+from ldlm_jax.models.attention import attend, masked_attention, rotate
 from ldlm_jax.models.layers import activation_dtype, collected, matmul
-from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.places import Sight, lay_out, see_up_to_block
 from ldlm_jax.models.scores import constrain
+from ldlm_jax.models.splash import LANES
 from ldlm_jax.teachers.rope import Rope
+
+# Queries (B, N, H, K), keys and values (B, N, G, K), and the layer's window to what is seen.
+Look = Callable[..., jax.Array]
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,7 @@ def hidden_states(
     config: DecoderConfig,
     layers: tuple[int, ...],
     dtype: jnp.dtype = jnp.float32,
+    attention: str = "xla",
 ) -> list[jax.Array]:
     """Hidden states (B, N, M) of chosen layers; blocks above the highest are not run.
 
@@ -173,13 +180,21 @@ def hidden_states(
       config: the model.
       layers: which, see ``resolve_layers``; the last is normalised, the others are not.
       dtype: of the products.
+      attention: ``"xla"``, or ``"splash"`` for the kernel of ``models.splash``.
+
+    Raises:
+      UserError: no such layer, or the kernel cannot do what the model needs.
     """
     wanted = resolve_layers(layers, config.layers)
     x_BxNxM = embed(params, tokens_BxN, config)
-    places = lay_out(segments_BxN)
-    same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
+    places = lay_out(segments_BxN, 1)
+    if attention == "splash":
+        look = _by_kernel(see_up_to_block(places), config)
+    else:
+        same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
+        look = looking_back(same_BxNxN, places.positions_BxN)
     states = run_blocks(
-        params["blocks"], x_BxNxM, same_BxNxN, places.positions_BxN, config=config, wanted=wanted,
+        params["blocks"], x_BxNxM, look, places.positions_BxN, config=config, wanted=wanted,
         dtype=dtype,
     )  # fmt: skip
     if config.layers in states and config.last_norm:
@@ -203,10 +218,48 @@ def head(params: dict, config: DecoderConfig) -> jax.Array:
     return params["embed"].T if config.tied else params["head"]
 
 
+def looking_back(related_BxNxN: jax.Array, positions_BxN: jax.Array) -> Look:
+    """Attention to related keys that stand before a query or with it, as far as a window reaches.
+
+    Args:
+      related_BxNxN: true where a query (first) may see a key.
+      positions_BxN: position of each token within its text.
+    """
+    index_N = jnp.arange(positions_BxN.shape[1])
+    causal_BxNxN = related_BxNxN & (index_N[:, None] >= index_N)
+    offset_BxNxN = positions_BxN[:, :, None] - positions_BxN[:, None, :]
+
+    def look(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, window):
+        mask_BxNxN = causal_BxNxN & ((window == 0) | (offset_BxNxN < window))
+        return masked_attention(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, mask_BxNxN)
+
+    return look
+
+
+def _by_kernel(sight: Sight, config: DecoderConfig) -> Look:
+    """The same by a kernel, which knows no windows: none may be shorter than the rows."""
+    N = sight.query.positions_BxN.shape[1]
+    short = sorted({window for window in config.windows if 0 < window < N})
+    if short or config.head_dim % LANES or N % LANES:
+        raise UserError(
+            f"teacher.attention = 'splash' needs heads of a multiple of {LANES} wide (the teacher "
+            f"has {config.head_dim}), rows of a multiple of {LANES} tokens ({N}), and no window "
+            f"shorter than a row ({short}); use teacher.attention='xla'."
+        )
+
+    def look(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, window):
+        del window
+        shared = config.heads // config.kv_heads
+        keys, values = (jnp.repeat(x, shared, axis=2) for x in (k_BxNxGxK, v_BxNxGxK))
+        return attend(q_BxNxHxK, (keys,), (values,), sight, implementation="splash")
+
+    return look
+
+
 def run_blocks(
     blocks: dict,
     x_BxNxM: jax.Array,
-    related_BxNxN: jax.Array,
+    look: Look,
     positions_BxN: jax.Array,
     *,
     config: DecoderConfig,
@@ -218,23 +271,20 @@ def run_blocks(
     Args:
       blocks: parameters of ``config.layers`` blocks, stacked.
       x_BxNxM: what goes into the first.
-      related_BxNxN: true where a query (first) may see a key that stands before it or with it.
+      look: attention, see ``looking_back``.
       positions_BxN: position of each token within its text.
       config: the model.
       wanted: numbers of blocks; those above the highest are not run.
       dtype: of the products.
     """
-    index_N = jnp.arange(x_BxNxM.shape[1])
-    causal_BxNxN = related_BxNxN & (index_N[:, None] >= index_N)
-    offset_BxNxN = positions_BxN[:, :, None] - positions_BxN[:, None, :]
     axes = {name: spec.axes[1:] for name, spec in param_specs(config)["blocks"].items()}
 
     def block(x_BxNxM, inputs):
         p, window, frequency_K, scale = inputs
         x_BxNxM = constrain(x_BxNxM, "batch", None, None)
         p = {k: collected(v, axes[k], dtype) if v.ndim == 2 else v for k, v in p.items()}
-        mask_BxNxN = causal_BxNxN & ((window == 0) | (offset_BxNxN < window))
-        x_BxNxM += _attention(p, x_BxNxM, mask_BxNxN, positions_BxN, frequency_K, scale,
+        of_layer = partial(look, window=window)
+        x_BxNxM += _attention(p, x_BxNxM, of_layer, positions_BxN, frequency_K, scale,
                               config, dtype)  # fmt: skip
         return x_BxNxM + _feed_forward(p, x_BxNxM, config, dtype), None
 
@@ -260,7 +310,7 @@ def _norm(x, scale, config: DecoderConfig) -> jax.Array:
     return x * jax.lax.rsqrt(mean_square + config.norm_eps) * scale.astype(jnp.float32)
 
 
-def _attention(p, x_BxNxM, mask_BxNxN, positions_BxN, frequency_K, scale, config, dtype):
+def _attention(p, x_BxNxM, look, positions_BxN, frequency_K, scale, config, dtype):
     y_BxNxM = _norm(x_BxNxM, p["attention_norm"], config)
 
     def project(name, heads):
@@ -277,7 +327,7 @@ def _attention(p, x_BxNxM, mask_BxNxN, positions_BxN, frequency_K, scale, config
     q_BxNxHxK = rotate(q_BxNxHxK, positions_BxN, frequency_K) * (scale * config.query_scale)
     k_BxNxGxK = rotate(k_BxNxGxK, positions_BxN, frequency_K) * scale
     parts = (x.astype(activation_dtype(dtype)) for x in (q_BxNxHxK, k_BxNxGxK, v_BxNxGxK))
-    out_BxNxHxK = masked_attention(*parts, mask_BxNxN)
+    out_BxNxHxK = look(*parts)
     out = matmul(out_BxNxHxK.reshape(*x_BxNxM.shape[:2], -1), p["out"], dtype).astype(jnp.float32)
     if config.out_bias:
         out += p["out_bias"].astype(jnp.float32)

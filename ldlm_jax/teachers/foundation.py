@@ -99,7 +99,8 @@ class Foundation:
         related |= (segments == -1)[:, None, :]
         part = self._part(above)
         states = decoder_lm.run_blocks(
-            weights["above" if above else "below"], x_BxLxH, related, positions, config=part,
+            weights["above" if above else "below"], x_BxLxH,
+            decoder_lm.looking_back(related, positions), positions, config=part,
             wanted=(part.layers,), dtype=jnp.dtype(self.dtype),
         )  # fmt: skip
         return states[part.layers]

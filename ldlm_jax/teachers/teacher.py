@@ -8,16 +8,19 @@ Shape letters: B rows, L tokens, N latents, T teacher tokens, H feature width.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from ldlm_jax.errors import UserError, fits_type
 from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.splash import LANES
 from ldlm_jax.models.text_vae import TextVAE
 from ldlm_jax.teachers import decoder_lm, encoder_lm
 from ldlm_jax.teachers.decoder_lm import DecoderConfig
 from ldlm_jax.teachers.encoder_lm import EncoderConfig
+from ldlm_jax.teachers.load import Pretrained
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class TeacherConfig:
       cached: read the model's features from what ``ldlm data --teacher`` wrote, instead of running
         it in the step.
       window: tokens of the model in a row; 0 allows a quarter more than the data's window.
+      attention: of a causal model in the step: ``"xla"``, or ``"splash"``, the kernel for TPUs
+        (``models.splash``).
     """
 
     model: str = ""
@@ -43,12 +48,15 @@ class TeacherConfig:
     dtype: str = "float32"
     cached: bool = False
     window: int = 0
+    attention: str = "xla"
 
     def __post_init__(self):
         if self.model and self.run:
             raise UserError("teacher.model and teacher.run: name one teacher, not both.")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"teacher.dtype = {self.dtype!r}: choose 'float32' or 'bfloat16'.")
+        if self.attention not in ("xla", "splash"):
+            raise UserError(f"teacher.attention = {self.attention!r}: choose 'xla' or 'splash'.")
         if not self.layers or not all(fits_type(layer, int) for layer in self.layers):
             raise UserError(
                 f"teacher.layer = {self.layer!r}: give a whole number, or several as (3, -3)."
@@ -63,7 +71,8 @@ class TeacherConfig:
 
     def tokens(self, window: int) -> int:
         """Teacher tokens beside a row of ``window`` tokens."""
-        return self.window or -(-int(1.25 * window + 4) // 8) * 8
+        step = LANES if self.attention == "splash" else 8
+        return self.window or -(-int(1.25 * window + 4) // step) * step
 
 
 def carry_over(features_BxTxH, teacher_spans_BxTx2, spans_BxNx2) -> jax.Array:
@@ -89,12 +98,28 @@ class PretrainedTeacher:
       dtype: of its products.
       tokens_per_latent: of the student.
       layers: which, see ``decoder_lm.resolve_layers``.
+      attention: see ``TeacherConfig``.
     """
 
     config: DecoderConfig | EncoderConfig
     dtype: str
     tokens_per_latent: int
     layers: tuple[int, ...] = (-1,)
+    attention: str = "xla"
+
+    @classmethod
+    def of(cls, said: TeacherConfig, model: Pretrained, tokens_per_latent: int):
+        """The teacher that a config names, of weights that are there or only planned.
+
+        Raises:
+          UserError: the kernel was asked for, but the model is no causal one.
+        """
+        if said.attention != "xla" and not isinstance(model.config, DecoderConfig):
+            raise UserError(
+                f"teacher.attention = {said.attention!r} is for causal models; {said.model} is an "
+                "encoder: use 'xla'."
+            )
+        return cls(model.config, said.dtype, tokens_per_latent, model.layers, said.attention)
 
     @property
     def width(self) -> int:
@@ -103,10 +128,12 @@ class PretrainedTeacher:
 
     def features(self, params, batch: dict) -> jax.Array:
         """Features (B, N, H), no gradient, of a batch that ``data.TeacherRows`` prepared."""
-        module = decoder_lm if isinstance(self.config, DecoderConfig) else encoder_lm
-        states = module.hidden_states(
-            params, batch["teacher_tokens"], batch["teacher_segments"], config=self.config,
-            layers=self.layers, dtype=jnp.dtype(self.dtype),
+        run = partial(encoder_lm.hidden_states, config=self.config)
+        if isinstance(self.config, DecoderConfig):
+            run = partial(decoder_lm.hidden_states, config=self.config, attention=self.attention)
+        states = run(
+            params, batch["teacher_tokens"], batch["teacher_segments"], layers=self.layers,
+            dtype=jnp.dtype(self.dtype),
         )  # fmt: skip
         if len(states) > 1:
             # Hidden states grow from block to block: the last would be all that counts.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -15,9 +16,10 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.teachers import decoder_lm, encoder_lm
-from ldlm_jax.teachers.decoder_lm import DecoderConfig
+from ldlm_jax.teachers.decoder_lm import DecoderConfig, Spec, param_specs
 from ldlm_jax.teachers.load import load_pretrained
 from ldlm_jax.teachers.named import find_model
+from ldlm_jax.teachers.rope import Rope
 from tests.parity.families import (
     CASES,
     REFERENCES,
@@ -115,6 +117,33 @@ def test_a_model_cut_at_the_highest_layer_needed_says_the_same(load, case):
 def run_states(model, tokens, mask, layers):
     module = decoder_lm if isinstance(model.config, DecoderConfig) else encoder_lm
     return module.hidden_states(model.params, tokens, mask, config=model.config, layers=layers)
+
+
+def test_a_kernel_gives_the_hidden_states_of_plain_attention():
+    """Two documents and padding, keys shared by heads; the kernel is interpreted here."""
+    plain = Rope(10_000.0)
+    config = DecoderConfig(
+        vocab_size=40, width=64, hidden=96, layers=2, heads=2, kv_heads=1, head_dim=128,
+        ropes=(plain, plain), windows=(0, 200),
+    )  # fmt: skip
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+    params = jax.tree.map(
+        lambda spec: 0.2 * jax.random.normal(next(keys), spec.shape),
+        param_specs(config), is_leaf=lambda x: isinstance(x, Spec),
+    )  # fmt: skip
+    tokens = jax.random.randint(next(keys), (2, 128), 0, 40)
+    segments = jnp.array([[1] * 50 + [2] * 78, [1] * 100 + [0] * 28])
+
+    def states(attention, config=config, tokens=tokens, segments=segments):
+        return jnp.stack(decoder_lm.hidden_states(
+            params, tokens, segments, config=config, layers=(1, 2), attention=attention
+        ))  # fmt: skip
+
+    np.testing.assert_allclose(states("splash"), states("xla"), atol=1e-4)
+    with pytest.raises(UserError, match=r"teacher.attention.*shorter than a row \(\[100\]\)"):
+        states("splash", replace(config, windows=(0, 100)))
+    with pytest.raises(UserError, match=r"teacher.attention.*of 128 tokens \(120\)"):
+        states("splash", tokens=tokens[:, :120], segments=segments[:, :120])
 
 
 @pytest.mark.parametrize("case", ["llama_biases_wide_heads", "gemma3", "bert"])
