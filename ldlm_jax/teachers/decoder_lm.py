@@ -249,9 +249,7 @@ def _by_kernel(sight: Sight, config: DecoderConfig) -> Look:
 
     def look(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, window):
         del window
-        shared = config.heads // config.kv_heads
-        keys, values = (jnp.repeat(x, shared, axis=2) for x in (k_BxNxGxK, v_BxNxGxK))
-        return attend(q_BxNxHxK, (keys,), (values,), sight, implementation="splash")
+        return attend(q_BxNxHxK, (k_BxNxGxK,), (v_BxNxGxK,), sight, implementation="splash")
 
     return look
 
@@ -324,10 +322,14 @@ def _attention(p, x_BxNxM, look, positions_BxN, frequency_K, scale, config, dtyp
     if config.qk_norm:
         q_BxNxHxK = _norm(q_BxNxHxK, p["query_norm"], config)
         k_BxNxGxK = _norm(k_BxNxGxK, p["key_norm"], config)
-    q_BxNxHxK = rotate(q_BxNxHxK, positions_BxN, frequency_K) * (scale * config.query_scale)
-    k_BxNxGxK = rotate(k_BxNxGxK, positions_BxN, frequency_K) * scale
     parts = (x.astype(activation_dtype(dtype)) for x in (q_BxNxHxK, k_BxNxGxK, v_BxNxGxK))
-    out_BxNxHxK = look(*parts)
+    q_BxNxHxK, k_BxNxGxK, v_BxNxGxK = parts
+
+    def turn(x, scale):
+        return (rotate(x, positions_BxN, frequency_K) * scale).astype(x.dtype)
+
+    q_BxNxHxK, k_BxNxGxK = turn(q_BxNxHxK, scale * config.query_scale), turn(k_BxNxGxK, scale)
+    out_BxNxHxK = look(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK)
     out = matmul(out_BxNxHxK.reshape(*x_BxNxM.shape[:2], -1), p["out"], dtype).astype(jnp.float32)
     if config.out_bias:
         out += p["out_bias"].astype(jnp.float32)

@@ -123,7 +123,7 @@ def test_a_kernel_gives_the_hidden_states_of_plain_attention():
     """Two documents and padding, keys shared by heads; the kernel is interpreted here."""
     plain = Rope(10_000.0)
     config = DecoderConfig(
-        vocab_size=40, width=64, hidden=96, layers=2, heads=2, kv_heads=1, head_dim=128,
+        vocab_size=40, width=64, hidden=96, layers=2, heads=4, kv_heads=2, head_dim=128,
         ropes=(plain, plain), windows=(0, 200),
     )  # fmt: skip
     keys = iter(jax.random.split(jax.random.key(0), 100))
