@@ -115,7 +115,6 @@ class Estimate(NamedTuple):
       scores: of the tokens that were given, or None.
       mean_BxNxD: that part of ``clean`` which is the mean of the tokens' latents under their
         posterior; None without one.
-      memory: for the blocks that come after.
       tapped_BxNxM: what came out of the DiT's block ``tap``; None without one.
     """
 
@@ -123,7 +122,6 @@ class Estimate(NamedTuple):
     logits_BxLxV: jax.Array | None
     scores: Scores | None
     mean_BxNxD: jax.Array | None
-    memory: Memory
     tapped_BxNxM: jax.Array | None
 
 
@@ -219,7 +217,7 @@ class Denoiser:
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
         if not self.shares_trunk:
             scores = None if tokens_BxL is None else self.score(clean_BxNxD, places, tokens_BxL)
-            return Estimate(clean_BxNxD, None, scores, None, said.memory, said.tapped_BxNxM)
+            return Estimate(clean_BxNxD, None, scores, None, said.tapped_BxNxM)
         features_BxLxM = self._token_features(said.features_BxNxM, places)
         noisy = None if self.codes_VxD is None else (z_BxNxD, t_BxN)
         beside = None
@@ -232,7 +230,7 @@ class Denoiser:
         mean_BxNxD, logits, scores = by_parts(self._tell, self.parts, inputs)
         if mean_BxNxD is not None:
             clean_BxNxD += mean_BxNxD
-        return Estimate(clean_BxNxD, logits, scores, mean_BxNxD, said.memory, said.tapped_BxNxM)
+        return Estimate(clean_BxNxD, logits, scores, mean_BxNxD, said.tapped_BxNxM)
 
     def _foreseen(self, places: Places, memory: Memory, t_BxN) -> Foreseen:
         """Features of the clean latent just before each, which tell what comes next.
