@@ -26,16 +26,16 @@ def kernel_flops(name: str, shapes: list[tuple[str, str]]) -> float:
 
     Args:
       name: of the instruction, which says what it does.
-      shapes: of its operands; queries and keys are the first two with four dimensions.
+      shapes: of its operands; queries and keys are the first two with four dimensions or more (of
+        queries that share keys one more).
     """
-    four = [tuple(int(n) for n in dims.split(",")) for _, dims in shapes if dims.count(",") == 3]
-    queries = next((dims for dims in four if dims[-1] >= 64), None)
+    large = [tuple(int(n) for n in dims.split(",")) for _, dims in shapes if dims.count(",") >= 3]
+    queries = next((dims for dims in large if dims[-1] >= 64), None)
     if queries is None:
         return 0.0
-    keys = next((d for d in four if d[-1] == queries[-1] and d[2] != queries[2]), queries)
+    keys = next((d for d in large if d[-1] == queries[-1] and d[-2] != queries[-2]), queries)
     products = next((n for kind, n in _PRODUCTS.items() if f"_{kind}_" in name), 2)
-    rows, heads, length, width = queries
-    return products * 2.0 * rows * heads * length * keys[2] * width
+    return products * 2.0 * math.prod(queries) * keys[-2]
 
 
 @dataclass(frozen=True)

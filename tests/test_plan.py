@@ -132,6 +132,9 @@ def test_loops_count_as_often_as_they_run():
     assert cost.exposed == sums
     ((name, runs, shapes),) = cost.kernels
     assert runs == 1 and kernel_flops(name, shapes) == 2 * 2 * 2 * 4 * 256 * 512 * 128
+    # Three heads of queries for each of keys.
+    shared = [("bf16", "2,4,3,256,128"), ("bf16", "2,4,256,128")]
+    assert kernel_flops("splash_mqa_fwd_x", shared) == 2 * 2 * 2 * 4 * 3 * 256 * 256 * 128
 
 
 def test_a_forecast_by_hand():
