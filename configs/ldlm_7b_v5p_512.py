@@ -6,8 +6,10 @@ Command:  ldlm train --config configs/ldlm_7b_v5p_512.py --workdir /mnt/shared/l
 Hardware: TPU v5p, 512 chips (8x8x8). Planned, not run: experiments/scale/.
 Result:   none yet.
 
-Eight rows of 2,048 tokens a chip. The teacher runs inside the step, split over the same chips;
-latents are aligned with its 29th of 32 layers (TextLDM aligns with the third from the end).
+Eight rows of 2,048 tokens a chip. The teacher runs inside the step, split over the same chips, and
+attends by the kernel; latents are aligned with its 29th of 32 layers (TextLDM: the third
+from the end). Parameters are split over 128 chips, which leaves room for whole logits and for all
+that the autoencoder's backward pass needs.
 """
 
 import runpy
@@ -18,12 +20,12 @@ def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
     config = runpy.run_path(str(Path(__file__).with_name("ldlm_1b_v5e_256.py")))["get_config"]()
     config["data"] |= {"vocab_size": 131_072, "window": 2048}
+    config["text_vae"] |= {"width": 2048, "heads": 16}
     # A v5p has room to keep products, and memory fast enough for it to pay.
-    config["text_vae"] |= {"width": 2048, "heads": 16, "remat": "dots"}
     config["dit"] |= {"width": 4096, "heads": 32, "layers": 36, "remat": "dots"}
     config["optim"] |= {"learning_rate": 2e-4}
-    config["train"] |= {"batch_size": 4096, "logit_parts": 16}
-    config["mesh"] = {"data": -1, "fsdp": 64}
+    config["train"] |= {"batch_size": 4096}
+    config["mesh"] = {"data": -1, "fsdp": 128}
     # Only shape and layer matter to a plan; a run names the folder with the weights.
     config["teacher"] = {
         "model": "experiments/scale/mistral-7b",
