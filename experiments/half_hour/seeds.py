@@ -2,7 +2,8 @@
 
 Command: PYTHONPATH=. python experiments/half_hour/seeds.py LATENT_RUN AR_RUN OUT.json SEED ...
          (1,000 texts for each seed and system: the latent model in blocks of one with one step
-         each, and the autoregressive one, both with top-p 0.95, plain and guided by context)
+         each, and the autoregressive one, both with top-p 0.95, plain and guided by context;
+         at least two seeds; those of an earlier run with the same OUT.json are kept)
 """
 
 import json
@@ -38,8 +39,12 @@ def main(latent: str, ar: str, out: str, *seeds: str) -> None:
     def theirs(guidance):
         return lambda seed: baseline.write([""] * COUNT, seed, top_p=TOP_P, guidance=guidance)
 
-    systems = {"latent": ours(plain), "autoregressive": theirs(1.0),
-               "latent, guided": ours(guided), "autoregressive, guided": theirs(GUIDANCE)}  # fmt: skip
+    systems = {
+        "latent": ours(plain),
+        "autoregressive": theirs(1.0),
+        "latent, guided": ours(guided),
+        "autoregressive, guided": theirs(GUIDANCE),
+    }
     file, rows = Path(out), {}
     if file.is_file():
         rows = json.loads(file.read_text())["rows"]
