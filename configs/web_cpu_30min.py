@@ -2,10 +2,11 @@
 
 Command:  ldlm train --config configs/web_cpu_30min.py --workdir runs/web_cpu_30min
 Hardware: 2 virtual CPU cores with bf16 matrix units (Intel Xeon).
-Result:   12,400 steps take as long as 17,000 of the autoregressive model of its size, which are
-          half an hour (experiments/half_hour/step_time.json). context/nats_blocks_of_one 3.87 over
-          832 windows (`ldlm eval --evals context --batches 52`; 25 November 2026, seed 0); judged
-          in experiments/half_hour/.
+Result:   12,400 steps take as long as 15,800 of the autoregressive model of its size, of which half
+          an hour holds 17,000 (experiments/half_hour/step_time.json). Over 832 windows (`ldlm eval
+          --evals context --batches 52`; 25 November 2026, seed 0): context/nats_blocks_of_one 3.85,
+          trained just before the last change of that date (experiments/recipe/) and judged with
+          it in experiments/half_hour/.
 """
 
 import runpy
