@@ -40,7 +40,7 @@ def title(row: str) -> str:
     """What a row of an evaluation is called."""
     kind, _, steps = row.partition("_steps_")
     said = WRITTEN.get(kind, kind.replace("_", " "))
-    return f"{said}, {steps} step{"s" * (steps != "1")}" if steps else said
+    return f"{said}, {steps} step{'s' * (steps != '1')}" if steps else said
 
 
 def cells(values: dict) -> list[str]:
