@@ -22,16 +22,17 @@ def main(latent: str, ar: str, mdlm: str, out: str) -> None:
     run = load_run(latent)
     ar, mdlm = Baseline.load("ar", ar), Baseline.load("mdlm", mdlm)
 
-    def ours(steps: int):
+    def ours(steps: int, **changes):
         return lambda count: list(generate(
-            run.writer, replace(run.experiment.sample, steps=steps, batch_size=count), 0,
-            num_samples=count,
+            run.writer, replace(run.experiment.sample, steps=steps, batch_size=count, **changes),
+            0, num_samples=count,
         ))  # fmt: skip
 
     systems = {
         "autoregressive, top-p 0.95": lambda n: ar.write([""] * n, 0, batch=n, top_p=0.95),
         "masked, 64 steps": lambda n: mdlm.write([""] * n, 0, batch=n, steps=64),
-        **{f"latent, {steps} steps a block": ours(steps) for steps in (5, 20, 100)},
+        "latent, blocks of one, 1 step": ours(1, block_size=1, lag=0.0, top_p=0.95),
+        **{f"latent, blocks of four, {steps} steps": ours(steps) for steps in (5, 20, 100)},
     }
     seconds: dict = {name: {str(n): [] for n in BATCHES} for name in systems}
     for turn in range(TURNS + 1):  # the first compiles
