@@ -111,21 +111,21 @@ class Setup:
         """Of batches."""
         return batch_sharding(self.mesh, self.experiment.sharding)
 
-    @property
-    def _sizes(self) -> tuple:
-        """Window, mesh and rules: what the shapes of a state and where they lie follow from."""
-        return self.experiment.data.window, self.mesh, self.experiment.sharding
-
     def first_state(self) -> TrainState:
         """The state before the first step."""
-        seed, (window, *placed) = self.experiment.train.seed, self._sizes
-        return init_state(self.recipe.models, self.optimizer, seed, window, *placed)
+        config = self.experiment
+        return init_state(
+            self.recipe.models, self.optimizer, config.train.seed, config.data.window, self.mesh,
+            config.sharding,
+        )  # fmt: skip
 
     def restore(self, checkpoints: Checkpoints) -> TrainState:
         """The newest state that can be read, or the first; newer ones are discarded."""
-        state = checkpoints.restore(
-            abstract_state(self.recipe.models, self.optimizer, *self._sizes)
+        config = self.experiment
+        abstract = abstract_state(
+            self.recipe.models, self.optimizer, config.data.window, self.mesh, config.sharding
         )
+        state = checkpoints.restore(abstract)
         if state is None:
             return self.first_state()
         checkpoints.discard_after(int(state.step))
@@ -133,20 +133,20 @@ class Setup:
 
     def batches(self, start: int = 0) -> Iterator[dict]:
         """Training batches from a step on, on the mesh."""
-        size = self.experiment.train.batch_size
+        size, sharding = self.experiment.train.batch_size, self.sharding
         beside = {"add": self.guide.add, "cache": self.guide.cache} if self.guide else {}
-        rows = own_rows(self.sharding, size)
+        rows = own_rows(sharding, size)
         batches = train_batches(self.prepared, self.experiment.data, size, start, rows, **beside)
-        return (put_batch(batch, self.sharding) for batch in batches)
+        return (put_batch(batch, sharding) for batch in batches)
 
     def held_out(self) -> list[dict]:
         """The batches that evaluations read, on the mesh."""
-        config = self.experiment.train
-        rows = own_rows(self.sharding, config.batch_size)
+        config, sharding = self.experiment.train, self.sharding
+        rows = own_rows(sharding, config.batch_size)
         batches = eval_batches(
             self.prepared, "validation", config.batch_size, config.eval_batches, rows
         )
-        return [put_batch(batch, self.sharding) for batch in batches]
+        return [put_batch(batch, sharding) for batch in batches]
 
 
 def _run(setup: Setup, folder: RunFolder) -> None:

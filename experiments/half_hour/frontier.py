@@ -45,11 +45,11 @@ def main(latent: str, ar: str, out: str, *settings: str) -> None:
     run, baseline = load_run(latent), Baseline.load("ar", ar)
     window = run.writer.window
     examiner = Examiner(baseline.prepared, "smollm2-135m", "validation", window, COUNT)
-    file = Path(out)
+    models, file = writers(run, baseline), Path(out)
     rows = json.loads(file.read_text())["rows"] if file.is_file() else []
     for setting in settings:
         seed, top_p, guidance = setting.split(":")
-        for name, write in writers(run, baseline).items():
+        for name, write in models.items():
             measured = examiner.measure(write(int(seed), float(top_p), float(guidance)))
             print(f"{name}, {setting}: {headline(measured)}", flush=True)
             row = {"model": name, "seed": seed, "top_p": top_p, "guidance": guidance}
