@@ -14,7 +14,9 @@ from ldlm_jax.diffusion.objective import masked_mean
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.layers import Dense
 
-SITES = ("encoder", "latents", "dit")
+SITES = ("encoder", "latents", "dit", "reading")
+# Those that are a block of the denoiser.
+IN_DIT = ("dit", "reading")
 PROJECTIONS = ("linear", "mlp")
 LOSSES = ("cosine", "smooth_l1", "relational")
 
@@ -26,14 +28,15 @@ class AlignmentConfig:
     Attributes:
       site: ``"encoder"``: features of the encoder's trunk (TextLDM, arXiv 2605.07748);
         ``"latents"``: the posterior's means; ``"dit"``: a block of the denoiser, which reads noisy
-        latents (REPA: Yu et al. 2024, arXiv 2410.06940).
-      block: with site ``"dit"`` after which block, from 1.
+        latents (REPA: Yu et al. 2024, arXiv 2410.06940); ``"reading"``: the same block when it
+        reads the clean text that a model with blocks remembers. What it is asked to foretell, a
+        causal teacher knows.
+      block: with the last two, after which block of the DiT, from 1.
       projection: from the student's width to the teacher's: ``"linear"``, or ``"mlp"`` with two
         hidden layers.
-      loss: ``"cosine"``: one minus the cosine at each position; ``"smooth_l1"``: Huber's loss
-        against features normalised to mean 0 and variance 1; ``"relational"``: squared difference
-        of the cosines between positions of a text, which asks for the teacher's geometry alone
-        and needs no projection.
+      loss: ``"cosine"``: one minus the cosine at each position; ``"smooth_l1"``: Huber's loss;
+        ``"relational"``: squared difference of the cosines between positions of a text, which asks
+        for the teacher's geometry alone and needs no projection.
     """
 
     site: str = "encoder"
@@ -71,11 +74,13 @@ def alignment_loss(kind: str, mapped_BxNxH, teacher_BxNxH, segments_BxN) -> jax.
     Args:
       kind: one of ``LOSSES``.
       mapped_BxNxH: the student's, projected (for ``"relational"`` of any width).
-      teacher_BxNxH: the teacher's; zeros where it has none.
+      teacher_BxNxH: the teacher's; zeros where it has none. Each channel is brought to mean 0 and
+        variance 1 over these positions.
       segments_BxN: document number, 0 for empty space.
     """
     mapped, teacher = mapped_BxNxH.astype(jnp.float32), teacher_BxNxH.astype(jnp.float32)
     valid_BxN = (segments_BxN > 0) & jnp.any(teacher != 0, axis=-1)
+    teacher = _standardised(teacher, valid_BxN)
     if kind == "relational":
         same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
         pairs_BxNxN = same_BxNxN & valid_BxN[:, :, None] & valid_BxN[:, None, :]
@@ -84,7 +89,7 @@ def alignment_loss(kind: str, mapped_BxNxH, teacher_BxNxH, segments_BxN) -> jax.
     if kind == "cosine":
         loss_BxN = 1 - optax.cosine_similarity(mapped, teacher, epsilon=1e-6)
     else:
-        loss_BxN = jnp.mean(optax.huber_loss(mapped, _standardised(teacher)), axis=-1)
+        loss_BxN = jnp.mean(optax.huber_loss(mapped, teacher), axis=-1)
     return masked_mean(loss_BxN, valid_BxN)
 
 
@@ -95,6 +100,12 @@ def _cosines(x_BxNxH) -> jax.Array:
     return jnp.einsum("bnh,bmh->bnm", x_BxNxH, x_BxNxH)
 
 
-def _standardised(x_BxNxH) -> jax.Array:
-    mean = jnp.mean(x_BxNxH, axis=-1, keepdims=True)
-    return (x_BxNxH - mean) / (jnp.std(x_BxNxH, axis=-1, keepdims=True) + 1e-6)
+def _standardised(x_BxNxH, valid_BxN) -> jax.Array:
+    # A few channels of a language model's hidden states are a hundred times as large as others and
+    # nearly constant (Sun et al. 2024, "Massive Activations"): to a cosine they would be all.
+    valid_BxNx1 = valid_BxN[..., None]
+    count = jnp.maximum(jnp.sum(valid_BxN), 1)
+    mean_H = jnp.sum(jnp.where(valid_BxNx1, x_BxNxH, 0), axis=(0, 1)) / count
+    centred_BxNxH = jnp.where(valid_BxNx1, x_BxNxH - mean_H, 0)
+    variance_H = jnp.sum(jnp.square(centred_BxNxH), axis=(0, 1)) / count
+    return centred_BxNxH * jax.lax.rsqrt(variance_H + 1e-6)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ldlm_jax.alignment import AlignmentConfig, Projection
+from ldlm_jax.alignment import IN_DIT, AlignmentConfig, Projection
 from ldlm_jax.config_checks import check_shapes
 from ldlm_jax.consistency import ConsistencyConfig
 from ldlm_jax.data.build import DataConfig
@@ -242,13 +242,14 @@ class Experiment:
         """The networks."""
         vae = TextVAE(vocab_size=vocab_size, foundation=foundation, **self.text_vae)
         site = self.alignment.site if self.aligned else ""
-        tap = self.alignment.block if site == "dit" else 0
+        tap = self.alignment.block if site in IN_DIT else 0
         foresight = self.diffusion.foresight > 0
         dit = DiT(vae.latent_channels, tap=tap, foresight=foresight, **self.dit)
         if not self.aligned or self.alignment.loss == "relational":
             return Models(vae, dit)
-        widths = {"encoder": vae.width, "latents": vae.latent_channels, "dit": dit.width}
-        return Models(vae, dit, Projection(teacher_width, self.alignment.projection), widths[site])
+        widths = {"encoder": vae.width, "latents": vae.latent_channels}
+        aligned = Projection(teacher_width, self.alignment.projection)
+        return Models(vae, dit, aligned, widths.get(site, dit.width))
 
     def recipe(self, models: Models, teacher: Teacher | None = None) -> Recipe:
         """What the train step depends on."""

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from ldlm_jax.alignment import IN_DIT
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.attention import IMPLEMENTATIONS
 from ldlm_jax.models.layers import REMAT
@@ -122,17 +123,25 @@ def _check_alignment(experiment, dit) -> None:
             "teacher to align with."
         )
     alignment = experiment.alignment
-    if alignment.site != "dit":
+    if alignment.site not in IN_DIT:
         return
     if alignment.block > dit.layers:
         raise UserError(
             f"alignment.block = {alignment.block}: the DiT has dit.layers = {dit.layers}."
         )
-    for number, phase in enumerate(experiment.phases):
-        if phase.has("alignment") and not phase.has("diffusion"):
+    needed = ["diffusion"]
+    if alignment.site == "reading":
+        needed.append("next_token")
+        if not experiment.diffusion.block_size:
             raise UserError(
-                f"phases[{number}]: alignment.site = 'dit' needs a diffusion weight above 0, since "
-                "the DiT does not run without."
+                "alignment.site = 'reading': a text written as a whole is not read beforehand; set "
+                "diffusion.block_size, or alignment.site=dit."
+            )
+    for number, phase in enumerate(experiment.phases):
+        if phase.has("alignment") and not any(map(phase.has, needed)):
+            raise UserError(
+                f"phases[{number}]: alignment.site = {alignment.site!r} needs a weight above 0 of "
+                f"{' or '.join(needed)}, since that pass of the DiT does not run without."
             )
 
 

@@ -210,8 +210,16 @@ class Denoiser:
             foreseen = None
             if memory is not None and self.models.dit.foresight:
                 foreseen = self._foreseen(places, memory, t_BxN)
-            inputs = seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD
-            return self._dit(*inputs, places, memory, foreseen, **how)
+            inputs = seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory, foreseen
+            if foreseen is None or places.block_size != 1 or self.dropout_key is not None:
+                return self._dit(*inputs, **how)
+            # Nothing stands beside a latent in a block of one: what is foreseen remains.
+            settled_BxN = foreseen.told_BxN | (state_BxN != UNKNOWN) | (places.segments_BxN == 0)
+            return jax.lax.cond(
+                jnp.all(settled_BxN),
+                lambda: self._dit(*inputs, only_foreseen=True),
+                lambda: self._dit(*inputs, **how)._replace(memory=None, tapped_BxNxM=None),
+            )
 
         said = look(memory)
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)

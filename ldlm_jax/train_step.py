@@ -256,6 +256,7 @@ def fused_loss(
     valid_BxN = places.segments_BxN > 0
     aux = {"moments": _moments(z_raw_BxNxD, valid_BxN)}
     aux["logvar"] = masked_mean(jnp.mean(posterior.logvar_BxNxD, -1), valid_BxN)
+    sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}
     if phase.has("reconstruction"):
         parts["reconstruction"], aux["accuracy"] = _reconstruction(
             recipe.autoencoding,
@@ -286,17 +287,14 @@ def fused_loss(
         if recipe.diffusion.block_size:
             clean_BxN = jnp.where(state_BxN == DROPPED, DROPPED, KNOWN)
             clean = denoiser.recall(z_0_BxNxD, clean_BxN, places)
-            memory = clean.memory
+            memory, sites["reading"] = clean.memory, clean.tapped_BxNxM
     if phase.has("next_token"):
         parts["next_token"] = next_token_loss(denoiser, clean.features_BxNxM, tokens_BxL, places)
     if phase.has("diffusion"):
-        parts["diffusion"], tapped_BxNxM = _diffusion(
+        parts["diffusion"], sites["dit"] = _diffusion(
             denoiser, diff_key, z_0_BxNxD, tokens_BxL, state_BxN, places, memory, single_B
         )
     if phase.has("alignment"):
-        sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}
-        if phase.has("diffusion"):
-            sites["dit"] = tapped_BxNxM
         parts["alignment"] = _alignment(recipe, params, frozen, batch, sites, places.segments_BxN)
     loss = sum(weight_at(getattr(phase, name), step) * part for name, part in parts.items())
     return loss, {**aux, **{f"loss/{name}": part for name, part in parts.items()}}

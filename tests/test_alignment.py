@@ -125,33 +125,42 @@ def test_the_same_tokenizer_gives_position_by_position(ours, tmp_path):
     np.testing.assert_allclose(carried[of_text], features[0, :count], atol=1e-6)
 
 
+def _student_and_teacher(rng, valid):
+    """Features with mean 0 and variance 1 over these positions, and others that differ from them
+    in each channel's scale and offset."""
+    student = rng.normal(size=(*valid.shape, 8))
+    student = (student - student[valid].mean(0)) / student[valid].std(0)
+    return student, student * np.array([1, 2, 3, 400, 1, 0.5, 1, 1]) + 5.0
+
+
 @pytest.mark.parametrize("loss", ["cosine", "smooth_l1", "relational"])
 def test_losses_vanish_where_student_and_teacher_agree(loss):
+    """Also where one of the teacher's channels is far larger than all others."""
     rng = np.random.default_rng(0)
-    teacher = rng.normal(size=(2, 6, 8))
-    teacher -= teacher.mean(-1, keepdims=True)
-    teacher /= teacher.std(-1, keepdims=True)
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
-    assert float(alignment_loss(loss, teacher, teacher, segments)) < 1e-5
-    other = alignment_loss(loss, rng.normal(size=(2, 6, 8)), teacher, segments)
-    assert float(other) > 0.05
+    student, teacher = _student_and_teacher(rng, segments > 0)
+    assert float(alignment_loss(loss, student, teacher, segments)) < 1e-5
+    other = rng.normal(size=(2, 6, 8))
+    other[..., 3] = student[..., 3]
+    assert float(alignment_loss(loss, other, teacher, segments)) > 0.05
     # Empty space and positions of which the teacher says nothing do not count.
-    student, silent = teacher.copy(), teacher.copy()
-    student[0, 5] += 100.0
-    student[1, 2] += 100.0
-    silent[1, 2] = 0.0
-    assert float(alignment_loss(loss, student, silent, segments)) < 1e-5
-    assert np.isfinite(alignment_loss(loss, student, np.zeros_like(silent), segments))
+    spoken = (segments > 0) & (np.arange(12).reshape(2, 6) != 8)
+    student, teacher = _student_and_teacher(rng, spoken)
+    student[~spoken] += 100.0
+    teacher[~spoken] = 0.0
+    assert float(alignment_loss(loss, student, teacher, segments)) < 1e-5
+    assert np.isfinite(alignment_loss(loss, student, np.zeros_like(teacher), segments))
 
 
 def test_relations_need_no_common_basis():
     """The teacher's geometry alone: a rotated student is as good, and of any width."""
     rng = np.random.default_rng(0)
-    teacher, segments = rng.normal(size=(1, 6, 4)), np.ones((1, 6), int)
+    segments = np.ones((2, 6), int)
+    student, teacher = _student_and_teacher(rng, segments > 0)
     rotation, _ = np.linalg.qr(rng.normal(size=(9, 9)))
-    student = np.pad(teacher, ((0, 0), (0, 0), (0, 5))) @ rotation
-    assert float(alignment_loss("relational", student, teacher, segments)) < 1e-5
-    assert float(alignment_loss("cosine", teacher @ rotation[:4, :4], teacher, segments)) > 0.1
+    rotated = np.pad(student, ((0, 0), (0, 0), (0, 1))) @ rotation
+    assert float(alignment_loss("relational", rotated, teacher, segments)) < 1e-5
+    assert float(alignment_loss("cosine", rotated[..., :8], teacher, segments)) > 0.1
 
 
 def test_latents_of_two_tokens_take_the_bytes_of_both(monkeypatch):
@@ -182,6 +191,11 @@ def teacher(tmp_path_factory, overrides):
     return folder
 
 
+# A model of blocks, for the debug config.
+IN_BLOCKS = ("diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0",
+             "text_vae.decoder_layers=0")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "how",
     [
@@ -189,8 +203,10 @@ def teacher(tmp_path_factory, overrides):
         ("alignment.site=dit", "alignment.block=1", "alignment.projection=mlp"),
         ("alignment.site=latents", "alignment.loss=relational", "train.microbatches=2",
          "train.batch_size=16"),
+        ("alignment.site=reading", "alignment.block=2", *IN_BLOCKS,
+         "phases=[{'alignment': 1.0, 'next_token': 1.0, 'diffusion': 0.0}]"),
     ],
-    ids=["encoder", "dit", "latents"],
+    ids=["encoder", "dit", "latents", "reading"],
 )  # fmt: skip
 def test_the_step_aligns_with_an_open_model(teacher, overrides, tmp_path, how):
     """On eight devices, from tokens to features inside the step: the loss is there and falls."""
@@ -264,6 +280,9 @@ def test_cached_features_are_those_of_the_step(teacher, overrides, capsys):
         (["teacher.model=a", "teacher.layer=()"], ["teacher.layer", "several"]),
         (["teacher.model=a", "teacher.run=b"], ["name one teacher"]),
         (["teacher.model=a", "alignment.site=dit", "alignment.block=9"], ["dit.layers = 2"]),
+        (["teacher.model=a", "alignment.site=reading"], ["diffusion.block_size", "site=dit"]),
+        (["teacher.model=a", "alignment.site=reading", *IN_BLOCKS,
+          "phases=[{'alignment': 1.0, 'diffusion': 0.0}]"], ["diffusion or next_token"]),
         (["alignment.loss=l3"], ["alignment.loss", "relational"]),
     ],
 )

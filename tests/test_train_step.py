@@ -133,7 +133,8 @@ def test_each_part_by_hand(setup):
     kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
     assert float(aux["loss/kl"]) == pytest.approx(float(kl.mean(-1)[valid].mean()), rel=1e-4)
     mapped = np.asarray(features @ zeroed["align"]["output"]["kernel"])
-    teacher = batch["teacher"]
+    teacher = batch["teacher"] - batch["teacher"][valid].mean(0)
+    teacher /= batch["teacher"][valid].std(0)
     cosine = (mapped * teacher).sum(-1) / (
         np.linalg.norm(mapped, axis=-1) * np.linalg.norm(teacher, axis=-1)
     )

@@ -56,7 +56,7 @@ class Denoised(NamedTuple):
 
     output_BxNxD: jax.Array
     features_BxNxM: jax.Array
-    memory: Memory
+    memory: Memory | None
     tapped_BxNxM: jax.Array | None
 
 
@@ -119,6 +119,7 @@ class DiT(nn.Module):
         foreseen: Foreseen | None = None,
         reading: bool = False,
         near: bool = False,
+        only_foreseen: bool = False,
     ) -> Denoised:
         """Predict from noisy latents.
 
@@ -137,12 +138,23 @@ class DiT(nn.Module):
             alone, also in its own block: what is remembered foretells every next latent, and is the
             same in whatever blocks a text is written.
           near: see next to nothing: of noisy latents the neighbours, of clean ones themselves.
+          only_foreseen: take what is foreseen as it is, without a look at anything else: the same
+            where all are told and there is no news, for next to no cost. Makes no memory.
 
         Returns:
           ``output_BxNxD``, fp32: clean latents or velocity, as trained; the trunk's features,
           from which a TextVAE without a decoder trunk of its own reads the tokens; and the memory
           of these positions.
         """
+        head = Dense(
+            self.latent_channels,
+            ("embed", "latent"),
+            kernel_init=nn.initializers.zeros,
+            name="output",
+        )
+        if only_foreseen:
+            y_BxNxM = foreseen.features_BxNxM
+            return Denoised(head(y_BxNxM), y_BxNxM, None, None)
         dtype = jnp.dtype(self.dtype)
         z_BxNxD = jnp.where((state_BxN == DROPPED)[..., None], 0.0, z_BxNxD)
         inputs = jnp.concatenate([z_BxNxD, self_condition_BxNxD], axis=-1)
@@ -203,13 +215,7 @@ class DiT(nn.Module):
             told_BxNx1, news_BxNx1 = foreseen.told_BxN[..., None], foreseen.news_BxN[..., None]
             y_BxNxM *= jnp.where(told_BxNx1, scale_M * news_BxNx1, 1).astype(y_BxNxM.dtype)
             y_BxNxM += foreseen.features_BxNxM
-        output = Dense(
-            self.latent_channels,
-            ("embed", "latent"),
-            kernel_init=nn.initializers.zeros,
-            name="output",
-        )
-        return Denoised(output(y_BxNxM), y_BxNxM, Memory(own, y_BxNxM, places), tapped_BxNxM)
+        return Denoised(head(y_BxNxM), y_BxNxM, Memory(own, y_BxNxM, places), tapped_BxNxM)
 
     def _with_time_tokens(self, trunk, x_BxNxM, running_B, sight: Sight):
         """Run the trunk with time tokens in front, which every position sees, and drop them."""
