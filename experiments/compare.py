@@ -24,7 +24,7 @@ from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import load_run
 from ldlm_jax.train import train
 
-COUNT, JUDGE = 500, "smollm2-135m"
+COUNT = 500
 # Columns of a table: the measure, how it is written, and what it is called.
 MEASURES = (
     ("mauve", "{:.3f}", "MAUVE"), ("perplexity", "{:.0f}", "perplexity"),
@@ -73,11 +73,11 @@ def config_of(name: str, arm: str, *overrides: str):
     return load_config(arms.CONFIG, [*short(arms.CONFIG, arms.STEPS), *arms.ARMS[arm], *overrides])
 
 
-def judged(workdir: Path, step_counts: tuple[int, ...]) -> dict[str, dict]:
-    """Measures of free texts at each number of steps, and of midpoints (iMAUVE)."""
+def judged(workdir: Path, judge: str, step_counts: tuple[int, ...]) -> dict[str, dict]:
+    """What a judge says of free texts at each number of steps, and of midpoints (iMAUVE)."""
     run = load_run(workdir)
     prepared = prepare(run.experiment.data)
-    examiner = Examiner(prepared, JUDGE, "validation", run.writer.window, COUNT)
+    examiner = Examiner(prepared, judge, "validation", run.writer.window, COUNT)
     rows = {}
     for steps in step_counts:
         config = replace(run.experiment.sample, steps=steps, batch_size=100)
@@ -89,30 +89,39 @@ def judged(workdir: Path, step_counts: tuple[int, ...]) -> dict[str, dict]:
 
 def run_arm(name: str, arm: str, seed: str, *steps: str) -> None:
     """Train, judge and store one arm from one seed."""
-    step_counts = tuple(map(int, steps)) or arms_of(name).STEP_COUNTS
+    arms = arms_of(name)
+    step_counts = tuple(map(int, steps)) or arms.STEP_COUNTS
     workdir = workdir_of(name, arm, seed)
     if not (workdir / "checkpoints").is_dir():
         train(config_of(name, arm, f"train.seed={seed}"), str(workdir))
     kept = ("reconstruction/", "denoising/", "alignment", "loss/")
     row: dict = {key: value for key, value in last_logged(workdir).items() if key.startswith(kept)}
-    row["texts"] = judged(workdir, step_counts)
+    row["texts"] = judged(workdir, arms.JUDGE, step_counts)
     file = results_of(name)
     rows = json.loads(file.read_text()) if file.is_file() else {}
     rows.setdefault(arm, {})[seed] = row
     file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def table(name: str) -> None:
-    """Print one line for each arm and kind of text: means over seeds, and MAUVE of each."""
+def print_means(head: str, named: dict[str, list[dict]]) -> None:
+    """Print one line for each name: means of its measured sets, and MAUVE of each."""
     titles = " | ".join(title for *_, title in MEASURES)
-    print(f"| arm | texts | seeds | {titles} | MAUVE by seed |\n|{'---|' * (len(MEASURES) + 4)}")
+    print(f"| {head} | seeds | {titles} | MAUVE by seed |\n|{'---|' * (len(MEASURES) + 3)}")
+    for name, sets in named.items():
+        mean = {key: np.mean([measured[key] for measured in sets]) for key, *_ in MEASURES}
+        cells = " | ".join(form.format(mean[key]) for key, form, _ in MEASURES)
+        single = ", ".join(f"{measured['mauve']:.3f}" for measured in sets)
+        print(f"| {name} | {len(sets)} | {cells} | {single} |")
+
+
+def table(name: str) -> None:
+    """Print one line for each arm and kind of text."""
+    named: dict[str, list[dict]] = {}
     for arm, by_seed in json.loads(results_of(name).read_text()).items():
-        sets = [row["texts"] for row in by_seed.values()]
-        for kind in sets[0]:
-            mean = {key: np.mean([s[kind][key] for s in sets]) for key, *_ in MEASURES}
-            cells = " | ".join(form.format(mean[key]) for key, form, _ in MEASURES)
-            single = ", ".join(f"{s[kind]['mauve']:.3f}" for s in sets)
-            print(f"| {arm} | {kind} | {len(sets)} | {cells} | {single} |")
+        for row in by_seed.values():
+            for kind, measured in row["texts"].items():
+                named.setdefault(f"{arm}, {kind}", []).append(measured)
+    print_means("arm", named)
 
 
 if __name__ == "__main__":

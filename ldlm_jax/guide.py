@@ -113,8 +113,7 @@ def _from_cache(experiment: Experiment, prepared: Prepared) -> Guide:
         )
 
     def add(row: dict) -> dict:
-        features = row.pop("features").view(jnp.bfloat16).astype(np.float32)
-        return row | {"teacher": features}
+        return row | {"teacher": row.pop("features").view(jnp.bfloat16)}
 
     return Guide(json.loads(file.read_text())["width"], cache=folder, add=add)
 

@@ -267,7 +267,8 @@ def test_cached_features_are_those_of_the_step(teacher, overrides, capsys):
     stored, reader = batch_and_guide(cached)
     assert reader.teacher is None and reader.width == guide.width == 16
     np.testing.assert_array_equal(stored["tokens"], batch["tokens"])
-    np.testing.assert_allclose(stored["teacher"], features, rtol=2**-8, atol=1e-6)
+    as_stored = stored["teacher"].astype(np.float32)
+    np.testing.assert_allclose(as_stored, features, rtol=2**-8, atol=1e-6)
     with pytest.raises(UserError, match="layer 1"):  # another layer is another cache
         batch_and_guide([*cached, "teacher.layer=1"])
 
@@ -281,8 +282,15 @@ def test_cached_features_are_those_of_the_step(teacher, overrides, capsys):
         (["teacher.model=a", "teacher.run=b"], ["name one teacher"]),
         (["teacher.model=a", "alignment.site=dit", "alignment.block=9"], ["dit.layers = 2"]),
         (["teacher.model=a", "alignment.site=reading"], ["diffusion.block_size", "site=dit"]),
-        (["teacher.model=a", "alignment.site=reading", *IN_BLOCKS,
-          "phases=[{'alignment': 1.0, 'diffusion': 0.0}]"], ["diffusion or next_token"]),
+        (
+            [
+                "teacher.model=a",
+                "alignment.site=reading",
+                *IN_BLOCKS,
+                "phases=[{'alignment': 1.0, 'diffusion': 0.0}]",
+            ],
+            ["diffusion or next_token"],
+        ),
         (["alignment.loss=l3"], ["alignment.loss", "relational"]),
     ],
 )

@@ -3,6 +3,7 @@
 CONFIG = "configs/web_cpu.py"
 STEPS = 240
 STEP_COUNTS = (20,)
+JUDGE = "smollm2-135m"
 
 
 def _blocks(size: int) -> tuple[str, ...]:

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
+from experiments.compare import MEASURES, print_means
 from experiments.half_hour.baseline import Baseline
 from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.evals.quality import Examiner, headline
@@ -21,7 +20,6 @@ from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import LoadedRun, load_run
 
 COUNT = 1000
-MEASURES = ("perplexity", "token_entropy", "mauve", "distinct_2", "loop_rate", "words")
 
 
 def writers(run: LoadedRun, baseline: Baseline) -> dict[str, Callable]:
@@ -53,22 +51,13 @@ def main(latent: str, ar: str, out: str, *settings: str) -> None:
             measured = examiner.measure(write(int(seed), float(top_p), float(guidance)))
             print(f"{name}, {setting}: {headline(measured)}", flush=True)
             row = {"model": name, "seed": seed, "top_p": top_p, "guidance": guidance}
-            rows.append(row | {key: measured[key] for key in MEASURES})
+            rows.append(row | {key: measured[key] for key, *_ in MEASURES})
             file.write_text(json.dumps({"texts": COUNT, "rows": rows}, indent=1) + "\n")
-    table(rows)
-
-
-def table(rows: list[dict]) -> None:
-    """Print means over the seeds of each setting, and MAUVE of each seed."""
-    print(f"| model, top-p, guidance | {' | '.join(MEASURES)} | MAUVE by seed |")
-    print("|---" * (len(MEASURES) + 2) + "|")
-    by_setting: dict = {}
-    for row in rows:
-        by_setting.setdefault((row["model"], row["top_p"], row["guidance"]), []).append(row)
-    for names, of_seeds in sorted(by_setting.items()):
-        cells = [f"{np.mean([row[key] for row in of_seeds]):.3f}" for key in MEASURES]
-        single = ", ".join(f"{row['mauve']:.3f}" for row in of_seeds)
-        print(f"| {', '.join(names)} | {' | '.join(cells)} | {single} |")
+    by_setting: dict[str, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: (row["model"], row["top_p"], row["guidance"])):
+        name = f"{row['model']}, {row['top_p']}, {row['guidance']}"
+        by_setting.setdefault(name, []).append(row)
+    print_means("model, top-p, guidance", by_setting)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ from dataclasses import replace
 
 from ldlm_jax.config import literal
 from ldlm_jax.data.build import prepare
-from ldlm_jax.evals.quality import Examiner
+from ldlm_jax.evals.quality import Examiner, headline
 from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import load_run
 
 SEED = 1
-SHOWN = ("perplexity", "token_entropy", "mauve", "loops", "seq_rep_4", "distinct_2", "tokens")
 
 
 def main(workdir: str, out: str, num_samples: str, *settings: str) -> None:
@@ -40,8 +39,7 @@ def main(workdir: str, out: str, num_samples: str, *settings: str) -> None:
 
 def _show(rows: dict) -> None:
     for name, row in rows.items():
-        numbers = "  ".join(f"{key} {row[key]:.3f}" for key in SHOWN if key in row)
-        print(f"{name:45} {numbers}", flush=True)
+        print(f"{name:45} {headline(row)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,26 +55,30 @@ def splash(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
 
     def of_device(q, keys, values, query_segments, key_segments):
         whole = masks.FullMask(mask.shape) if mask.all() else masks.NumpyMask(mask)
-        sharing = q.shape[2] // keys.shape[2]  # query heads that have keys in common
-        make = kernels.make_splash_mqa_single_device
+        how = {
+            "block_sizes": sizes,
+            "residual_checkpoint_name": "attended",
+            "interpret": platform() == "cpu",
+        }
+        heads, sharing = q.shape[2], q.shape[2] // keys.shape[2]
         if sharing == 1:
-            make = kernels.make_splash_mha_single_device
-        kernel = make(
-            masks.MultiHeadMask([whole] * (q.shape[2] if sharing == 1 else sharing)),
-            block_sizes=sizes,
-            residual_checkpoint_name="attended",
-            interpret=platform() == "cpu",
-        )
+            of_row = kernels.make_splash_mha_single_device(
+                masks.MultiHeadMask([whole] * heads), **how
+            )
+        else:  # so many query heads have keys in common
+            of_key = kernels.make_splash_mqa_single_device(
+                masks.MultiHeadMask([whole] * sharing), **how
+            )
 
-        def of_row(q, k, v, query_segments, key_segments):
-            run = partial(kernel, segment_ids=kernels.SegmentIds(query_segments, key_segments))
-            if sharing == 1:
-                return run(q, k, v)
-            by_key = q.reshape(len(k), sharing, *q.shape[1:])
-            return jax.vmap(run)(by_key, k, v).reshape(q.shape)
+            def of_row(q, k, v, segments):
+                by_key = q.reshape(len(k), sharing, *q.shape[1:])
+                return jax.vmap(partial(of_key, segment_ids=segments))(by_key, k, v).reshape(
+                    q.shape
+                )
 
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (q * K**-0.5, keys, values))
-        return jax.vmap(of_row)(*heads_first, query_segments, key_segments).swapaxes(1, 2)
+        segments = kernels.SegmentIds(query_segments, key_segments)
+        return jax.vmap(of_row)(*heads_first, segments).swapaxes(1, 2)
 
     inputs = (
         q_BxNxHxK,
