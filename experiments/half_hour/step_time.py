@@ -1,6 +1,6 @@
 """Seconds a step of each system, in turns within one run, so that half an hour is the same for all.
 
-Command: PYTHONPATH=. python experiments/half_hour/step_time.py configs/web_cpu_30min.py OUT.json
+Command: PYTHONPATH=. python experiments/half_hour/step_time.py CONFIG OUT.json [key=value ...]
 """
 
 import json
@@ -34,10 +34,10 @@ class Plain:
         jax.block_until_ready(loss)
 
 
-def main(config: str, out: str) -> None:
+def main(config: str, out: str, *overrides: str) -> None:
     """Measure, print and write."""
     systems = {kind: Plain(kind) for kind in BASELINES}
-    experiment = resolve(load_config(config))
+    experiment = resolve(load_config(config, overrides))
     for number in range(len(experiment.phases)):
         systems[f"latent, phase {number}"] = FusedSteps(experiment, number)
     seconds: dict[str, list[float]] = {name: [] for name in systems}
@@ -50,7 +50,7 @@ def main(config: str, out: str) -> None:
                     seconds[name].append(time.perf_counter() - start)
     medians = {name: median(times) for name, times in seconds.items()}
     record = {
-        "config": config,
+        "config": [config, *overrides],
         "date": str(date.today()),
         "steps": TURNS * STEPS,
         "median_seconds": medians,
