@@ -206,22 +206,8 @@ class Denoiser:
             # Next to nothing of pure noise, which would drown what positions tell each other.
             seen_BxNxD = path.linear_estimate(z_BxNxD, t_BxN)
 
-        def look(memory, **how) -> Denoised:
-            foreseen = None
-            if memory is not None and self.models.dit.foresight:
-                foreseen = self._foreseen(places, memory, t_BxN)
-            inputs = seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory, foreseen
-            if foreseen is None or places.block_size != 1 or self.dropout_key is not None:
-                return self._dit(*inputs, **how)
-            # Nothing stands beside a latent in a block of one: what is foreseen remains.
-            settled_BxN = foreseen.told_BxN | (state_BxN != UNKNOWN) | (places.segments_BxN == 0)
-            return jax.lax.cond(
-                jnp.all(settled_BxN),
-                lambda: self._dit(*inputs, only_foreseen=True),
-                lambda: self._dit(*inputs, **how)._replace(memory=None, tapped_BxNxM=None),
-            )
-
-        said = look(memory)
+        inputs = seen_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places
+        said = self._look(*inputs, memory)
         clean_BxNxD = self.config.objective.clean(said.output_BxNxD, z_BxNxD, t_BxN)
         if not self.shares_trunk:
             scores = None if tokens_BxL is None else self.score(clean_BxNxD, places, tokens_BxL)
@@ -230,15 +216,30 @@ class Denoiser:
         noisy = None if self.codes_VxD is None else (z_BxNxD, t_BxN)
         beside = None
         if near is not None:
-            of_near_BxLxM = self._token_features(
-                look(near.memory, near=True).features_BxNxM, places
-            )
+            of_near_BxNxM = self._look(*inputs, near.memory, near=True).features_BxNxM
+            of_near_BxLxM = self._token_features(of_near_BxNxM, places)
             beside = of_near_BxLxM, jnp.broadcast_to(near.weight, (*of_near_BxLxM.shape[:2], 1))
-        inputs = features_BxLxM, beside, noisy, tokens_BxL
-        mean_BxNxD, logits, scores = by_parts(self._tell, self.parts, inputs)
+        told = by_parts(self._tell, self.parts, (features_BxLxM, beside, noisy, tokens_BxL))
+        mean_BxNxD, logits, scores = told
         if mean_BxNxD is not None:
             clean_BxNxD += mean_BxNxD
         return Estimate(clean_BxNxD, logits, scores, mean_BxNxD, said.tapped_BxNxM)
+
+    def _look(self, z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory, **how) -> Denoised:
+        """The DiT's pass over noisy latents, which are told what is foreseen of them."""
+        foreseen = None
+        if memory is not None and self.models.dit.foresight:
+            foreseen = self._foreseen(places, memory, t_BxN)
+        inputs = z_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory, foreseen
+        if foreseen is None or places.block_size != 1 or self.dropout_key is not None:
+            return self._dit(*inputs, **how)
+        # Nothing stands beside a latent in a block of one: what is foreseen of it remains.
+        settled_BxN = foreseen.told_BxN | (state_BxN != UNKNOWN) | (places.segments_BxN == 0)
+        return jax.lax.cond(
+            jnp.all(settled_BxN),
+            lambda: self._dit(*inputs, only_foreseen=True),
+            lambda: self._dit(*inputs, **how)._replace(memory=None, tapped_BxNxM=None),
+        )
 
     def _foreseen(self, places: Places, memory: Memory, t_BxN) -> Foreseen:
         """Features of the clean latent just before each, which tell what comes next.
