@@ -22,7 +22,6 @@ VARIANTS = {
     "SmolLM2-135M, in the step": ("SmolLM2-135M", "teacher.cached=False"),
     "SmolLM2-135M, cached": ("SmolLM2-135M",),
     "MiniLM-L6, in the step": ("MiniLM-L6",),
-    "MiniLM-L6, cached": ("MiniLM-L6", "teacher.cached=True"),
 }
 
 
