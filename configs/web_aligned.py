@@ -5,8 +5,8 @@ Command:  make models
           ldlm train --config configs/web_aligned.py --workdir runs/web_aligned
           Another open model: teacher.model=gemma3-270m, a folder or a GGUF file, with both.
           In the step, without a cache: teacher.cached=False, and no second command.
-Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC); the second command takes 12
-          minutes, once for a corpus.
+Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC); the second command took 22
+          minutes beside a training, once for a corpus.
 Result:   1,000 of its 1,500 steps, seeds 0, 1, 2 (25 November 2026): context/nats_blocks_of_one
           4.158, 4.167, 4.172, without a teacher 4.239, 4.235, 4.247 (`ldlm eval --evals context
           --batches 52`); what it writes is judged in experiments/alignment/. The whole run was
