@@ -6,8 +6,7 @@ STEP_COUNTS = (1,)
 JUDGE = "gemma3-270m"  # no teacher
 # Texts are written in blocks of one, as those of experiments/half_hour/.
 _WRITTEN = ("sample.block_size=1", "sample.lag=0.0", "sample.top_p=0.95")
-_MINILM = ("teacher.model=minilm-l6", "teacher.layer=-1", "teacher.cached=False")
-_OWN = ("teacher.model=''", "teacher.run=runs/web_masked_lm", "teacher.cached=False")
+_IN_STEP = "teacher.cached=False"
 ARMS = {
     name: (*_WRITTEN, *overrides)
     for name, overrides in {
@@ -15,7 +14,7 @@ ARMS = {
         "SmolLM2-135M": (),
         "SmolLM2-135M, by Huber's loss": ("alignment.loss=smooth_l1",),
         "SmolLM2-135M, noisy pass": ("alignment.site=dit", "phases.0.alignment=0.0"),
-        "MiniLM-L6": _MINILM,
-        "own masked LM": _OWN,
+        "MiniLM-L6": (_IN_STEP, "teacher.model=minilm-l6", "teacher.layer=-1"),
+        "own masked LM": (_IN_STEP, "teacher.model=''", "teacher.run=runs/web_masked_lm"),
     }.items()
 }
