@@ -24,22 +24,37 @@ def network():
 def test_no_token_sees_a_later_one_unless_it_may(network):
     model, params, tokens, places = network
     changed = tokens.at[:, 6].add(1) % 50
-    before, after = (model.apply(params, t, places)[0] for t in (tokens, changed))
+    before, after = (model.apply(params, t, places).logits_BxNxV for t in (tokens, changed))
     chex.assert_trees_all_close(before[:, :6], after[:, :6], atol=1e-5)
     assert float(jnp.abs(before[:, 7] - after[:, 7]).max()) > 1e-3
     both_sides = lay_out(places.segments_BxN)
-    before, after = (model.apply(params, t, both_sides)[0] for t in (tokens, changed))
+    before, after = (model.apply(params, t, both_sides).logits_BxNxV for t in (tokens, changed))
     assert float(jnp.abs(before[:, 0] - after[:, 0]).max()) > 1e-3
 
 
 def test_token_by_token_with_a_cache_equals_all_at_once(network):
     model, params, tokens, places = network
-    whole, _ = model.apply(params, tokens, places)
+    whole = model.apply(params, tokens, places).logits_BxNxV
     blank = jnp.zeros((2, 2, 10, 2, 16))  # layers, rows, tokens, heads, head width
     cache = (blank, blank)
     for i in range(10):
-        logits, own = model.apply(
+        logits, own, _ = model.apply(
             params, tokens[:, i : i + 1], places.cut(i, 1), Cache(cache, places)
         )
         chex.assert_trees_all_close(logits[:, 0], whole[:, i], atol=1e-4)
         cache = jax.tree.map(lambda all_, new, i=i: all_.at[:, :, i : i + 1].set(new), cache, own)
+
+
+def test_the_tap_changes_nothing_and_sees_what_its_block_sees(network):
+    model, params, tokens, places = network
+    tapped = model.clone(tap=1)
+    said, plain = tapped.apply(params, tokens, places), model.apply(params, tokens, places)
+    assert plain.tapped_BxNxM is None
+    chex.assert_trees_all_equal(said.logits_BxNxV, plain.logits_BxNxV)
+    first = model.clone(layers=1, tap=1)
+    of_first = jax.tree.map(lambda x: x, params)
+    of_first["params"]["trunk"]["blocks"] = jax.tree.map(
+        lambda x: x[:1], params["params"]["trunk"]["blocks"]
+    )
+    alone = first.apply(of_first, tokens, places).tapped_BxNxM
+    chex.assert_trees_all_close(said.tapped_BxNxM, alone, atol=1e-5)

@@ -12,7 +12,7 @@ from statistics import median
 
 import jax
 
-from experiments.half_hour.baseline import KINDS, Training
+from experiments.half_hour.training import KINDS, Training
 from experiments.steps import FusedSteps
 from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config, resolve
@@ -24,8 +24,8 @@ BASELINES = {"ar": ["layers=4", "dropout=0.2"], "mdlm": ["layers=4"]}
 class Plain:
     """The step of a baseline."""
 
-    def __init__(self, kind: str):
-        self.training = Training.create(KINDS[kind], 1000, BASELINES[kind])
+    def __init__(self, kind: str, overrides: tuple[str, ...] = ()):
+        self.training = Training.create(KINDS[kind], 1000, [*BASELINES[kind], *overrides])
         self.state, self.batches = self.training.state, self.training.batches()
 
     def step(self) -> None:
@@ -38,6 +38,8 @@ def main(config: str, out: str, *overrides: str) -> None:
     """Measure, print and write."""
     systems = {kind: Plain(kind) for kind in BASELINES}
     experiment = resolve(load_config(config, overrides))
+    if experiment.aligned:
+        systems["ar, aligned"] = Plain("ar", (f"config={config}", *overrides))
     for number in range(len(experiment.phases)):
         systems[f"latent, phase {number}"] = FusedSteps(experiment, number)
     seconds: dict[str, list[float]] = {name: [] for name in systems}

@@ -24,6 +24,20 @@ class Cache(NamedTuple):
     places: Places
 
 
+class Prediction(NamedTuple):
+    """What a ``TokenTransformer`` says of its tokens.
+
+    Attributes:
+      logits_BxNxV: of the tokens asked for, fp32.
+      keys_and_values: of this call, for a ``Cache``.
+      tapped_BxNxM: what came out of block ``tap``; None without one.
+    """
+
+    logits_BxNxV: jax.Array
+    keys_and_values: tuple[jax.Array, jax.Array]
+    tapped_BxNxM: jax.Array | None
+
+
 class TokenTransformer(nn.Module):
     """Logits of tokens.
 
@@ -35,6 +49,7 @@ class TokenTransformer(nn.Module):
       mlp_ratio: feed-forward width over model width.
       dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
       offset_radius: see ``DiT``.
+      tap: see ``layers.Transformer``.
       dropout: see ``layers.Transformer``.
     """
 
@@ -45,11 +60,12 @@ class TokenTransformer(nn.Module):
     mlp_ratio: float = 2.5
     dtype: str = "float32"
     offset_radius: int = 0
+    tap: int = 0
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, tokens_BxN, places: Places, cache: Cache | None = None):
-        """Logits (B, N, V), fp32, and this call's keys and values.
+    def __call__(self, tokens_BxN, places: Places, cache: Cache | None = None) -> Prediction:
+        """Say what is to be expected.
 
         Args:
           tokens_BxN: token ids.
@@ -66,9 +82,9 @@ class TokenTransformer(nn.Module):
             remembered = cache.keys_and_values
         trunk = Transformer(
             self.layers, self.heads, self.mlp_ratio, dtype,
-            offset_radius=self.offset_radius, dropout=self.dropout, name="trunk",
+            offset_radius=self.offset_radius, tap=self.tap, dropout=self.dropout, name="trunk",
         )  # fmt: skip
         x_BxNxM = jnp.take(table_VxM, tokens_BxN, axis=0)
-        x_BxNxM, own, _ = trunk(x_BxNxM, sight, places.positions_BxN, memory=remembered)
+        x_BxNxM, own, tapped_BxNxM = trunk(x_BxNxM, sight, places.positions_BxN, memory=remembered)
         logits = Dense(self.vocab_size, ("embed", "vocab"), dtype, name="head")(x_BxNxM)
-        return logits.astype(jnp.float32), own
+        return Prediction(logits.astype(jnp.float32), own, tapped_BxNxM)

@@ -1,0 +1,237 @@
+"""Training of the baselines: an autoregressive or a masked diffusion model of the demo's tokens."""
+
+import json
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.core import meta
+
+from ldlm_jax.alignment import AlignmentConfig, Projection, alignment_loss
+from ldlm_jax.config import Experiment, load_config, resolve
+from ldlm_jax.data.build import Prepared, prepare
+from ldlm_jax.data.pipeline import eval_batches, train_batches
+from ldlm_jax.data.tokenizer import EOS, MASK
+from ldlm_jax.guide import Guide, load_guide, write_cache
+from ldlm_jax.mesh import make_mesh
+from ldlm_jax.models.autoregressive import TokenTransformer
+from ldlm_jax.models.places import lay_out
+from ldlm_jax.optim import OptimConfig, ema_step_size, make_optimizer
+from ldlm_jax.phases import Weight, weight_at
+
+# As many parameters as the demo's encoder, decoder and DiT; the same window, tokens and batch.
+SIZES = {"width": 192, "layers": 3, "offset_radius": 4, "tap": 0, "dropout": 0.0,
+         "dtype": "bfloat16"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to learn and to write with a ``TokenTransformer``."""
+
+    causal: bool
+
+    def places(self, segments_BxN):
+        """Who sees whom."""
+        return lay_out(segments_BxN, 1 if self.causal else 0)
+
+    def loss(self, model, params, batch, key):
+        """Mean loss a token, and what came out of the model's tap.
+
+        Cross-entropy, or MDLM's bound (Sahoo et al. 2024, equation 10).
+        """
+        tokens, segments = batch["tokens"], batch["segments"]
+        places = self.places(segments)
+        if self.causal:
+            # A document's first token is asked of the end token before it.
+            inputs = _moved_on(tokens, places, EOS)
+            weight = (segments > 0).astype(jnp.float32)
+        else:
+            t = (jax.random.uniform(key, ()) + jnp.arange(len(tokens)) / len(tokens))[:, None] % 1.0
+            t = jnp.maximum(t, 1e-3)
+            hidden = jax.random.uniform(jax.random.fold_in(key, 1), tokens.shape) < t
+            inputs = jnp.where(hidden, MASK, tokens)
+            weight = jnp.where(hidden & (segments > 0), 1 / t, 0.0)
+        rngs = {"dropout": jax.random.fold_in(key, 2)}
+        said = model.apply({"params": params}, inputs, places, rngs=rngs)
+        nll = optax.softmax_cross_entropy_with_integer_labels(said.logits_BxNxV, tokens)
+        return jnp.sum(weight * nll) / jnp.maximum(jnp.sum(segments > 0), 1), said.tapped_BxNxM
+
+    def features(self, batch):
+        """The teacher's features (B, N, H) of what the model has read at each place."""
+        if not self.causal:
+            return batch["teacher"]
+        return _moved_on(batch["teacher"], self.places(batch["segments"]), 0)
+
+
+def _moved_on(x_BxNx, places, first):
+    # Every place of a document has what stood at the one before it.
+    starts = places.positions_BxN == 0
+    starts = starts.reshape(starts.shape + (1,) * (x_BxNx.ndim - 2))
+    return jnp.where(starts, first, jnp.roll(x_BxNx, 1, axis=1))
+
+
+KINDS = {"ar": Kind(causal=True), "mdlm": Kind(causal=False)}
+
+
+def read_config(config: str, overrides: list[str] = ()) -> Experiment:
+    """A latent model's config, whose data a baseline reads without rounding."""
+    experiment = resolve(load_config(config, overrides))
+    return replace(experiment, data=replace(experiment.data, round_to=1))
+
+
+class Lesson(NamedTuple):
+    """What a baseline is to learn of a frozen teacher, beside its own loss.
+
+    Attributes:
+      guide: the teacher's features, kept beside the data.
+      config: how likeness is measured, and after which block.
+      weight: of the loss.
+      projection: to the teacher's width.
+    """
+
+    guide: Guide
+    config: AlignmentConfig
+    weight: Weight
+    projection: Projection
+
+    @classmethod
+    def of(cls, experiment: Experiment, prepared: Prepared) -> "Lesson | None":
+        """That of a config whose latent model is aligned where it reads; None without a teacher."""
+        if not experiment.aligned:
+            return None
+        config, mesh = experiment.alignment, make_mesh(experiment.mesh)
+        write_cache(experiment, prepared, mesh)
+        guide = load_guide(experiment, prepared, mesh)
+        projection = Projection(guide.width, config.projection)
+        return cls(guide, config, experiment.phases[0].alignment, projection)
+
+    def loss(self, params, tapped_BxNxM, teacher_BxNxH, segments_BxN, step):
+        """Its weighted loss."""
+        mapped_BxNxH = self.projection.apply({"params": params}, tapped_BxNxM)
+        unlike = alignment_loss(self.config.loss, mapped_BxNxH, teacher_BxNxH, segments_BxN)
+        return weight_at(self.weight, step) * unlike
+
+
+@dataclass(frozen=True)
+class Training:
+    """A baseline about to be trained.
+
+    Attributes:
+      experiment: the config whose data it reads.
+      prepared: the corpus.
+      lesson: of a teacher, if there is one.
+      batch_size: rows of a step.
+      config: of the optimizer.
+      model: the network.
+      state: parameters, their average, and the optimizer's state.
+      step_fn: (state, batch, step) to the next state and the loss.
+      facts: what is written beside the parameters.
+    """
+
+    experiment: Experiment
+    prepared: Prepared
+    lesson: Lesson | None
+    batch_size: int
+    config: OptimConfig
+    model: TokenTransformer
+    state: tuple
+    step_fn: Callable
+    facts: dict
+
+    @classmethod
+    def create(cls, kind: Kind, steps: int, overrides: list[str]) -> "Training":
+        """Its first parameters, from overrides ``key=value``; ``section.key`` is the config's."""
+        of_config = [item for item in overrides if "." in item.split("=")[0]]
+        given = dict(item.split("=") for item in overrides if item not in of_config)
+        name, seed = given.pop("config", "configs/web_cpu.py"), int(given.pop("seed", 0))
+        experiment = read_config(name, of_config)
+        batch_size = int(given.pop("batch_size", experiment.train.batch_size))
+        prepared = prepare(experiment.data)
+        lesson = Lesson.of(experiment, prepared)
+        sizes = SIZES | {k: type(SIZES[k])(given.pop(k)) for k in SIZES if k in given}
+        if lesson:
+            sizes["tap"] = lesson.config.block
+        config = OptimConfig(**{
+            "learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99,
+            **{k: float(v) for k, v in given.items()},
+        })  # fmt: skip
+        model = TokenTransformer(prepared.tokenizer.vocab_size, **sizes)
+        params = _first_params(model, kind, lesson, experiment.data.window, jax.random.key(seed))
+        optimizer = make_optimizer(config, steps)
+        step_fn = _step_fn(kind, model, lesson, config, optimizer, jax.random.key(seed + 1))
+        state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+        count = sum(x.size for x in jax.tree.leaves(params["model"]))
+        facts = {"config": name, "overrides": overrides, "parameters": count, "steps": steps,
+                 "sizes": sizes, "log": []}  # fmt: skip
+        return cls(experiment, prepared, lesson, batch_size, config, model, state, step_fn, facts)
+
+    def batches(self):
+        """What it is trained on."""
+        guide = self.lesson.guide if self.lesson else None
+        beside = {"add": guide.add, "cache": guide.cache} if guide else {}
+        return train_batches(self.prepared, self.experiment.data, self.batch_size, **beside)
+
+
+def _first_params(model, kind: Kind, lesson: Lesson | None, window: int, key):
+    tokens = jnp.zeros((1, window), jnp.int32)
+    params = {"model": model.init(key, tokens, kind.places(tokens))["params"]}
+    if lesson:
+        features = jnp.zeros((1, window, model.width))
+        params["align"] = lesson.projection.init(jax.random.fold_in(key, 1), features)["params"]
+    return meta.unbox(params)
+
+
+def _step_fn(kind: Kind, model, lesson: Lesson | None, config: OptimConfig, optimizer, key):
+    @partial(jax.jit, donate_argnums=0)
+    def step_fn(state, batch, step):
+        params, ema, opt_state = state
+
+        def objective(params):
+            loss, tapped = kind.loss(model, params["model"], batch, jax.random.fold_in(key, step))
+            if lesson is None:
+                return loss, loss
+            teacher, segments = kind.features(batch), batch["segments"]
+            more = lesson.loss(params["align"], tapped, teacher, segments, step)
+            return loss + more, loss
+
+        grads, loss = jax.grad(objective, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        ema = optax.incremental_update(params, ema, ema_step_size(config, step))
+        return (params, ema, opt_state), loss
+
+    return step_fn
+
+
+def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
+    """Train for some steps; keep the averaged parameters of the best validation loss."""
+    training = Training.create(kind, steps, overrides)
+    held_out = eval_batches(training.prepared, "validation", 64, 13)
+    whole = training.model.clone(dropout=0.0)
+    validate = jax.jit(lambda p, b: kind.loss(whole, p, b, jax.random.key(7))[0])
+    batches, state, facts = training.batches(), training.state, training.facts
+    best, log, seconds = float("inf"), facts["log"], 0.0
+    workdir.mkdir(parents=True, exist_ok=True)
+    for step in range(steps):
+        start = time.perf_counter()
+        state, loss = training.step_fn(state, next(batches), step)
+        jax.block_until_ready(loss)
+        seconds += time.perf_counter() - start if step else 0.0  # the first step compiles
+        if (step + 1) % max(1, steps // 20) == 0 or step + 1 == steps:
+            average = state[1]["model"]
+            validation = float(np.mean([validate(average, b) for b in held_out]))
+            log.append({"step": step + 1, "loss": float(loss), "validation": validation,
+                        "seconds": round(seconds, 1)})  # fmt: skip
+            print(json.dumps(log[-1]), flush=True)
+            if validation < best:
+                best, facts["best_step"] = validation, step + 1
+                (workdir / "params.pickle").write_bytes(pickle.dumps(jax.device_get(average)))
+            (workdir / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
