@@ -17,10 +17,10 @@ from flax.core import meta
 
 from ldlm_jax.alignment import AlignmentConfig, Projection, alignment_loss
 from ldlm_jax.config import Experiment, load_config, resolve
-from ldlm_jax.data.build import Prepared, prepare
+from ldlm_jax.data.build import DataConfig, Prepared, prepare, read_split
 from ldlm_jax.data.pipeline import eval_batches, train_batches
-from ldlm_jax.data.tokenizer import EOS, MASK
-from ldlm_jax.guide import Guide, load_guide, write_cache
+from ldlm_jax.data.tokenizer import EOS, MASK, PAD
+from ldlm_jax.guide import Guide, load_guide
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.models.autoregressive import TokenTransformer
 from ldlm_jax.models.places import lay_out
@@ -81,37 +81,67 @@ def _moved_on(x_BxNx, places, first):
 KINDS = {"ar": Kind(causal=True), "mdlm": Kind(causal=False)}
 
 
-def read_config(config: str, overrides: list[str] = ()) -> Experiment:
-    """A latent model's config, whose data a baseline reads without rounding."""
+def read_config(config: str, overrides: list[str] = ()) -> tuple[Experiment, DataConfig]:
+    """A latent model's config, and its data as a baseline reads it: without rounding."""
     experiment = resolve(load_config(config, overrides))
-    return replace(experiment, data=replace(experiment.data, round_to=1))
+    return experiment, replace(experiment.data, round_to=1)
+
+
+class Features:
+    """Adds a teacher's features to a row: those kept of the latent model's rows, text by text.
+
+    Rows without rounding hold the same pieces of text, in other places.
+    """
+
+    def __init__(self, packed: Path, guide: Guide):
+        self._guide, self._kept, self._at = guide, read_split(guide.cache, "train"), {}
+        rows = read_split(packed, "train")
+        for i in range(len(rows)):
+            for key, places in self._pieces(rows[i]):
+                self._at[key] = i, places[0]
+
+    @staticmethod
+    def _pieces(row: dict):
+        tokens, segments = row["tokens"], row["segments"]
+        for number in range(1, segments.max() + 1):
+            places = np.flatnonzero((segments == number) & (tokens != PAD))
+            yield tokens[places].tobytes(), places
+
+    def __call__(self, row: dict) -> dict:
+        """The row with ``teacher`` (N, H), bf16."""
+        features = np.zeros((len(row["tokens"]), self._guide.width), jnp.bfloat16)
+        for key, places in self._pieces(row):
+            i, start = self._at[key]
+            kept = self._guide.add(dict(self._kept[i]))["teacher"]
+            features[places] = kept[start : start + len(places)]
+        return row | {"teacher": features}
 
 
 class Lesson(NamedTuple):
     """What a baseline is to learn of a frozen teacher, beside its own loss.
 
     Attributes:
-      guide: the teacher's features, kept beside the data.
+      add: adds the teacher's features to a row.
       config: how likeness is measured, and after which block.
       weight: of the loss.
       projection: to the teacher's width.
     """
 
-    guide: Guide
+    add: Features
     config: AlignmentConfig
     weight: Weight
     projection: Projection
 
     @classmethod
-    def of(cls, experiment: Experiment, prepared: Prepared) -> "Lesson | None":
-        """That of a config whose latent model is aligned where it reads; None without a teacher."""
+    def of(cls, experiment: Experiment) -> "Lesson | None":
+        """That of a config whose latent model is aligned where it reads, by a cache; or None."""
         if not experiment.aligned:
             return None
-        config, mesh = experiment.alignment, make_mesh(experiment.mesh)
-        write_cache(experiment, prepared, mesh)
-        guide = load_guide(experiment, prepared, mesh)
+        config, prepared = experiment.alignment, prepare(experiment.data)
+        guide = load_guide(experiment, prepared, make_mesh(experiment.mesh))
         projection = Projection(guide.width, config.projection)
-        return cls(guide, config, experiment.phases[0].alignment, projection)
+        features = Features(prepared.packed, guide)
+        return cls(features, config, experiment.phases[0].alignment, projection)
 
     def loss(self, params, tapped_BxNxM, teacher_BxNxH, segments_BxN, step):
         """Its weighted loss."""
@@ -125,8 +155,8 @@ class Training:
     """A baseline about to be trained.
 
     Attributes:
-      experiment: the config whose data it reads.
       prepared: the corpus.
+      data: how it is read.
       lesson: of a teacher, if there is one.
       batch_size: rows of a step.
       config: of the optimizer.
@@ -136,8 +166,8 @@ class Training:
       facts: what is written beside the parameters.
     """
 
-    experiment: Experiment
     prepared: Prepared
+    data: DataConfig
     lesson: Lesson | None
     batch_size: int
     config: OptimConfig
@@ -152,10 +182,9 @@ class Training:
         of_config = [item for item in overrides if "." in item.split("=")[0]]
         given = dict(item.split("=") for item in overrides if item not in of_config)
         name, seed = given.pop("config", "configs/web_cpu.py"), int(given.pop("seed", 0))
-        experiment = read_config(name, of_config)
+        experiment, data = read_config(name, of_config)
         batch_size = int(given.pop("batch_size", experiment.train.batch_size))
-        prepared = prepare(experiment.data)
-        lesson = Lesson.of(experiment, prepared)
+        prepared, lesson = prepare(data), Lesson.of(experiment)
         sizes = SIZES | {k: type(SIZES[k])(given.pop(k)) for k in SIZES if k in given}
         if lesson:
             sizes["tap"] = lesson.config.block
@@ -164,20 +193,19 @@ class Training:
             **{k: float(v) for k, v in given.items()},
         })  # fmt: skip
         model = TokenTransformer(prepared.tokenizer.vocab_size, **sizes)
-        params = _first_params(model, kind, lesson, experiment.data.window, jax.random.key(seed))
+        params = _first_params(model, kind, lesson, data.window, jax.random.key(seed))
         optimizer = make_optimizer(config, steps)
         step_fn = _step_fn(kind, model, lesson, config, optimizer, jax.random.key(seed + 1))
         state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
         count = sum(x.size for x in jax.tree.leaves(params["model"]))
         facts = {"config": name, "overrides": overrides, "parameters": count, "steps": steps,
                  "sizes": sizes, "log": []}  # fmt: skip
-        return cls(experiment, prepared, lesson, batch_size, config, model, state, step_fn, facts)
+        return cls(prepared, data, lesson, batch_size, config, model, state, step_fn, facts)
 
     def batches(self):
         """What it is trained on."""
-        guide = self.lesson.guide if self.lesson else None
-        beside = {"add": guide.add, "cache": guide.cache} if guide else {}
-        return train_batches(self.prepared, self.experiment.data, self.batch_size, **beside)
+        add = self.lesson.add if self.lesson else None
+        return train_batches(self.prepared, self.data, self.batch_size, add=add)
 
 
 def _first_params(model, kind: Kind, lesson: Lesson | None, window: int, key):
