@@ -105,15 +105,30 @@ def test_what_stands_just_before_is_of_an_earlier_block():
     segments = jnp.array([[1] * 8 + [2] * 3 + [0]] * 3)
     known = jnp.zeros((3, 12), bool).at[2, 2:6].set(True)
     places = lay_out(segments, 4, known, jnp.array([False, True, True]))
-    index, told = just_before(places, places)
-    found = [
-        {i: int(index[row, i]) for i in np.flatnonzero(np.asarray(told[row]))} for row in range(3)
-    ]
+    index, told, more = (np.asarray(x) for x in just_before(places, places))
+    found = [{i: int(index[row, i]) for i in np.flatnonzero(told[row])} for row in range(3)]
     assert found[0] == {4: 3}
     assert found[1] == {i: i - 1 for i in (1, 2, 3, 4, 5, 6, 7, 9, 10)}
-    # Known text is read before all other: position 2 does not see the first, which does not know
-    # all that position 1 sees.
-    assert found[2] == {i: i - 1 for i in (3, 4, 5, 6, 7, 9, 10)}
+    # Known text is read before all other: position 2 does not see the one before it.
+    assert found[2] == {i: i - 1 for i in (1, 3, 4, 5, 6, 7, 9, 10)}
+    # Position 1 sees known text after it that position 0 has seen as well, and so it is told all.
+    assert not more.any()
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_known_text_after_a_hole_is_news_to_what_stands_before_it_alone(single):
+    segments = jnp.array([[1] * 12])
+    known = jnp.array([[True] * 4 + [False] * 4 + [True] * 4])
+    places = lay_out(segments, 4, known, jnp.array([single]))
+    _, told, more = (np.asarray(x)[0] for x in just_before(places, places))
+    assert told[4] and more[4]
+    # Later ones are told what has been read with all that is known in sight, or nothing.
+    assert told[5:8].all() == single and not more[5:8][told[5:8]].any()
+    assert not more[:4].any() and not more[8:].any()
+    # Before a known end alone, what is written first has nothing before it, the rest has read all.
+    places = lay_out(segments, 4, known.at[:, :4].set(False), jnp.array([single]))
+    _, told, more = (np.asarray(x)[0] for x in just_before(places, places))
+    assert not told[0] and told[4] and not more[told].any()
 
 
 def test_the_features_just_before_are_told_in_training_to_a_share(blocks):
@@ -159,7 +174,7 @@ def test_what_is_foreseen_is_changed_by_noisy_latents_beside_it_alone(blocks):
     )
     z = jax.random.normal(jax.random.key(0), (*shape, models.vae.latent_channels))
     clean = denoiser.recall(z, jnp.full(shape, KNOWN), places)
-    index, told = just_before(places, places)
+    _, told, _ = just_before(places, places)
     foreseen = jnp.roll(denoiser.read(clean.features_BxNxM, places), 1, axis=1)
 
     def logits(t_BxN):
@@ -204,3 +219,27 @@ def test_in_blocks_of_one_what_is_foreseen_is_not_looked_at_again(blocks):
     # The second latent of one row is read first, so that the other foretells nothing of it.
     given = jnp.zeros((8, 2), bool).at[3, 1].set(True)
     assert jnp.isnan(second_of(lay_out(segments, 1, given))[0]).all()
+
+
+def test_the_first_latent_of_a_hole_is_looked_at_for_the_sake_of_what_follows(blocks):
+    experiment, models, params, batch = blocks
+    scale = jnp.ones(models.dit.width)
+    params = params | {"dit": params["dit"] | {"told_scale": scale}}
+    denoiser = Denoiser.create(
+        models, params, experiment.diffusion, LatentStats.create(models.vae.latent_channels)
+    )
+    z = jax.random.normal(jax.random.key(0), (8, 4, models.vae.latent_channels))
+    known = jnp.arange(4) != 1
+
+    def logits(z, known):
+        known_BxN = jnp.broadcast_to(known, (8, 4))
+        places = lay_out(jnp.asarray(batch["segments"])[:, :4], 1, known_BxN)
+        memory = denoiser.remember(z, jnp.full((8, 4), KNOWN), places)
+        noisy = 0 * z[:, 1:2], jnp.ones((8, 1)), jnp.full((8, 1), UNKNOWN), 0 * z[:, 1:2]
+        return denoiser(*noisy, places.cut(1, 1), memory).logits_BxLxV
+
+    changed = z.at[:, 3].add(1.0)
+    moved = jnp.abs(logits(changed, known) - logits(z, known)).max((1, 2)) > 1e-4
+    assert moved.all()
+    unknown = jnp.arange(4) < 1
+    np.testing.assert_array_equal(logits(changed, unknown), logits(z, unknown))

@@ -40,7 +40,8 @@ class Foreseen(NamedTuple):
     Attributes:
       features_BxNxM: the trunk's, zeros where there are none.
       told_BxN: whether there are any.
-      news_BxN: how much the rest of the block can add, from 0 (nothing, it is noise) to 1.
+      news_BxN: how much can be added to it: by the rest of the block, from 0 (nothing, it is
+        noise) to 1, which it also is where known text follows that the latent before has not read.
     """
 
     features_BxNxM: jax.Array

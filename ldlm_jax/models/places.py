@@ -145,18 +145,21 @@ class Sight:
         return keys_BxK[:, None, :] - self.query.positions_BxN[:, :, None]
 
 
-def just_before(places: Places, remembered: Places) -> tuple[jax.Array, jax.Array]:
+def just_before(places: Places, remembered: Places) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which remembered position of an earlier block stands next to each on its left.
 
     Returns:
-      Its index (B, N) among the remembered ones; and whether it knows as much of the position as
-      its memory does, bool (B, N): there is one, and nothing remembered stands after the position.
+      Its index (B, N) among the remembered ones; whether there is one, bool (B, N); and whether
+      something is remembered after the position that it has not read.
     """
     earlier = Sight(places, (remembered,), (EARLIER,))
     mask_BxNxR, offset_BxNxR = earlier.mask_BxQxK, earlier.offset_BxQxK
     beside_BxNxR = mask_BxNxR & (offset_BxNxR == -1)
-    after_BxN = jnp.any(mask_BxNxR & (offset_BxNxR > 0), axis=-1)
-    return jnp.argmax(beside_BxNxR, axis=-1), jnp.any(beside_BxNxR, axis=-1) & ~after_BxN
+    index_BxN = jnp.argmax(beside_BxNxR, axis=-1)
+    block_BxN = jnp.take_along_axis(remembered.blocks_BxN, index_BxN, axis=1)
+    unread_BxNxR = remembered.blocks_BxN[:, None, :] >= block_BxN[:, :, None]
+    more_BxN = jnp.any(mask_BxNxR & (offset_BxNxR > 0) & unread_BxNxR, axis=-1)
+    return index_BxN, jnp.any(beside_BxNxR, axis=-1), more_BxN
 
 
 def largest_beside(places: Places, value_BxN: jax.Array) -> jax.Array:
