@@ -235,7 +235,7 @@ class Denoiser:
             return self._dit(*inputs, **how)
         # Nothing stands beside a latent in a block of one: what is foreseen of it remains, but
         # where known text follows of which the one before it has not heard.
-        settled_BxN = foreseen.told_BxN & (foreseen.news_BxN == 0)
+        settled_BxN = foreseen.told_BxN & ~foreseen.blind_BxN
         settled_BxN |= (state_BxN != UNKNOWN) | (places.segments_BxN == 0)
         return jax.lax.cond(
             jnp.all(settled_BxN),
@@ -246,18 +246,19 @@ class Denoiser:
     def _foreseen(self, places: Places, memory: Memory, t_BxN) -> Foreseen:
         """Features of the clean latent just before each, which tell what comes next.
 
-        Noisy latents beside a position can tell it more than that one has told it, and so can known
-        text after it that was not yet read there; what its own says is left to ``_evidence``. In
+        Noisy latents beside a position can tell it more than that one has, and so can known text
+        after it that was not yet read there; what its own says is left to ``_evidence``. In
         training only a share of the positions is told (``config.foresight``), as the later ones of
         a block never are.
         """
-        index_BxN, told_BxN, more_BxN = just_before(places, memory.places)
+        index_BxN, told_BxN, blind_BxN = just_before(places, memory.places)
         if self.dropout_key is not None:
             key = jax.random.fold_in(self.dropout_key, 1)
             told_BxN &= jax.random.bernoulli(key, self.config.foresight, told_BxN.shape)
         before_BxNxM = jnp.take_along_axis(memory.features_BxRxM, index_BxN[..., None], axis=1)
-        news_BxN = jnp.where(more_BxN, 1.0, largest_beside(places, 1 - t_BxN))
-        return Foreseen(jnp.where(told_BxN[..., None], before_BxNxM, 0.0), told_BxN, news_BxN)
+        news_BxN = largest_beside(places, 1 - t_BxN)
+        features_BxNxM = jnp.where(told_BxN[..., None], before_BxNxM, 0.0)
+        return Foreseen(features_BxNxM, told_BxN, news_BxN, blind_BxN)
 
     def _tell(self, inputs):
         """From features, what stands beside them, noisy latents and tokens, of which all but the

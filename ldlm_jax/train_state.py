@@ -103,7 +103,7 @@ class Models:
         decoder_inputs = jnp.zeros((1, latents, channels))
         foreseen = None
         if self.dit.foresight:
-            foreseen = Foreseen(jnp.zeros((1, latents, self.dit.width)), ints > 0, ints)
+            foreseen = Foreseen(jnp.zeros((1, latents, self.dit.width)), ints > 0, ints, ints > 0)
         params = {
             "text_vae": self.vae.init(vae_key, tokens, places, decoder_inputs)["params"],
             "dit": self.dit.init(dit_key, z, z[..., 0], ints, z, places, None, foreseen)["params"],

@@ -108,6 +108,9 @@ def test_what_stands_before_tells_of_a_token(overfitted, overfitted_in_blocks):
     assert entropy < results["context/nats"] < 4 * entropy
     assert entropy < results["context/nats_blocks_of_one"] < 4 * entropy
     assert results["context/nats_at_once"] > 1.5 * results["context/nats"]
+    # With the rest given nothing is open.
+    assert results["context/nats_hole"] < entropy
+    assert results["context/nats_hole_blocks_of_one"] < entropy
     with pytest.raises(UserError, match="leave it out"):
         run_evals(("context",), dataclasses.replace(context, writer=overfitted[0]))
 

@@ -105,30 +105,30 @@ def test_what_stands_just_before_is_of_an_earlier_block():
     segments = jnp.array([[1] * 8 + [2] * 3 + [0]] * 3)
     known = jnp.zeros((3, 12), bool).at[2, 2:6].set(True)
     places = lay_out(segments, 4, known, jnp.array([False, True, True]))
-    index, told, more = (np.asarray(x) for x in just_before(places, places))
+    index, told, blind = (np.asarray(x) for x in just_before(places, places))
     found = [{i: int(index[row, i]) for i in np.flatnonzero(told[row])} for row in range(3)]
     assert found[0] == {4: 3}
     assert found[1] == {i: i - 1 for i in (1, 2, 3, 4, 5, 6, 7, 9, 10)}
     # Known text is read before all other: position 2 does not see the one before it.
     assert found[2] == {i: i - 1 for i in (1, 3, 4, 5, 6, 7, 9, 10)}
     # Position 1 sees known text after it that position 0 has seen as well, and so it is told all.
-    assert not more.any()
+    assert not blind.any()
 
 
 @pytest.mark.parametrize("single", [False, True])
-def test_known_text_after_a_hole_is_news_to_what_stands_before_it_alone(single):
+def test_what_stands_before_a_hole_is_blind_to_what_follows_it(single):
     segments = jnp.array([[1] * 12])
     known = jnp.array([[True] * 4 + [False] * 4 + [True] * 4])
     places = lay_out(segments, 4, known, jnp.array([single]))
-    _, told, more = (np.asarray(x)[0] for x in just_before(places, places))
-    assert told[4] and more[4]
+    _, told, blind = (np.asarray(x)[0] for x in just_before(places, places))
+    assert told[4] and blind[4]
     # Later ones are told what has been read with all that is known in sight, or nothing.
-    assert told[5:8].all() == single and not more[5:8][told[5:8]].any()
-    assert not more[:4].any() and not more[8:].any()
+    assert told[5:8].all() == single and not blind[5:8][told[5:8]].any()
+    assert not blind[:4].any() and not blind[8:].any()
     # Before a known end alone, what is written first has nothing before it, the rest has read all.
     places = lay_out(segments, 4, known.at[:, :4].set(False), jnp.array([single]))
-    _, told, more = (np.asarray(x)[0] for x in just_before(places, places))
-    assert not told[0] and told[4] and not more[told].any()
+    _, told, blind = (np.asarray(x)[0] for x in just_before(places, places))
+    assert not told[0] and told[4] and not blind[told].any()
 
 
 def test_the_features_just_before_are_told_in_training_to_a_share(blocks):
@@ -223,8 +223,6 @@ def test_in_blocks_of_one_what_is_foreseen_is_not_looked_at_again(blocks):
 
 def test_the_first_latent_of_a_hole_is_looked_at_for_the_sake_of_what_follows(blocks):
     experiment, models, params, batch = blocks
-    scale = jnp.ones(models.dit.width)
-    params = params | {"dit": params["dit"] | {"told_scale": scale}}
     denoiser = Denoiser.create(
         models, params, experiment.diffusion, LatentStats.create(models.vae.latent_channels)
     )

@@ -6,20 +6,23 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.data.tokenizer import PAD
-from ldlm_jax.denoiser import Denoiser, places_of
+from ldlm_jax.denoiser import Denoiser, places_of, segments_of
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals.base import EvalContext, Results
 from ldlm_jax.models.dit import KNOWN, UNKNOWN
+from ldlm_jax.models.places import positions_of
 from ldlm_jax.train_state import Models
 
 # Where what was written earlier in the same block stands: nearly clean.
 WRITTEN = 0.1
 
 
-@partial(jax.jit, static_argnames=("models", "diffusion"))
-def nats_at(params, latents, batch, key, turn, *, models: Models, diffusion: DiffusionConfig):
+@partial(jax.jit, static_argnames=("models", "diffusion", "hole"))
+def nats_at(
+    params, latents, batch, key, turn, *, models: Models, diffusion: DiffusionConfig, hole: int = 0
+):  # fmt: skip
     """Summed cross-entropy of the tokens whose turn it is, and their number.
 
     Args:
@@ -31,21 +34,34 @@ def nats_at(params, latents, batch, key, turn, *, models: Models, diffusion: Dif
         0 it is every place's turn, and nothing is written.
       models: the networks.
       diffusion: how the denoiser was trained, and in which blocks it is asked.
+      hole: give all of a text but so many latents in its middle, and ask for them alone; 0 gives
+        nothing that comes later.
     """
-    places = places_of(batch["segments"], models, diffusion)
+    segments_BxN = segments_of(batch["segments"], models)
+    known_BxN = jnp.zeros(segments_BxN.shape, bool)
+    if hole:
+        known_BxN = ~_middle(segments_BxN, hole) & (segments_BxN > 0)
+    places = places_of(batch["segments"], models, diffusion, known_BxN)
     denoiser = Denoiser.create(models, params, diffusion, latents)
-    shape = places.segments_BxN.shape
-    z_0_BxNxD = denoiser.encode(batch["tokens"], places, jnp.zeros(shape, bool))
+    z_0_BxNxD = denoiser.encode(batch["tokens"], places, known_BxN)
     place_BxN = places.positions_BxN % diffusion.block_size
     t_BxN = jnp.where(place_BxN < turn, WRITTEN, 1.0)
+    t_BxN = jnp.where(known_BxN, 0.0, t_BxN)
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(key, z_0_BxNxD.shape), t_BxN)
     said = denoiser(
-        z_t_BxNxD, t_BxN, jnp.full(shape, UNKNOWN), jnp.zeros_like(z_0_BxNxD), places,
-        denoiser.remember(z_0_BxNxD, jnp.full(shape, KNOWN), places), batch["tokens"],
+        z_t_BxNxD, t_BxN, jnp.where(known_BxN, KNOWN, UNKNOWN), jnp.zeros_like(z_0_BxNxD), places,
+        denoiser.remember(z_0_BxNxD, jnp.full(known_BxN.shape, KNOWN), places), batch["tokens"],
     )  # fmt: skip
     # What fills a text's last block up is no part of it, and no feat to tell.
-    asked_BxN = ((place_BxN == turn) | (turn < 0)) & (batch["tokens"] != PAD)
+    asked_BxN = ((place_BxN == turn) | (turn < 0)) & ~known_BxN & (batch["tokens"] != PAD)
     return jnp.sum(said.scores.loss_BxL * asked_BxN), jnp.sum(asked_BxN)
+
+
+def _middle(segments_BxN, size: int):
+    """True in the middle one of a document's blocks of ``size``, if it has three or more."""
+    same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
+    blocks_BxN = jnp.sum(same_BxNxN, axis=-1) // size
+    return (positions_of(segments_BxN) // size == blocks_BxN // 2) & (blocks_BxN > 2)
 
 
 def evaluate(context: EvalContext) -> Results:
@@ -56,6 +72,9 @@ def evaluate(context: EvalContext) -> Results:
     all places of a block from pure noise; what lies between the two is what the steps of the
     sampler must find out. ``context/nats_blocks_of_one``: with every latent a block of its own.
 
+    Of a model that fills holes also ``context/nats_hole`` and ``context/nats_hole_blocks_of_one``:
+    the middle block of a text of which all else is given, one place after the other.
+
     Raises:
       UserError: the model writes whole texts, or is no model of tokens.
     """
@@ -65,21 +84,26 @@ def evaluate(context: EvalContext) -> Results:
             "evaluator context needs a model with diffusion.block_size and "
             "diffusion.token_posterior; leave it out."
         )
+    size, single = diffusion.block_size, writer.in_blocks(1)
     ways = {
-        "nats": (writer, range(diffusion.block_size)),
-        "nats_at_once": (writer, (-1,)),
-        "nats_blocks_of_one": (writer.in_blocks(1), (-1,)),
+        "nats": (writer, range(size), 0),
+        "nats_at_once": (writer, (-1,), 0),
+        "nats_blocks_of_one": (single, (-1,), 0),
     }
+    if diffusion.fills_holes:
+        ways["nats_hole"] = writer, range(size), size
+        ways["nats_hole_blocks_of_one"] = single, (-1,), size
     results = {}
-    for name, (asked, turns) in ways.items():
+    for name, (asked, turns, hole) in ways.items():
         sums = [
             nats_at(
                 asked.params, asked.latents, batch, jax.random.fold_in(context.key, i), turn,
-                models=asked.models, diffusion=asked.diffusion,
+                models=asked.models, diffusion=asked.diffusion, hole=hole,
             )
             for i, batch in enumerate(context.batches)
             for turn in turns
         ]  # fmt: skip
         nats, count = (float(sum(x)) for x in zip(*sums, strict=True))
-        results[f"context/{name}"] = nats / count
+        if count:  # no held-out text may be long enough for a hole
+            results[f"context/{name}"] = nats / count
     return results

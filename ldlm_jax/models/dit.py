@@ -40,13 +40,14 @@ class Foreseen(NamedTuple):
     Attributes:
       features_BxNxM: the trunk's, zeros where there are none.
       told_BxN: whether there are any.
-      news_BxN: how much can be added to it: by the rest of the block, from 0 (nothing, it is
-        noise) to 1, which it also is where known text follows that the latent before has not read.
+      news_BxN: how much the rest of the block can add, from 0 (nothing, it is noise) to 1.
+      blind_BxN: whether known text follows that the latent before has not read.
     """
 
     features_BxNxM: jax.Array
     told_BxN: jax.Array
     news_BxN: jax.Array
+    blind_BxN: jax.Array
 
 
 class Denoised(NamedTuple):
@@ -134,7 +135,8 @@ class DiT(nn.Module):
             blocks before its own, and of this call's positions those of its own block alone.
           foreseen: taken for the trunk's features of the positions that are told, to which their
             own are added as far as there is news, by a scale that starts at zero (Bachlechner et
-            al. 2020, "ReZero"); None tells none. Only with ``foresight``.
+            al. 2020, "ReZero"); the mean of both where it is blind to what follows. None tells
+            none. Only with ``foresight``.
           reading: whether these are clean latents to be remembered. Each then sees those before it
             alone, also in its own block: what is remembered foretells every next latent, and is the
             same in whatever blocks a text is written.
@@ -213,9 +215,13 @@ class DiT(nn.Module):
         y_BxNxM, own, tapped_BxNxM = said
         if foreseen is not None:
             scale_M = self.param("told_scale", told_init, (self.width,), jnp.float32)
-            told_BxNx1, news_BxNx1 = foreseen.told_BxN[..., None], foreseen.news_BxN[..., None]
-            y_BxNxM *= jnp.where(told_BxNx1, scale_M * news_BxNx1, 1).astype(y_BxNxM.dtype)
-            y_BxNxM += foreseen.features_BxNxM
+            told_BxNxM = foreseen.features_BxNxM + (
+                y_BxNxM * (scale_M * foreseen.news_BxN[..., None]).astype(y_BxNxM.dtype)
+            )
+            # One has read more of the text before, the other what follows: an average of logits.
+            mean_BxNxM = (y_BxNxM + foreseen.features_BxNxM) / 2
+            told_BxNxM = jnp.where(foreseen.blind_BxN[..., None], mean_BxNxM, told_BxNxM)
+            y_BxNxM = jnp.where(foreseen.told_BxN[..., None], told_BxNxM, y_BxNxM)
         return Denoised(head(y_BxNxM), y_BxNxM, Memory(own, y_BxNxM, places), tapped_BxNxM)
 
     def _with_time_tokens(self, trunk, x_BxNxM, running_B, sight: Sight):

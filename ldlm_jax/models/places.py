@@ -158,8 +158,8 @@ def just_before(places: Places, remembered: Places) -> tuple[jax.Array, jax.Arra
     index_BxN = jnp.argmax(beside_BxNxR, axis=-1)
     block_BxN = jnp.take_along_axis(remembered.blocks_BxN, index_BxN, axis=1)
     unread_BxNxR = remembered.blocks_BxN[:, None, :] >= block_BxN[:, :, None]
-    more_BxN = jnp.any(mask_BxNxR & (offset_BxNxR > 0) & unread_BxNxR, axis=-1)
-    return index_BxN, jnp.any(beside_BxNxR, axis=-1), more_BxN
+    blind_BxN = jnp.any(mask_BxNxR & (offset_BxNxR > 0) & unread_BxNxR, axis=-1)
+    return index_BxN, jnp.any(beside_BxNxR, axis=-1), blind_BxN
 
 
 def largest_beside(places: Places, value_BxN: jax.Array) -> jax.Array:
