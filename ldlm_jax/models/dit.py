@@ -218,7 +218,7 @@ class DiT(nn.Module):
             told_BxNxM = foreseen.features_BxNxM + (
                 y_BxNxM * (scale_M * foreseen.news_BxN[..., None]).astype(y_BxNxM.dtype)
             )
-            # An average of logits: what is foreseen is learned better, the own have seen both sides.
+            # An average of logits: one is learned better, the other has seen both sides.
             mean_BxNxM = (y_BxNxM + foreseen.features_BxNxM) / 2
             told_BxNxM = jnp.where(foreseen.blind_BxN[..., None], mean_BxNxM, told_BxNxM)
             y_BxNxM = jnp.where(foreseen.told_BxN[..., None], told_BxNxM, y_BxNxM)
