@@ -1,11 +1,12 @@
 """The demo: World English Bible, one verse a document, ten minutes on two CPU cores.
 
 Command:  ldlm train --config configs/web_cpu.py --workdir runs/web_cpu
-Hardware: 2 virtual CPU cores with bf16 matrix units (Intel Xeon).
-Result:   denoising/error_mean 0.160, accuracy_mean 0.861 (25 November 2026, seed 0). 300 free texts
-          of 29 tokens, 20 steps (bf16 products; SmolLM2-135M, start token <|endoftext|>):
-          perplexity 163, token entropy 5.52, MAUVE 0.239. Alone a step takes about 0.12 s in the
-          first phase and 0.24 s in the second; without bf16 units perhaps twice as long.
+Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
+Result:   denoising/error_mean 0.160, accuracy_mean 0.861 (26 November 2026, seed 0). 300 free texts
+          of 28 tokens, 20 steps (bf16 products; SmolLM2-135M, start token <|endoftext|>):
+          perplexity 170, token entropy 5.47, MAUVE 0.256. On a quiet machine a step takes 0.07 s in
+          the first phase and 0.14 s in the second (experiments/alignment/cost.json); without bf16
+          units perhaps twice as long.
 
 A small budget asks for a model that learns context from the first step on: first a language model
 of the clean text, then blocks of four tokens after it, half of the rows with blocks of one, told
