@@ -121,7 +121,7 @@ class Baseline:
     def load(cls, kind: str, workdir: str):
         """Read what ``train`` wrote."""
         facts = json.loads((Path(workdir) / "facts.json").read_text())
-        _, data = read_config(facts["config"])
+        _, data = read_config(facts["config"], facts["overrides"])
         prepared = prepare(data)
         params = pickle.loads((Path(workdir) / "params.pickle").read_bytes())
         model = TokenTransformer(prepared.tokenizer.vocab_size, **facts["sizes"])

@@ -23,7 +23,7 @@ from ldlm_jax.data.tokenizer import EOS, MASK, PAD
 from ldlm_jax.guide import Guide, load_guide
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.models.autoregressive import TokenTransformer
-from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.places import lay_out, positions_of
 from ldlm_jax.optim import OptimConfig, ema_step_size, make_optimizer
 from ldlm_jax.phases import Weight, weight_at
 
@@ -51,7 +51,7 @@ class Kind:
         places = self.places(segments)
         if self.causal:
             # A document's first token is asked of the end token before it.
-            inputs = _moved_on(tokens, places, EOS)
+            inputs = _moved_on(tokens, segments, EOS)
             weight = (segments > 0).astype(jnp.float32)
         else:
             t = (jax.random.uniform(key, ()) + jnp.arange(len(tokens)) / len(tokens))[:, None] % 1.0
@@ -68,12 +68,12 @@ class Kind:
         """The teacher's features (B, N, H) of what the model has read at each place."""
         if not self.causal:
             return batch["teacher"]
-        return _moved_on(batch["teacher"], self.places(batch["segments"]), 0)
+        return _moved_on(batch["teacher"], batch["segments"], 0)
 
 
-def _moved_on(x_BxNx, places, first):
+def _moved_on(x_BxNx, segments_BxN, first):
     # Every place of a document has what stood at the one before it.
-    starts = places.positions_BxN == 0
+    starts = positions_of(segments_BxN) == 0
     starts = starts.reshape(starts.shape + (1,) * (x_BxNx.ndim - 2))
     return jnp.where(starts, first, jnp.roll(x_BxNx, 1, axis=1))
 
@@ -112,7 +112,7 @@ class Features:
         features = np.zeros((len(row["tokens"]), self._guide.width), jnp.bfloat16)
         for key, places in self._pieces(row):
             i, start = self._at[key]
-            kept = self._guide.add(dict(self._kept[i]))["teacher"]
+            kept = self._guide.add(self._kept[i])["teacher"]
             features[places] = kept[start : start + len(places)]
         return row | {"teacher": features}
 
@@ -198,7 +198,7 @@ class Training:
         step_fn = _step_fn(kind, model, lesson, config, optimizer, jax.random.key(seed + 1))
         state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
         count = sum(x.size for x in jax.tree.leaves(params["model"]))
-        facts = {"config": name, "overrides": overrides, "parameters": count, "steps": steps,
+        facts = {"config": name, "overrides": of_config, "parameters": count, "steps": steps,
                  "sizes": sizes, "log": []}  # fmt: skip
         return cls(prepared, data, lesson, batch_size, config, model, state, step_fn, facts)
 

@@ -45,8 +45,7 @@ def nats_at(
     denoiser = Denoiser.create(models, params, diffusion, latents)
     z_0_BxNxD = denoiser.encode(batch["tokens"], places, known_BxN)
     place_BxN = places.positions_BxN % diffusion.block_size
-    t_BxN = jnp.where(place_BxN < turn, WRITTEN, 1.0)
-    t_BxN = jnp.where(known_BxN, 0.0, t_BxN)
+    t_BxN = jnp.where(known_BxN, 0.0, jnp.where(place_BxN < turn, WRITTEN, 1.0))
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(key, z_0_BxNxD.shape), t_BxN)
     said = denoiser(
         z_t_BxNxD, t_BxN, jnp.where(known_BxN, KNOWN, UNKNOWN), jnp.zeros_like(z_0_BxNxD), places,
