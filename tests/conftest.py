@@ -17,12 +17,28 @@ import jax  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 
 import pytest  # noqa: E402
+from flax.core import meta  # noqa: E402
 
 from ldlm_jax.config import load_config, resolve  # noqa: E402
 
 SUBJECTS = ("The king", "A servant", "The prophet", "My son", "The woman", "An angel")
 VERBS = ("spoke to", "went before", "blessed", "remembered", "feared")
 OBJECTS = ("the people", "his father", "the LORD", "Jerusalem", "the whole house")
+
+# Overrides that make a model of blocks of configs/debug.py.
+IN_BLOCKS = (
+    "diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0", "text_vae.decoder_layers=0",
+)  # fmt: skip
+# The demo's recipe.
+DEMO = (
+    *IN_BLOCKS, "dit.offset_radius=4", "text_vae.encoder_layers=0",
+    "diffusion.prefix=0.05", "diffusion.infill=0.7",
+    "diffusion.token_posterior=True", "diffusion.token_loss=1.0",
+    "diffusion.blocks_of_one=0.3", "diffusion.foresight=0.5",
+    "phases=[{'until': 200, 'next_token': 1.0, 'diffusion': 0.0, 'reconstruction': 0.0, "
+    "'encoder_gradient': 1.0},"
+    "{'next_token': 1.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}]",
+)  # fmt: skip
 
 
 def sentences() -> list[str]:
@@ -48,3 +64,16 @@ def overrides(corpus, tmp_path_factory):
 def experiment(overrides):
     """The debug experiment on the tiny corpus."""
     return resolve(load_config("configs/debug.py", overrides))
+
+
+def nowhere_zero(params, scale: float, seed: int = 9):
+    """Parameters with noise on them: what begins at zero would hide what passes, and gradients."""
+    params = meta.unbox(params)
+    keys = iter(jax.random.split(jax.random.key(seed), 1000))
+    return jax.tree.map(lambda x: x + scale * jax.random.normal(next(keys), x.shape), params)
+
+
+def changed(run, z, at: int) -> set[int]:
+    """Which positions of what ``run`` makes of ``z (1, N, D)`` depend on position ``at``."""
+    difference = jax.numpy.abs(run(z.at[:, at].add(10.0)) - run(z)).max((0, 2))
+    return {int(i) for i in jax.numpy.flatnonzero(difference > 1e-4)}

@@ -21,7 +21,7 @@ from ldlm_jax.guide import load_guide
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.teachers import encoder_lm
 from ldlm_jax.teachers.teacher import PretrainedTeacher, carry_over
-from tests.conftest import sentences
+from tests.conftest import IN_BLOCKS, sentences
 from tests.parity.families import write_model
 
 TEXTS = ("Plain words, 1234 of them.", "Naïve café — “quotes”", "🙂🙃 emoji; 中文 too!", "x")
@@ -189,11 +189,6 @@ def teacher(tmp_path_factory, overrides):
     backend.train_from_iterator(sentences(), trainer)
     backend.save(str(folder / "tokenizer.json"))
     return folder
-
-
-# A model of blocks, for the debug config.
-IN_BLOCKS = ("diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0",
-             "text_vae.decoder_layers=0")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from flax.core import meta
 
 from ldlm_jax.models.autoregressive import Cache, TokenTransformer
 from ldlm_jax.models.places import lay_out
+from tests.conftest import nowhere_zero
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +15,7 @@ def network():
     model = TokenTransformer(vocab_size=50, width=32, heads=2, layers=2, offset_radius=3)
     tokens = jax.random.randint(jax.random.key(0), (2, 10), 0, 50)
     places = lay_out(jnp.ones((2, 10), jnp.int32), 1)
-    params = meta.unbox(model.init(jax.random.key(1), tokens, places))
-    keys = iter(jax.random.split(jax.random.key(2), 100))
-    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), params)
+    params = nowhere_zero(model.init(jax.random.key(1), tokens, places), 0.2)
     return model, params, tokens, places
 
 

@@ -8,6 +8,7 @@ import pytest
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.errors import UserError
 from ldlm_jax.mesh import MeshConfig, make_mesh
+from tests.conftest import IN_BLOCKS
 
 CONFIGS = sorted(Path("configs").glob("*.py"))
 
@@ -68,8 +69,7 @@ def test_mistakes_name_the_key_and_the_fix(override, words):
 
 
 def test_a_kernel_for_blocks_of_one_size_is_given_no_others():
-    blocks = ["diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0",
-              "text_vae.decoder_layers=0", "diffusion.infill=0.0", "diffusion.blocks_of_one=0.5",
+    blocks = [*IN_BLOCKS, "diffusion.infill=0.0", "diffusion.blocks_of_one=0.5",
               "dit.attention=splash", "dit.heads=2"]  # fmt: skip
     with pytest.raises(UserError, match="dit.attention = 'splash'.*diffusion.blocks_of_one"):
         resolve(load_config(None, blocks))

@@ -7,13 +7,10 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from flax.core import meta
 
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare, windows
 from ldlm_jax.data.tokenizer import EOS, PAD
-from ldlm_jax.denoiser import Denoiser, places_of
-from ldlm_jax.diffusion.sampler import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
 from ldlm_jax.evals.measures import text_statistics
@@ -23,12 +20,11 @@ from ldlm_jax.mesh import make_mesh
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.outline import cut_spans
 from ldlm_jax.phases import phase_at
-from ldlm_jax.request import Request, SampleConfig, read_requests
-from ldlm_jax.train_state import LatentStats, init_state
+from ldlm_jax.request import Request, SampleConfig
+from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import train_step
-from ldlm_jax.write import Desk, write_tokens
-from ldlm_jax.writing import Dials, Page, Plan
-from tests.conftest import sentences
+from ldlm_jax.write import write_tokens
+from tests.conftest import DEMO, sentences
 
 STEPS = 1100
 
@@ -36,15 +32,6 @@ STEPS = 1100
 TWO_PHASES = ["diffusion.prefix=0.3", "diffusion.infill=0.0", "autoencoding.decoder_noise=1.0",
               f"phases=[{{'until': {STEPS // 4}, 'diffusion': 0.0}},"
               "{'train': ['dit'], 'reconstruction': 0.0, 'kl': 0.0}]"]  # fmt: skip
-# The demo's recipe.
-BLOCKS = ["diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0", "dit.offset_radius=4",
-          "text_vae.encoder_layers=0", "text_vae.decoder_layers=0", "diffusion.prefix=0.05",
-          "diffusion.infill=0.7",
-          "diffusion.token_posterior=True", "diffusion.token_loss=1.0",
-          "diffusion.blocks_of_one=0.3", "diffusion.foresight=0.5",
-          "phases=[{'until': 200, 'next_token': 1.0, 'diffusion': 0.0, 'reconstruction': 0.0, "
-          "'encoder_gradient': 1.0},"
-          "{'next_token': 1.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}]"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +43,7 @@ def overfitted(overrides):
 @pytest.fixture(scope="module")
 def overfitted_in_blocks(overrides):
     """The same, writing four tokens at a time after those before them."""
-    return train_on_sixteen([*overrides, *BLOCKS], 900, copies=1)
+    return train_on_sixteen([*overrides, *DEMO], 900, copies=1)
 
 
 def train_on_sixteen(overrides, steps, copies):
@@ -253,27 +240,6 @@ def test_text_goes_on_beyond_the_window_with_a_memory_of_one(overfitted_in_block
     assert second.tokens[: len(short.tokens)] == short.tokens
 
 
-def test_the_memory_holds_the_latest_blocks(overrides):
-    """One window of them, in turn; what is not yet written takes its place beforehand."""
-    writer = babbling([*overrides, *BLOCKS])
-    reach, size, rows = writer.window, 4, 2
-    page = Page.blank(rows, 3 * reach, 1, endless=True)
-    dials = Dials.of(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=1)] * rows)
-    plan = Plan(writer.models, writer.diffusion, Solver("euler"), 1, memory=reach)
-    places = places_of(page.segments_BxL, writer.models, writer.diffusion, page.known_BxN)
-    denoiser = Denoiser.create(writer.models, writer.params, writer.diffusion, writer.latents)
-    desk = Desk(plan, denoiser, page, places, dials)
-    next_block = jax.jit(lambda carry, index: desk.next_block(carry, index)[0])
-    memories = jax.jit(desk.first_memories)()
-    carry = jax.numpy.asarray(page.tokens_BxL), memories, jax.numpy.zeros(rows, bool)
-    for index in range(desk.blocks):
-        carry = next_block(carry, index)
-        (memory,) = carry[1].values()
-        held = np.unique(np.asarray(memory.places.blocks_BxN))
-        first = max(0, index - reach // size)
-        assert held.tolist() == list(range(first, first + reach // size)), index
-
-
 def test_text_between_texts_is_decoded(overfitted_in_blocks):
     writer, _, _, texts = overfitted_in_blocks
     decoded, midpoints = decode_midpoints(writer, texts)
@@ -295,27 +261,6 @@ def test_guidance_remembers_with_and_without_the_prompt(overfitted_in_blocks):
 
     guided = write(6.0)
     assert guided != write(1.0) and all(text.startswith(prompt) for text in guided)
-
-
-def test_context_guidance_costs_an_evaluation_and_changes_the_text(overrides):
-    """In blocks of four and of one, without and with a memory; where it is 1 it changes nothing."""
-    writer = babbling([*overrides, *BLOCKS])
-    config = SampleConfig(steps=2, batch_size=4, solver="ancestral")
-
-    def write(config):
-        return list(answer(writer, [Request("", 0, i, config) for i in range(4)]))
-
-    for size in (0, 1):
-        plain = dataclasses.replace(config, block_size=size)
-        guided = dataclasses.replace(plain, context_guidance=1.5)
-        alone, with_it = write(plain), write(guided)
-        assert all(a.tokens != b.tokens for a, b in zip(alone, with_it, strict=True))
-        asked = [Request("", 0, 0, guided), Request("", 0, 1, plain)]
-        first, second = answer(writer, asked)
-        assert first.tokens == with_it[0].tokens and second.tokens == alone[1].tokens
-        assert second.evaluations == alone[1].evaluations
-        blocks = -(-(len(first.tokens) + 1) // (size or 4))
-        assert first.evaluations in (2 * 2 * blocks, 2 * 2 * (blocks - 1))
 
 
 def test_a_prompt_is_kept_and_continued_from_the_batch(overfitted):
@@ -340,83 +285,6 @@ def test_same_seed_same_text_and_other_seed_other_text(overfitted):
         return [s.text for s in generate(writer, config, seed, num_samples=8)]
 
     assert write(3) == write(3) != write(4)
-
-
-@pytest.mark.parametrize("changes", [(), BLOCKS], ids=["whole", "blocks"])
-def test_unlike_requests_are_written_as_if_alone(overrides, changes):
-    """Prompts, holes, seeds, steps, guidance and the rest may differ within one compiled call."""
-    writer = babbling([*overrides, *changes])
-    cold = 0.6 if writer.diffusion.token_posterior else 1.0
-    by_context = 1.5 if writer.diffusion.block_size else 1.0
-    dials = SampleConfig(steps=6, guidance=3.0, guidance_to=0.8, self_guidance=2.0,
-                         context_guidance=by_context,
-                         temperature=cold, lag=1.0, patience=2, sure=0.0)  # fmt: skip
-    few = SampleConfig(steps=3)
-    hole = Request(template="My ____{4} went ____{3} home", seed=4, config=few)
-    asked = [Request("", 1, 0, few), Request("My son", 2, 5, dials), hole]
-    together = [s.tokens for s in answer(writer, asked)]
-    assert together == [s.tokens for one in asked for s in answer(writer, [one])]
-    plain = [dataclasses.replace(r, config=few) for r in asked]
-    first, second, _ = (s.tokens for s in answer(writer, plain))
-    assert first == together[0] and second != together[1]
-
-
-@pytest.mark.parametrize("changes", [(), BLOCKS], ids=["whole", "blocks"])
-def test_no_text_ends_within_a_hole(overrides, changes):
-    """Not even if nothing is likelier than an end."""
-    writer = babbling([*overrides, *changes, "diffusion.infill=0.2"])
-    kernel = writer.params["text_vae"]["decoder"]["head"]["kernel"]
-    ends = kernel.at[:, EOS].set(9 * kernel[:, 7]).at[:, PAD].set(-9 * kernel[:, 7])
-    writer.params["text_vae"]["decoder"]["head"]["kernel"] = ends
-    config = SampleConfig(steps=2)
-    request = Request(template="My ____{9} went ____{8} home", config=config)
-    for sample in answer(writer, request.several(8)):
-        assert len(sample.tokens) > 17 and not {EOS, PAD} & set(sample.tokens[:-1])
-        assert re.fullmatch("My .* went .* home", sample.text, re.DOTALL)
-    free = list(answer(writer, Request("My", config=config).several(8)))
-    assert any(sample.tokens[-1] in (EOS, PAD) for sample in free)
-
-
-def babbling(overrides):
-    """An untrained writer whose words hang on everything: its parameters are nowhere zero."""
-    experiment = resolve(load_config("configs/debug.py", overrides))
-    prepared = prepare(experiment.data)
-    models = experiment.models(prepared.tokenizer.vocab_size)
-    params = meta.unbox(models.init(jax.random.key(0), experiment.data.window))
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
-    latents = LatentStats.create(models.vae.latent_channels)
-    lengths = tuple(prepared.stats["lengths"])
-    return Writer(
-        models, experiment.diffusion, params, latents, prepared.tokenizer, lengths
-    )  # fmt: skip
-
-
-def test_requests_written_together_agree_on_the_solver(overrides):
-    asked = [Request(config=SampleConfig(solver=name)) for name in ("euler", "heun")]
-    with pytest.raises(UserError, match="agree on solver"):
-        list(answer(babbling(overrides), asked))
-
-
-def test_requests_are_read_line_by_line(tmp_path):
-    file = tmp_path / "asked.jsonl"
-    file.write_text('{"prompt": "My son", "steps": 3, "guidance": 2}\n\n{"seed": 9, "lag": 0.5}\n')
-    one, two = read_requests(str(file), SampleConfig(steps=7, churn=0.5), seed=4)
-    assert one == Request("My son", 4, 0, SampleConfig(steps=3, churn=0.5, guidance=2))
-    assert two == Request("", 9, 2, SampleConfig(steps=7, churn=0.5, lag=0.5))
-    for line, words in (
-        ('{"promt": ""}', "did you mean 'prompt'"),
-        ('{"steps": "5"}', "steps = '5' is not of type int"),
-        ('{"steps": 0}', "at least 1 denoising step"),
-        ("[3]", "not a JSON object"),
-        ("{nonsense", "asked.jsonl:2"),
-        ("", "holds no request"),
-    ):
-        file.write_text("\n" + line)
-        with pytest.raises(UserError, match=re.escape(words)):
-            read_requests(str(file), SampleConfig(), 0)
-    with pytest.raises(UserError, match="cannot read requests"):
-        read_requests(str(tmp_path / "none"), SampleConfig(), 0)
 
 
 def test_samples_stop_at_their_end(overfitted):
@@ -448,46 +316,6 @@ def test_no_recompilation_between_calls_of_one_shape(overfitted):
     before = write_tokens._cache_size()
     list(generate(writer, config, 9, num_samples=12, prompt="The"))
     assert write_tokens._cache_size() == before
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "config", "words"),
-    [
-        ({"prompt": "word " * 60}, {}, "window"),
-        ({"num_samples": 0}, {}, "num_samples"),
-        ({}, {"length": 4096}, "diffusion.block_size"),
-        ({}, {"solver": "ancestral"}, "diffusion.token_posterior"),
-        ({}, {"block_size": 2}, "no blocks"),
-    ],
-)
-def test_impossible_requests_are_refused(overfitted, kwargs, config, words):
-    with pytest.raises(UserError, match=words):
-        list(generate(overfitted[0], SampleConfig(**config), 0, **kwargs))
-
-
-def test_impossible_holes_are_refused(overfitted_in_blocks):
-    writer = overfitted_in_blocks[0]
-    for request, words in (
-        (Request(template="My ____{40} home"), "window"),
-        (Request("word " * 30, suffix="home"), "window"),
-        (Request("a", suffix="b", config=SampleConfig(length=64)), "only to continue"),
-    ):
-        with pytest.raises(UserError, match=words):
-            list(answer(writer, [request]))
-    with pytest.raises(UserError, match="blocks of 4, which it must divide"):
-        list(generate(writer, SampleConfig(block_size=3), 0))
-    with pytest.raises(UserError, match="leave prompt and suffix empty"):
-        Request("My son", template="a ____ b")
-    only_prefixes = dataclasses.replace(writer.diffusion, infill=0.0)
-    with pytest.raises(UserError, match="diffusion.infill"):
-        list(answer(dataclasses.replace(writer, diffusion=only_prefixes), [Request(suffix="b")]))
-
-
-def test_guidance_needs_condition_dropout(overfitted):
-    untrained = dataclasses.replace(overfitted[0].diffusion, condition_dropout=0.0)
-    writer = dataclasses.replace(overfitted[0], diffusion=untrained)
-    with pytest.raises(UserError, match="condition_dropout"):
-        list(generate(writer, SampleConfig(guidance=2.0), 0, prompt="The king"))
 
 
 def test_lengths_follow_the_histogram_and_exceed_the_prompt():

@@ -18,20 +18,17 @@ from ldlm_jax.next_token import ahead_BxN, next_token_loss
 from ldlm_jax.phases import Phase
 from ldlm_jax.train_state import LatentStats
 from ldlm_jax.train_step import fused_loss
+from tests.conftest import IN_BLOCKS, nowhere_zero
 
 
 @pytest.fixture(scope="module")
 def blocks(overrides):
     """Experiment in blocks of four, its networks with parameters nowhere zero, and a batch."""
-    changes = ["text_vae.decoder_layers=0", "diffusion.block_size=4", "data.round_to=4",
-               "dit.time_tokens=0", "diffusion.blocks_of_one=0.5",
-               "diffusion.foresight=0.5"]  # fmt: skip
+    changes = [*IN_BLOCKS, "diffusion.blocks_of_one=0.5", "diffusion.foresight=0.5"]
     experiment = resolve(load_config("configs/debug.py", [*overrides, *changes]))
     prepared = prepare(experiment.data)
     models = experiment.models(prepared.tokenizer.vocab_size)
-    params = models.init(jax.random.key(0), experiment.data.window)
-    keys = iter(jax.random.split(jax.random.key(9), 1000))
-    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), params)
+    params = nowhere_zero(models.init(jax.random.key(0), experiment.data.window), 0.05)
     return experiment, models, params, next(train_batches(prepared, experiment.data, 8))
 
 

@@ -23,6 +23,7 @@ from ldlm_jax.train_state import abstract_state, init_state
 from ldlm_jax.train_step import Frozen, train_step
 from ldlm_jax.write import write_tokens
 from ldlm_jax.writing import Dials, Page, Plan
+from tests.conftest import IN_BLOCKS, nowhere_zero
 
 RULES = AxisRules()
 ONE = {"data": 1}
@@ -34,7 +35,7 @@ WHOLE = [
 ]  # fmt: skip
 # Blocks, the tokens' posterior and logits in parts.
 BLOCKS = [
-    "diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0", "text_vae.decoder_layers=0",
+    *IN_BLOCKS,
     "diffusion.token_posterior=True", "diffusion.token_loss=1.0", "dit.offset_radius=3",
     "train.logit_parts=2", "optim.name=muon", "phases=[{'encoder_gradient': 1.0}]",
 ]  # fmt: skip
@@ -66,10 +67,7 @@ class Setup:
         """Random parameters: zero-initialised projections would hide what a mesh does to them."""
         one = make_mesh(MeshConfig(**ONE), jax.devices()[:1])
         state = init_state(self.recipe.models, self.optimizer, 0, self.window, one, RULES)
-        keys = iter(jax.random.split(jax.random.key(5), 200))
-        params = jax.tree.map(
-            lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), state.params
-        )
+        params = nowhere_zero(state.params, 0.05)
         return jax.tree.map(np.asarray, state.replace(params=params, ema=params))
 
     def on(self, shape: dict, devices=None):
