@@ -5,7 +5,7 @@ Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
 Result:   13,000 steps take as long as 17,000 of the autoregressive model of its size, which is half
           an hour of a slower machine (experiments/half_hour/step_time.json). Over 832 windows
           (`ldlm eval --evals context --batches 52`; 25 November 2026, seed 0):
-          context/nats_blocks_of_one 3.839, with a teacher 3.790. Texts: experiments/half_hour/.
+          context/nats_blocks_of_one 3.839, with a teacher 3.797. Texts: experiments/half_hour/.
 """
 
 import runpy
