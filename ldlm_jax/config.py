@@ -14,6 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ldlm_jax.alignment import IN_DIT, AlignmentConfig, Projection
+from ldlm_jax.autoencoding import AutoencodingConfig
 from ldlm_jax.config_checks import check_shapes
 from ldlm_jax.consistency import ConsistencyConfig
 from ldlm_jax.data.build import DataConfig
@@ -28,7 +29,8 @@ from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.teachers.foundation import Foundation, FoundationConfig
 from ldlm_jax.teachers.teacher import Teacher, TeacherConfig
-from ldlm_jax.train_step import AutoencodingConfig, Models, Recipe
+from ldlm_jax.train_state import Models
+from ldlm_jax.train_step import Recipe
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """The fused train step: reconstruction, KL, diffusion and alignment in one jitted function.
 
-    loss = w_rec CE + w_kl KL + w_diff |z_0 - z_0^|^2 + w_align (1 - cos)     (alignment.py)
+    loss = w_rec CE + w_kl KL + w_diff |z_0 - z_0^|^2 + w_align (1 - cos)
 
-Models of blocks may add next tokens (next_token.py), a phase that teaches to write in few steps
-consistency (consistency.py).
+CE and KL are in autoencoding.py, the last in alignment.py. Models of blocks may add next tokens
+(next_token.py), a phase that teaches to write in few steps consistency (consistency.py).
 
-Shape letters: B rows, L tokens, N latents, D latent channels, M width, V vocabulary, H features.
+Shape letters: B rows, L tokens, N latents, D latent channels, M width, H features.
 """
 
 from dataclasses import dataclass, replace
@@ -17,45 +17,28 @@ import jax.numpy as jnp
 import optax
 
 from ldlm_jax.alignment import AlignmentConfig, alignment_loss
+from ldlm_jax.autoencoding import (
+    AutoencodingConfig,
+    draw_latents,
+    hide_tokens,
+    kl_loss,
+    reconstruction_loss,
+)
 from ldlm_jax.consistency import ConsistencyConfig, consistency_loss
-from ldlm_jax.data.tokenizer import MASK
 from ldlm_jax.denoiser import Denoiser, places_of, segments_of
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion.known import draw_known
 from ldlm_jax.diffusion.objective import masked_mean
 from ldlm_jax.diffusion.time import draw_progress
 from ldlm_jax.diffusion_config import DiffusionConfig
-from ldlm_jax.errors import UserError, check_shares
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
-from ldlm_jax.models.places import positions_of
+from ldlm_jax.models.places import Places, positions_of
 from ldlm_jax.models.scores import COMPILER_OPTIONS
 from ldlm_jax.next_token import next_token_loss
 from ldlm_jax.optim import OptimConfig, ema_step_size
 from ldlm_jax.phases import LOSSES, Phase, weight_at
 from ldlm_jax.teachers.teacher import Teacher
 from ldlm_jax.train_state import LatentStats, Models, TrainState, group_of, with_foundation
-
-
-@dataclass(frozen=True)
-class AutoencodingConfig:
-    """How the autoencoder's life is made hard, so that its latents are predictive and forgiving.
-
-    Attributes:
-      token_mask: largest share of tokens hidden from the encoder; each row draws its own share
-        uniformly from 0 to this.
-      decoder_noise: largest standard deviation of the noise on latents before decoding, in units
-        of the latents' own; each latent draws its own uniformly from 0 to this.
-      latent_dropout: share of latents that the decoder sees as zeros.
-    """
-
-    token_mask: float = 0.3
-    decoder_noise: float = 1.5
-    latent_dropout: float = 0.1
-
-    def __post_init__(self):
-        check_shares("autoencoding", self, ("token_mask", "latent_dropout"))
-        if self.decoder_noise < 0:
-            raise UserError(f"autoencoding.decoder_noise = {self.decoder_noise}: at least 0.")
 
 
 @dataclass(frozen=True)
@@ -88,9 +71,27 @@ class Frozen(NamedTuple):
 NOTHING_FROZEN = Frozen()
 
 
-def _gaussian(key, posterior):
-    noise = jax.random.normal(key, posterior.mean_BxNxD.shape)
-    return posterior.mean_BxNxD + jnp.exp(0.5 * posterior.logvar_BxNxD) * noise
+class Text(NamedTuple):
+    """A batch laid out.
+
+    Attributes:
+      tokens_BxL: the tokens.
+      valid_BxL: which of them are text.
+      known_BxN: latents that are given beforehand.
+      single_B: rows with blocks of one, or None for no such rows.
+      places: where each latent stands.
+    """
+
+    tokens_BxL: jax.Array
+    valid_BxL: jax.Array
+    known_BxN: jax.Array
+    single_B: jax.Array | None
+    places: Places
+
+    @property
+    def valid_BxN(self) -> jax.Array:
+        """Which latents are of text."""
+        return self.places.segments_BxN > 0
 
 
 def _moments(z_BxNxD, valid_BxN):
@@ -111,48 +112,23 @@ def _share_gradient(z_0_BxNxD, phase: Phase, step):
     return share * z_0_BxNxD + (1 - share) * still_BxNxD
 
 
-def _kl(posterior, valid_BxN):
-    """Divergence from the standard normal, mean over channels and valid places."""
-    mean, logvar = posterior.mean_BxNxD, posterior.logvar_BxNxD
-    return masked_mean(0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar, axis=-1), valid_BxN)
-
-
-def _hide(key, tokens_BxL, largest_share: float):
-    """Tokens of which each row has a share masked, drawn uniformly from 0 to the largest."""
-    share_key, place_key = jax.random.split(key)
-    share_Bx1 = largest_share * jax.random.uniform(share_key, (tokens_BxL.shape[0], 1))
-    return jnp.where(jax.random.uniform(place_key, tokens_BxL.shape) < share_Bx1, MASK, tokens_BxL)
-
-
-def _reconstruction(config, denoiser: Denoiser, key, tokens_BxL, valid_BxL, z_BxNxD, places):
-    """Cross-entropy of all tokens given noised latents, and the share of tokens got right."""
-    level_key, noise_key, drop_key = jax.random.split(key, 3)
-    shape = z_BxNxD.shape[:2]
-    sigma_BxN = config.decoder_noise * jax.random.uniform(level_key, shape)
-    z_BxNxD = z_BxNxD + sigma_BxN[..., None] * jax.random.normal(noise_key, z_BxNxD.shape)
-    kept_BxN = jax.random.bernoulli(drop_key, 1 - config.latent_dropout, shape)
-    z_BxNxD = jnp.where(kept_BxN[..., None], z_BxNxD, 0.0)
-    scores = denoiser.token_scores(z_BxNxD, sigma_BxN, places, tokens_BxL)
-    return masked_mean(scores.loss_BxL, valid_BxL), masked_mean(scores.hit_BxL, valid_BxL)
-
-
 def _states(key, known_BxN, config: DiffusionConfig):
     """What the DiT is told of each latent: what some rows know is hidden, for guidance."""
     dropped_Bx1 = jax.random.bernoulli(key, config.condition_dropout, (len(known_BxN), 1))
     return jnp.where(known_BxN, jnp.where(dropped_Bx1, DROPPED, KNOWN), UNKNOWN)
 
 
-def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, state_BxN, places, memory, single_B):
+def _diffusion(denoiser: Denoiser, key, text: Text, z_0_BxNxD, state_BxN, memory):
     """Denoising error over the positions to be written, and what came out of the DiT's tap."""
     config, known_BxN = denoiser.config, state_BxN != UNKNOWN
     time_key, noise_key, self_key = jax.random.split(key, 3)
     B, N, D = z_0_BxNxD.shape
-    progress_BxN = draw_progress(time_key, B, N, config.block_size, config.own_times, single_B)
+    progress_BxN = draw_progress(time_key, B, N, config.block_size, config.own_times, text.single_B)
     t_BxN = jnp.where(known_BxN, 0.0, config.law(D).quantile(progress_BxN))
     z_t_BxNxD = path.interpolate(z_0_BxNxD, jax.random.normal(noise_key, (B, N, D)), t_BxN)
 
     def estimate(earlier_BxNxD, tokens_BxL=None):
-        return denoiser(z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, places, memory, tokens_BxL)
+        return denoiser(z_t_BxNxD, t_BxN, state_BxN, earlier_BxNxD, text.places, memory, tokens_BxL)
 
     earlier_BxNxD = jnp.zeros_like(z_0_BxNxD)
     if config.self_condition > 0:
@@ -163,8 +139,8 @@ def _diffusion(denoiser: Denoiser, key, z_0_BxNxD, tokens_BxL, state_BxN, places
             lambda blank: blank,
             earlier_BxNxD,
         )
-    said = estimate(earlier_BxNxD, tokens_BxL if config.token_loss > 0 else None)
-    to_write_BxN = (places.segments_BxN > 0) & ~known_BxN
+    said = estimate(earlier_BxNxD, text.tokens_BxL if config.token_loss > 0 else None)
+    to_write_BxN = text.valid_BxN & ~known_BxN
     loss = masked_mean(config.objective.loss(said.clean_BxNxD, z_0_BxNxD, t_BxN), to_write_BxN)
     if config.token_loss == 0:
         return loss, said.tapped_BxNxM
@@ -187,8 +163,9 @@ def _alignment(recipe: Recipe, params, frozen: Frozen, batch, sites: dict, segme
     return alignment_loss(recipe.alignment.loss, features, teacher_BxNxH, segments_BxN)
 
 
-def _lay_out(key, segments_BxL, phase: Phase, recipe: Recipe):
-    """What is known beforehand, the rows with blocks of one, and where everything stands."""
+def _lay_out(key, batch: dict, phase: Phase, recipe: Recipe) -> Text:
+    """Draw what is known beforehand and which rows have blocks of one."""
+    segments_BxL = batch["segments"]
     segments_BxN, config = segments_of(segments_BxL, recipe.models), recipe.diffusion
     single_B, share = None, config.blocks_of_one
     if phase.only_foretells:
@@ -201,7 +178,53 @@ def _lay_out(key, segments_BxL, phase: Phase, recipe: Recipe):
         single_key = jax.random.fold_in(key, 1)
         single_B = jax.random.bernoulli(single_key, share, (len(segments_BxL),))
     places = places_of(segments_BxL, recipe.models, config, known_BxN, single_B)
-    return known_BxN, single_B, places
+    return Text(batch["tokens"], segments_BxL > 0, known_BxN, single_B, places)
+
+
+def _learning(params, phase: Phase, foundation):
+    """Parameters of which the phase's alone receive gradient, and the foundation."""
+    params = jax.tree.map_with_path(
+        lambda p, x: x if group_of(p) in phase.train else jax.lax.stop_gradient(x), params
+    )
+    return with_foundation(params, foundation)
+
+
+def _autoencoding(keys, denoiser: Denoiser, text: Text, posterior, phase: Phase, recipe: Recipe):
+    """Losses of the autoencoder alone, and what else is known of it."""
+    z_key, rec_key = keys
+    z_raw_BxNxD = draw_latents(z_key, posterior)
+    parts, aux = {}, {"moments": _moments(z_raw_BxNxD, text.valid_BxN)}
+    aux["logvar"] = masked_mean(jnp.mean(posterior.logvar_BxNxD, -1), text.valid_BxN)
+    if phase.has("reconstruction"):
+        parts["reconstruction"], aux["accuracy"] = reconstruction_loss(
+            recipe.autoencoding, denoiser, rec_key, denoiser.latents.normalise(z_raw_BxNxD),
+            text.tokens_BxL, text.valid_BxL, text.places,
+        )  # fmt: skip
+    if phase.has("kl"):
+        parts["kl"] = kl_loss(posterior, text.valid_BxN)
+    return parts, aux
+
+
+def _denoising(key, denoiser: Denoiser, text: Text, z_0_BxNxD, step, phase: Phase, recipe: Recipe):
+    """Losses of reading clean latents and of denoising, and what they offer for alignment."""
+    drop_key, state_key = (jax.random.fold_in(key, i) for i in (2, 3))
+    parts, sites, places = {}, {}, text.places
+    denoiser, memory = replace(denoiser, dropout_key=drop_key), None
+    z_0_BxNxD = _share_gradient(z_0_BxNxD, phase, step)
+    state_BxN = _states(state_key, text.known_BxN, recipe.diffusion)
+    if recipe.diffusion.block_size:
+        clean_BxN = jnp.where(state_BxN == DROPPED, DROPPED, KNOWN)
+        clean = denoiser.recall(z_0_BxNxD, clean_BxN, places)
+        memory, sites["reading"] = clean.memory, clean.tapped_BxNxM
+    if phase.has("next_token"):
+        parts["next_token"] = next_token_loss(
+            denoiser, clean.features_BxNxM, text.tokens_BxL, places
+        )
+    if phase.has("diffusion"):
+        parts["diffusion"], sites["dit"] = _diffusion(
+            denoiser, key, text, z_0_BxNxD, state_BxN, memory
+        )
+    return parts, sites
 
 
 def fused_loss(
@@ -234,68 +257,39 @@ def fused_loss(
       The weighted sum, and a dict of the parts, ``accuracy`` (of tokens, from noised latents),
       ``logvar`` and the batch's latent moments.
     """
-    models = recipe.models
-    params = jax.tree.map_with_path(
-        lambda p, x: x if group_of(p) in phase.train else jax.lax.stop_gradient(x), params
-    )
-    params = with_foundation(params, frozen.foundation)
     mask_key, known_key, z_key, rec_key, diff_key = jax.random.split(key, 5)
-    near_key, drop_key, state_key = (jax.random.fold_in(diff_key, i) for i in (1, 2, 3))
-    tokens_BxL = batch["tokens"]
-    known_BxN, single_B, places = _lay_out(known_key, batch["segments"], phase, recipe)
+    params = _learning(params, phase, frozen.foundation)
+    text = _lay_out(known_key, batch, phase, recipe)
+    create = partial(Denoiser.create, recipe.models, config=recipe.diffusion, latents=stats)
+    denoiser = create(params, parts=recipe.logit_parts)
 
-    def encode(tokens):
-        return models.text_vae(params, tokens, places, known_BxN, method="encode")
-
-    denoiser = Denoiser.create(models, params, recipe.diffusion, stats, parts=recipe.logit_parts)
-    parts = {}
-    largest = recipe.autoencoding.token_mask
-    masked = largest > 0 and any(map(phase.has, ("reconstruction", "kl", "alignment")))
-    posterior = encode(_hide(mask_key, tokens_BxL, largest) if masked else tokens_BxL)
-    z_raw_BxNxD = _gaussian(z_key, posterior)
-    valid_BxN = places.segments_BxN > 0
-    aux = {"moments": _moments(z_raw_BxNxD, valid_BxN)}
-    aux["logvar"] = masked_mean(jnp.mean(posterior.logvar_BxNxD, -1), valid_BxN)
-    sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}
-    if phase.has("reconstruction"):
-        parts["reconstruction"], aux["accuracy"] = _reconstruction(
-            recipe.autoencoding,
-            denoiser,
-            rec_key,
-            tokens_BxL,
-            batch["segments"] > 0,
-            stats.normalise(z_raw_BxNxD),
-            places,
+    def encode(tokens_BxL):
+        return recipe.models.text_vae(
+            params, tokens_BxL, text.places, text.known_BxN, method="encode"
         )
-    if phase.has("kl"):
-        parts["kl"] = _kl(posterior, valid_BxN)
+
+    largest, tokens_BxL = recipe.autoencoding.token_mask, text.tokens_BxL
+    masked = largest > 0 and any(map(phase.has, ("reconstruction", "kl", "alignment")))
+    posterior = encode(hide_tokens(mask_key, tokens_BxL, largest) if masked else tokens_BxL)
+    parts, aux = _autoencoding((z_key, rec_key), denoiser, text, posterior, phase, recipe)
+    sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}
     if any(map(phase.has, ("diffusion", "next_token", "consistency"))):
         # The denoiser learns the latents of whole texts, not of texts with masked tokens.
         whole = encode(tokens_BxL) if masked else posterior
-        z_0_BxNxD = stats.normalise(_gaussian(z_key, whole))
+        z_0_BxNxD = stats.normalise(draw_latents(z_key, whole))
     if phase.has("consistency"):
-        average = with_foundation(ema, frozen.foundation)
-        average = Denoiser.create(models, average, recipe.diffusion, stats)
-        still_BxNxD = jax.lax.stop_gradient(z_0_BxNxD)
+        average, near_key = with_foundation(ema, frozen.foundation), jax.random.fold_in(diff_key, 1)
         parts["consistency"] = consistency_loss(
-            denoiser, average, recipe.consistency, near_key, still_BxNxD, known_BxN, places
-        )
+            denoiser, create(average), recipe.consistency, near_key,
+            jax.lax.stop_gradient(z_0_BxNxD), text.known_BxN, text.places,
+        )  # fmt: skip
     if phase.has("diffusion") or phase.has("next_token"):
-        denoiser, memory = replace(denoiser, dropout_key=drop_key), None
-        z_0_BxNxD = _share_gradient(z_0_BxNxD, phase, step)
-        state_BxN = _states(state_key, known_BxN, recipe.diffusion)
-        if recipe.diffusion.block_size:
-            clean_BxN = jnp.where(state_BxN == DROPPED, DROPPED, KNOWN)
-            clean = denoiser.recall(z_0_BxNxD, clean_BxN, places)
-            memory, sites["reading"] = clean.memory, clean.tapped_BxNxM
-    if phase.has("next_token"):
-        parts["next_token"] = next_token_loss(denoiser, clean.features_BxNxM, tokens_BxL, places)
-    if phase.has("diffusion"):
-        parts["diffusion"], sites["dit"] = _diffusion(
-            denoiser, diff_key, z_0_BxNxD, tokens_BxL, state_BxN, places, memory, single_B
-        )
+        of_denoiser, more = _denoising(diff_key, denoiser, text, z_0_BxNxD, step, phase, recipe)
+        parts, sites = parts | of_denoiser, sites | more
     if phase.has("alignment"):
-        parts["alignment"] = _alignment(recipe, params, frozen, batch, sites, places.segments_BxN)
+        parts["alignment"] = _alignment(
+            recipe, params, frozen, batch, sites, text.places.segments_BxN
+        )
     loss = sum(weight_at(getattr(phase, name), step) * part for name, part in parts.items())
     return loss, {**aux, **{f"loss/{name}": part for name, part in parts.items()}}
 

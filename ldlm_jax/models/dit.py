@@ -69,6 +69,18 @@ def time_features(t: jax.Array, features: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+def _sight(places: Places, memory: Memory | None, reading: bool, near: bool) -> Sight:
+    """What positions see of these places and of the memory."""
+    of_memory = None if memory is None else memory.places
+    if reading:
+        sight = see_what_is_read(places, of_memory)
+    elif memory is None:
+        sight = see_up_to_block(places)
+    else:
+        sight = see_memory_and_own_block(places, of_memory)
+    return sight.replace(reach=0 if reading else 1) if near else sight
+
+
 class DiT(nn.Module):
     """Predicts the clean latents (or the velocity) from noisy ones.
 
@@ -149,54 +161,22 @@ class DiT(nn.Module):
           from which a TextVAE without a decoder trunk of its own reads the tokens; and the memory
           of these positions.
         """
-        head = Dense(
-            self.latent_channels,
-            ("embed", "latent"),
-            kernel_init=nn.initializers.zeros,
-            name="output",
-        )
+        init = nn.initializers.zeros
+        head = Dense(self.latent_channels, ("embed", "latent"), kernel_init=init, name="output")
         if only_foreseen:
             y_BxNxM = foreseen.features_BxNxM
             return Denoised(head(y_BxNxM), y_BxNxM, None, None)
-        dtype = jnp.dtype(self.dtype)
         z_BxNxD = jnp.where((state_BxN == DROPPED)[..., None], 0.0, z_BxNxD)
         inputs = jnp.concatenate([z_BxNxD, self_condition_BxNxD], axis=-1)
-        x_BxNxM = Dense(self.width, ("latent", "embed"), dtype, name="input")(inputs)
-        time_BxNxM = nn.silu(
-            Dense(self.width, ("time", "embed"), dtype, name="time")(time_features(t_BxN, 64))
-        )
-        state_init = nn.with_logical_partitioning(nn.initializers.normal(0.5), (None, "embed"))
-        states = self.param("state", state_init, (3, self.width), jnp.float32)
-        x_BxNxM += jnp.take(states, state_BxN, axis=0).astype(x_BxNxM.dtype)
-        # Rotary positions are relative: without a mark of its own the first block, which sees
-        # nothing before it, does not know that a text begins here.
-        begin_init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
-        begin = self.param("begin", begin_init, (BEGINNING + 1, self.width), jnp.float32)
-        place_BxN = jnp.minimum(places.positions_BxN, BEGINNING)
-        x_BxNxM += jnp.take(begin, place_BxN, axis=0).astype(x_BxNxM.dtype)
-        x_BxNxM += Dense(self.width, ("embed", "mlp"), dtype, name="position_time")(time_BxNxM)
-
+        x_BxNxM, time_BxNxM = self._embed(inputs, t_BxN, state_BxN, places)
         if foreseen is not None:
-            told_init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
-            told_M = self.param("told", told_init, (self.width,), jnp.float32)
+            told_M = self._vector("told")
             x_BxNxM += jnp.where(foreseen.told_BxN[..., None], told_M, 0).astype(x_BxNxM.dtype)
-
-        remembered, of_memory = None, None
-        if memory is not None:
-            remembered, of_memory = memory.keys_and_values, memory.places
-        if reading:
-            sight = see_what_is_read(places, of_memory)
-        elif memory is None:
-            sight = see_up_to_block(places)
-        else:
-            sight = see_memory_and_own_block(places, of_memory)
-        if near:
-            sight = sight.replace(reach=0 if reading else 1)
         trunk = Transformer(
             self.layers,
             self.heads,
             self.mlp_ratio,
-            dtype,
+            jnp.dtype(self.dtype),
             self.remat,
             self.offset_radius,
             self.attention,
@@ -204,8 +184,10 @@ class DiT(nn.Module):
             self.dropout,
             name="trunk",
         )
+        sight = _sight(places, memory, reading, near)
         if self.conditioning == "adaln" or self.time_tokens == 0:
             condition = time_BxNxM if self.conditioning == "adaln" else None
+            remembered = None if memory is None else memory.keys_and_values
             said = trunk(x_BxNxM, sight, places.positions_BxN, condition, remembered)
         else:
             # One running time a row: the mean over what is being written.
@@ -214,15 +196,44 @@ class DiT(nn.Module):
             said = self._with_time_tokens(trunk, x_BxNxM, running_B, sight)
         y_BxNxM, own, tapped_BxNxM = said
         if foreseen is not None:
-            scale_M = self.param("told_scale", told_init, (self.width,), jnp.float32)
-            told_BxNxM = foreseen.features_BxNxM + (
-                y_BxNxM * (scale_M * foreseen.news_BxN[..., None]).astype(y_BxNxM.dtype)
-            )
-            # An average of logits: one is learned better, the other has seen both sides.
-            mean_BxNxM = (y_BxNxM + foreseen.features_BxNxM) / 2
-            told_BxNxM = jnp.where(foreseen.blind_BxN[..., None], mean_BxNxM, told_BxNxM)
-            y_BxNxM = jnp.where(foreseen.told_BxN[..., None], told_BxNxM, y_BxNxM)
+            y_BxNxM = self._with_foreseen(y_BxNxM, foreseen)
         return Denoised(head(y_BxNxM), y_BxNxM, Memory(own, y_BxNxM, places), tapped_BxNxM)
+
+    def _vector(self, name: str) -> jax.Array:
+        """A parameter (M,) that starts at zero."""
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        return self.param(name, init, (self.width,), jnp.float32)
+
+    def _mark(self, name: str, init, rows: int, index_BxN) -> jax.Array:
+        """Rows (B, N, M) of a table of learned marks."""
+        init = nn.with_logical_partitioning(init, (None, "embed"))
+        table = self.param(name, init, (rows, self.width), jnp.float32)
+        return jnp.take(table, index_BxN, axis=0).astype(self.dtype)
+
+    def _embed(self, inputs, t_BxN, state_BxN, places: Places):
+        """Latents with all that is said of their places: what the blocks read, and the times."""
+        dtype = jnp.dtype(self.dtype)
+        x_BxNxM = Dense(self.width, ("latent", "embed"), dtype, name="input")(inputs)
+        time = Dense(self.width, ("time", "embed"), dtype, name="time")
+        time_BxNxM = nn.silu(time(time_features(t_BxN, 64)))
+        x_BxNxM += self._mark("state", nn.initializers.normal(0.5), 3, state_BxN)
+        # Rotary positions are relative: without a mark of its own the first block, which sees
+        # nothing before it, does not know that a text begins here.
+        place_BxN = jnp.minimum(places.positions_BxN, BEGINNING)
+        x_BxNxM += self._mark("begin", nn.initializers.zeros, BEGINNING + 1, place_BxN)
+        x_BxNxM += Dense(self.width, ("embed", "mlp"), dtype, name="position_time")(time_BxNxM)
+        return x_BxNxM, time_BxNxM
+
+    def _with_foreseen(self, y_BxNxM, foreseen: Foreseen) -> jax.Array:
+        """The trunk's features, or where positions are told, what is foreseen and the news."""
+        scale_M = self._vector("told_scale")
+        told_BxNxM = foreseen.features_BxNxM + (
+            y_BxNxM * (scale_M * foreseen.news_BxN[..., None]).astype(y_BxNxM.dtype)
+        )
+        # An average of logits: one is learned better, the other has seen both sides.
+        mean_BxNxM = (y_BxNxM + foreseen.features_BxNxM) / 2
+        told_BxNxM = jnp.where(foreseen.blind_BxN[..., None], mean_BxNxM, told_BxNxM)
+        return jnp.where(foreseen.told_BxN[..., None], told_BxNxM, y_BxNxM)
 
     def _with_time_tokens(self, trunk, x_BxNxM, running_B, sight: Sight):
         """Run the trunk with time tokens in front, which every position sees, and drop them."""

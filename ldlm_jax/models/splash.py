@@ -28,11 +28,9 @@ def _static_mask(rule: str, places: Places, length: int) -> np.ndarray:
     return in_sight(rule, block[:, None], block[None, :], place[:, None], place[None, :])
 
 
-def splash(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
-    """The TPU kernel, which computes no tile that the mask leaves empty.
-
-    Each device runs it on its rows and heads; other backends interpret it (slowly, for tests).
-    """
+def _kernel(mask: np.ndarray, heads: int, sharing: int):
+    """Attention of one row: queries (heads, N, K), keys and values of which ``sharing`` heads have
+    one in common, and the segments of both."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
     )
@@ -40,6 +38,38 @@ def splash(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
         splash_attention_mask as masks,
     )
 
+    tile = next(size for size in _TILES if len(mask) % size == 0)
+    sizes = kernels.BlockSizes(
+        block_q=tile, block_kv=tile, block_kv_compute=tile, block_q_dkv=tile, block_kv_dkv=tile,
+        block_kv_dkv_compute=tile, use_fused_bwd_kernel=True,
+    )  # fmt: skip
+    whole = masks.FullMask(mask.shape) if mask.all() else masks.NumpyMask(mask)
+    make = (
+        kernels.make_splash_mha_single_device
+        if sharing == 1
+        else kernels.make_splash_mqa_single_device
+    )
+    of_heads = make(
+        masks.MultiHeadMask([whole] * (heads if sharing == 1 else sharing)), block_sizes=sizes,
+        residual_checkpoint_name="attended", interpret=platform() == "cpu",
+    )  # fmt: skip
+
+    def of_row(q, k, v, *segments):
+        segments = kernels.SegmentIds(*segments)
+        if sharing == 1:
+            return of_heads(q, k, v, segments)
+        by_key = q.reshape(len(k), sharing, *q.shape[1:])
+        attended = jax.vmap(partial(of_heads, segment_ids=segments))(by_key, k, v)
+        return attended.reshape(q.shape)
+
+    return of_row
+
+
+def splash(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
+    """The TPU kernel, which computes no tile that the mask leaves empty.
+
+    Each device runs it on its rows and heads; other backends interpret it (slowly, for tests).
+    """
     if offset_bias is not None or ALL in sight.rules:
         raise ValueError(
             "attention 'splash' knows neither a bias by offset nor time tokens: set "
@@ -47,38 +77,11 @@ def splash(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
         )
     N, K = q_BxNxHxK.shape[1], q_BxNxHxK.shape[-1]
     mask = np.concatenate([_static_mask(rule, sight.query, N) for rule in sight.rules], axis=1)
-    tile = next(size for size in _TILES if N % size == 0)
-    sizes = kernels.BlockSizes(
-        block_q=tile, block_kv=tile, block_kv_compute=tile, block_q_dkv=tile, block_kv_dkv=tile,
-        block_kv_dkv_compute=tile, use_fused_bwd_kernel=True,
-    )  # fmt: skip
 
-    def of_device(q, keys, values, query_segments, key_segments):
-        whole = masks.FullMask(mask.shape) if mask.all() else masks.NumpyMask(mask)
-        how = {
-            "block_sizes": sizes,
-            "residual_checkpoint_name": "attended",
-            "interpret": platform() == "cpu",
-        }
-        heads, sharing = q.shape[2], q.shape[2] // keys.shape[2]
-        if sharing == 1:
-            of_row = kernels.make_splash_mha_single_device(
-                masks.MultiHeadMask([whole] * heads), **how
-            )
-        else:  # so many query heads have keys in common
-            of_key = kernels.make_splash_mqa_single_device(
-                masks.MultiHeadMask([whole] * sharing), **how
-            )
-
-            def of_row(q, k, v, segments):
-                by_key = q.reshape(len(k), sharing, *q.shape[1:])
-                return jax.vmap(partial(of_key, segment_ids=segments))(by_key, k, v).reshape(
-                    q.shape
-                )
-
+    def of_device(q, keys, values, *segments):
+        of_row = _kernel(mask, q.shape[2], q.shape[2] // keys.shape[2])
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (q * K**-0.5, keys, values))
-        segments = kernels.SegmentIds(query_segments, key_segments)
-        return jax.vmap(of_row)(*heads_first, segments).swapaxes(1, 2)
+        return jax.vmap(of_row)(*heads_first, *segments).swapaxes(1, 2)
 
     inputs = (
         q_BxNxHxK,
