@@ -6,6 +6,7 @@ from ldlm_jax.alignment import IN_DIT
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.attention import IMPLEMENTATIONS
 from ldlm_jax.models.layers import REMAT
+from ldlm_jax.models.splash import LANES
 from ldlm_jax.sharding import AxisRules, split_count
 
 
@@ -191,10 +192,11 @@ def _check_blocks(diffusion, data, networks: dict) -> None:
             "filled with what follows them; choose another, or set diffusion.suffix, "
             "diffusion.infill and diffusion.spans to 0."
         )
-    if static and diffusion.blocks_of_one:
+    if static and diffusion.blocks_of_one and (LANES % block or block == LANES):
         raise UserError(
-            f"{static[0]}.attention = 'splash' knows blocks of one size only; choose another, or "
-            "set diffusion.blocks_of_one to 0."
+            f"{static[0]}.attention = 'splash' works in tiles of {LANES} latents, in which blocks "
+            f"of one must stay within those of diffusion.block_size = {block}: choose a part of "
+            f"{LANES}, another attention, or set diffusion.blocks_of_one to 0."
         )
 
 

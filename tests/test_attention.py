@@ -9,7 +9,12 @@ import pytest
 
 from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.models.attention import attend
-from ldlm_jax.models.places import lay_out, see_memory_and_own_block, see_up_to_block
+from ldlm_jax.models.places import (
+    lay_out,
+    see_memory_and_own_block,
+    see_up_to_block,
+    see_what_is_read,
+)
 from ldlm_jax.sharding import AxisRules
 
 HEADS, WIDTH = 2, 128
@@ -23,11 +28,14 @@ def documents(length: int) -> jax.Array:
     return jnp.asarray(segments)
 
 
-def case(length: int, block: int, with_memory: bool, radius: int, holes: bool = False):
-    """Queries, keys and values by part, who sees whom, and a bias."""
+def case(length: int, block: int, with_memory: bool, radius: int, holes=False, see=None):
+    """Queries, keys and values by part, who sees whom, and a bias; the second row's blocks are
+    of one."""
     first = jax.random.bernoulli(jax.random.key(9), 0.3, (2, length)) if holes else None
-    places = lay_out(documents(length), block, first)
-    sight = see_memory_and_own_block(places, places) if with_memory else see_up_to_block(places)
+    places = lay_out(documents(length), block, first, jnp.array([False, True]))
+    if see is None:
+        see = see_memory_and_own_block if with_memory else see_up_to_block
+    sight = see(places, places) if with_memory else see(places)
     keys = jax.random.split(jax.random.key(length + block), 6)
     draw = [jax.random.normal(key, (2, length, HEADS, WIDTH)) for key in keys[:5]]
     parts = (tuple(draw[1:3]), tuple(draw[3:5])) if with_memory else ((draw[1],), (draw[3],))
@@ -91,6 +99,11 @@ def test_ring(block, with_memory, mesh_shape):
 @pytest.mark.parametrize(("block", "with_memory"), CASES)
 def test_splash(block, with_memory, mesh_shape):
     compare("splash", case(128, block, with_memory, radius=0), mesh_shape)
+
+
+@pytest.mark.parametrize("see", [see_memory_and_own_block, see_what_is_read])
+def test_splash_leaves_tiles_out(see):
+    compare("splash", case(384 + 256, 4, True, radius=0, see=see))
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")

@@ -68,11 +68,12 @@ def test_mistakes_name_the_key_and_the_fix(override, words):
         assert word in str(error.value)
 
 
-def test_a_kernel_for_blocks_of_one_size_is_given_no_others():
+def test_blocks_of_one_stay_within_a_kernels_tiles():
     blocks = [*IN_BLOCKS, "diffusion.infill=0.0", "diffusion.blocks_of_one=0.5",
-              "dit.attention=splash", "dit.heads=2"]  # fmt: skip
+              "dit.attention=splash", "dit.heads=2", "data.window=256"]  # fmt: skip
+    assert resolve(load_config(None, blocks)).diffusion.blocks_of_one == 0.5
     with pytest.raises(UserError, match="dit.attention = 'splash'.*diffusion.blocks_of_one"):
-        resolve(load_config(None, blocks))
+        resolve(load_config(None, [*blocks, "diffusion.block_size=128", "data.round_to=128"]))
 
 
 def test_overrides_and_types():

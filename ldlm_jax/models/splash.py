@@ -1,6 +1,7 @@
 """Attention by a TPU kernel that computes no tile which the mask leaves empty."""
 
-from functools import partial
+import operator
+from functools import partial, reduce
 
 import flax.linen as nn
 import jax
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ldlm_jax.models.places import ALL, Places, Sight, in_sight
+from ldlm_jax.models.places import ALL, EARLIER, OWN, READ, UP_TO, Places, Sight
 from ldlm_jax.models.scores import platform
 
 # Rows are multiples of this; queries and keys that the kernel handles at once, the most first.
 LANES = 128
 _TILES = (512, 384, 256, LANES)
+_BITS = 15  # of a place in its row
 
 
 def fits(q_BxNxHxK, keys) -> bool:
@@ -21,16 +23,53 @@ def fits(q_BxNxHxK, keys) -> bool:
     return all(k.shape[1] == q_BxNxHxK.shape[1] for k in keys) and q_BxNxHxK.shape[1] % LANES == 0
 
 
-def _static_mask(rule: str, places: Places, length: int) -> np.ndarray:
-    """What a rule lets a row see (query, key), documents apart."""
-    place = np.arange(length)
-    block = place // (places.block_size or length)
-    return in_sight(rule, block[:, None], block[None, :], place[:, None], place[None, :])
+def _spans(places: Places, rules: tuple[str, ...]) -> jax.Array:
+    """Where each query's block begins and ends in its row, as one number (B, N), int32.
+
+    The kernel takes one number for each query, and may take others in each row. Of text that is
+    read, the end is the query itself.
+    """
+    N = places.blocks_BxN.shape[1]
+    index_N = jnp.arange(N)
+
+    def differ(x_BxN):
+        return x_BxN[:, 1:] != x_BxN[:, :-1]
+
+    begins_BxN = differ(places.blocks_BxN) | differ(places.segments_BxN)
+    begins_BxN = jnp.pad(begins_BxN, ((0, 0), (1, 1)), constant_values=True)
+    start_BxN = jax.lax.cummax(jnp.where(begins_BxN[:, :-1], index_N, 0), axis=1)
+    end_BxN = jax.lax.cummin(jnp.where(begins_BxN[:, 1:], index_N + 1, N), axis=1, reverse=True)
+    if READ in rules:
+        end_BxN = jnp.broadcast_to(index_N + 1, end_BxN.shape)
+    return (start_BxN << _BITS) + end_BxN
 
 
-def _kernel(mask: np.ndarray, heads: int, sharing: int):
+def _sees(rules: tuple[str, ...], length: int):
+    """Whether a query sees a key, from its span and the key's place among all parts."""
+    seen = {
+        UP_TO: lambda place, start, end: place < end,
+        READ: lambda place, start, end: place < end,
+        EARLIER: lambda place, start, end: place < start,
+        OWN: lambda place, start, end: (place >= start) & (place < end),
+    }
+
+    def sees(span, key):
+        start, end = span >> _BITS, span & ((1 << _BITS) - 1)
+        parts = [
+            (key >= i * length) & seen[rule](key - i * length, start, end)
+            for i, rule in enumerate(rules)
+        ]
+        return reduce(operator.or_, parts)
+
+    return sees
+
+
+def _kernel(rules: tuple[str, ...], length: int, block_size: int, heads: int, sharing: int):
     """Attention of one row: queries (heads, N, K), keys and values of which ``sharing`` heads have
-    one in common, and the segments of both."""
+    one in common, the segments of both, and the queries' spans.
+
+    Which tiles are computed at all is known beforehand, from the size of a block.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
     )
@@ -38,24 +77,36 @@ def _kernel(mask: np.ndarray, heads: int, sharing: int):
         splash_attention_mask as masks,
     )
 
-    tile = next(size for size in _TILES if len(mask) % size == 0)
+    class InSight(masks._ComputableMask):
+        __hash__ = object.__hash__
+        __eq__ = object.__eq__
+
+    place = np.arange(length, dtype=np.int32)
+    start = place // (block_size or length) * (block_size or length)
+    end = place + 1 if READ in rules else start + (block_size or length)
+    mask = InSight((length, length * len(rules)), _sees(rules, length))
+    mask.q_sequence = (start << _BITS) + end
+    tile = next(size for size in _TILES if length % size == 0)
     sizes = kernels.BlockSizes(
         block_q=tile, block_kv=tile, block_kv_compute=tile, block_q_dkv=tile, block_kv_dkv=tile,
         block_kv_dkv_compute=tile, use_fused_bwd_kernel=True,
     )  # fmt: skip
-    whole = masks.FullMask(mask.shape) if mask.all() else masks.NumpyMask(mask)
     make = (
         kernels.make_splash_mha_single_device
         if sharing == 1
         else kernels.make_splash_mqa_single_device
     )
-    of_heads = make(
-        masks.MultiHeadMask([whole] * (heads if sharing == 1 else sharing)), block_sizes=sizes,
+    made = make(
+        masks.MultiHeadMask([mask] * (heads if sharing == 1 else sharing)), block_sizes=sizes,
         residual_checkpoint_name="attended", interpret=platform() == "cpu",
     )  # fmt: skip
 
-    def of_row(q, k, v, *segments):
-        segments = kernels.SegmentIds(*segments)
+    def of_row(q, k, v, query_segments, key_segments, span):
+        forward, backward = (
+            info._replace(q_sequence=span) for info in (made.fwd_mask_info, made.dkv_mask_info)
+        )
+        of_heads = kernels.SplashAttentionKernel(forward, None, backward, **made.kwargs)
+        segments = kernels.SegmentIds(query_segments, key_segments)
         if sharing == 1:
             return of_heads(q, k, v, segments)
         by_key = q.reshape(len(k), sharing, *q.shape[1:])
@@ -76,23 +127,27 @@ def splash(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
             "dit.offset_radius=0 and dit.time_tokens=0."
         )
     N, K = q_BxNxHxK.shape[1], q_BxNxHxK.shape[-1]
-    mask = np.concatenate([_static_mask(rule, sight.query, N) for rule in sight.rules], axis=1)
 
-    def of_device(q, keys, values, *segments):
-        of_row = _kernel(mask, q.shape[2], q.shape[2] // keys.shape[2])
+    def of_device(q, keys, values, *of_places):
+        sharing = q.shape[2] // keys.shape[2]
+        of_row = _kernel(sight.rules, N, sight.query.block_size, q.shape[2], sharing)
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (q * K**-0.5, keys, values))
-        return jax.vmap(of_row)(*heads_first, *segments).swapaxes(1, 2)
+        return jax.vmap(of_row)(*heads_first, *of_places).swapaxes(1, 2)
 
     inputs = (
         q_BxNxHxK,
         *(jnp.concatenate(parts, axis=1) for parts in (keys, values)),
         sight.query.segments_BxN,
         jnp.concatenate([part.segments_BxN for part in sight.keys], axis=1),
+        _spans(sight.query, sight.rules),
     )
     if jax.sharding.get_abstract_mesh().empty:
         return of_device(*inputs)
     rows = nn.logical_to_mesh_axes(("batch", None, "heads", None))
     of_rows = PartitionSpec(rows[0], None)
     return jax.shard_map(
-        of_device, in_specs=(rows, rows, rows, of_rows, of_rows), out_specs=rows, check_vma=False
+        of_device,
+        in_specs=(rows, rows, rows, of_rows, of_rows, of_rows),
+        out_specs=rows,
+        check_vma=False,
     )(*inputs)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.models.layers import Dense, RMSNorm, Transformer
+from ldlm_jax.models.layers import Dense, RMSNorm, Transformer, collected
 from ldlm_jax.models.places import Places, lay_out, see_up_to_block
 from ldlm_jax.models.scores import constrain
 
@@ -48,6 +48,8 @@ class Encoder(nn.Module):
         if self.foundation is None:
             init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
             table_VxM = self.param("embed", init, (self.vocab_size, self.width), jnp.float32)
+            # Split by columns, every device would look its own up for the tokens of all.
+            table_VxM = collected(table_VxM, ("vocab", "embed"), self.dtype)
             x_BxLxM = jnp.take(table_VxM, tokens_BxL, axis=0)
         else:
             states_BxLxH = jnp.zeros((*tokens_BxL.shape, self.foundation.width))
