@@ -5,6 +5,7 @@ Command: export PYTHONPATH=.
            (of the optimizer, or batch_size, seed, layers, width, dropout; config: whose data to
            read; teacher.KEY, alignment.KEY, phases.0.alignment: aligned like that config's model)
          python experiments/half_hour/baseline.py judge ar|mdlm WORKDIR OUT.json [key=value ...]
+         python experiments/half_hour/baseline.py nats ar|mdlm WORKDIR validation|test
 """
 
 import json
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.half_hour.training import KINDS, read_config, train
+from experiments.half_hour.training import KINDS, held_out_loss, read_config, train
 from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD
@@ -177,10 +178,19 @@ def judge(kind: str, workdir: Path, out: str, count: str = "1000", split: str = 
     print(json.dumps(result, indent=1))
 
 
+def nats(kind: str, workdir: Path, split: str) -> None:
+    """Print what a token of held-out text costs."""
+    baseline = Baseline.load(kind, workdir)
+    loss = held_out_loss(KINDS[kind], baseline.model, baseline.prepared, split)
+    print(f"{split} {loss(baseline.params):.4f}")
+
+
 def main(command: str, kind: str, workdir: str, *rest: str) -> None:
-    """Train or judge."""
+    """Train, judge, or say what a token costs."""
     if command == "train":
         train(KINDS[kind], Path(workdir), int(rest[0]), list(rest[1:]))
+    elif command == "nats":
+        nats(kind, Path(workdir), *rest)
     else:
         plain = [word for word in rest if "=" not in word]
         judge(kind, Path(workdir), *plain, **dict(w.split("=") for w in rest if "=" in w))
