@@ -156,7 +156,9 @@ def test_chips_are_told_apart():
 
 
 @pytest.mark.parametrize(
-    "name", ["ldlm_130m_v5e_16", "ldlm_1b_v5e_256", "ldlm_7b_v5p_512", "ldlm_1b_h100_64"]
+    "name",
+    ["ldlm_130m_v5e_16", "ldlm_130m_blocks_v5e_16", "ldlm_1b_v5e_256", "ldlm_7b_v5p_512",
+     "ldlm_1b_h100_64"],
 )
 def test_shardings_of_the_configs_of_record(name):
     """A change here moves tensors on a pod: look at it, then write the tables anew (README)."""

@@ -11,6 +11,7 @@ from ldlm_jax.plan_report import sharding_table
 
 DEVICES = {
     "ldlm_130m_v5e_16": 16,
+    "ldlm_130m_blocks_v5e_16": 16,
     "ldlm_1b_v5e_256": 256,
     "ldlm_7b_v5p_512": 512,
     "ldlm_1b_h100_64": 64,

@@ -1,6 +1,6 @@
-"""The demo's recipe at 270M parameters in the denoiser: blocks of four, OpenWebText, 16 TPU v5e chips.
+"""The demo's recipe with about 130M parameters in the denoiser: blocks of four, 16 TPU v5e chips.
 
-Command:  ldlm train --config configs/ldlm_250m_blocks_v5e_16.py --workdir /mnt/shared/ldlm_blocks
+Command:  ldlm train --config configs/ldlm_130m_blocks_v5e_16.py --workdir /mnt/shared/ldlm_blocks
           Data: any folder of OpenWebText as .jsonl or .parquet (set data.source to it), or the
           TFDS dataset by name; prepare it once beforehand with `ldlm data --config ...`.
 Hardware: TPU v5e-16 (4x4). Planned, not run: experiments/scale/.
@@ -24,9 +24,9 @@ def get_config() -> dict:
     )
     config["data"] |= {"round_to": 4}
     config["text_vae"] = demo["text_vae"] | {"width": 1536, "heads": 12}
-    config["dit"] |= {"layers": 10}
     config["autoencoding"] = demo["autoencoding"]
     config["diffusion"] = demo["diffusion"] | {"prefix": 0.3, "suffix": 0.0, "infill": 0.0}
+    config["train"] |= {"batch_size": 192}
     config["sample"] = demo["sample"] | {"batch_size": 16}
     first, both = demo["phases"]
     config["phases"] = [first | {"until": 200_000}, both]
