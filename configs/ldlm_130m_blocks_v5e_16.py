@@ -26,7 +26,7 @@ def get_config() -> dict:
     config["text_vae"] = demo["text_vae"] | {"width": 1536, "heads": 12}
     config["autoencoding"] = demo["autoencoding"]
     config["diffusion"] = demo["diffusion"] | {"prefix": 0.3, "suffix": 0.0, "infill": 0.0}
-    config["train"] |= {"batch_size": 192}
+    config["train"] |= {"batch_size": 224}
     config["sample"] = demo["sample"] | {"batch_size": 16}
     first, both = demo["phases"]
     config["phases"] = [first | {"until": 200_000}, both]

@@ -227,9 +227,11 @@ def _configure_jax(args) -> None:
 
         if gpu_of(args.topology):
             os.environ["JAX_NUM_CPU_DEVICES"] = str(max(1, count_of(args.topology)))
+        # The last two: of the host alone, so that libtpu does not complain that it has no TPU.
         for name, value in (("JAX_PLATFORMS", "cpu"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
                             ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_STDERR_LOG_LEVEL", "3"),
-                            ("TPU_MIN_LOG_LEVEL", "3")):  # fmt: skip
+                            ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_WORKER_HOSTNAMES", "localhost"),
+                            ("TPU_ACCELERATOR_TYPE", "v5litepod-4")):  # fmt: skip
             os.environ.setdefault(name, value)
         return  # programs for absent devices cannot be read back
     import jax

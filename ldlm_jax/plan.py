@@ -43,8 +43,10 @@ def devices_of(topology: str, num_slices: int = 1) -> list:
     from jax.experimental import topologies
 
     try:
+        # Without it the two cores of a v4 chip would be devices of their own.
+        how = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
         described = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, num_slices=num_slices
+            platform="tpu", topology_name=topology, num_slices=num_slices, **how
         )
     except Exception as error:  # whatever libtpu raises
         reason = str(error).splitlines()[0]

@@ -27,6 +27,7 @@ from ldlm_jax.plan_report import Forecast, explain, kernel_flops, sharding_table
 from ldlm_jax.sharding import AxisRules, placements
 from ldlm_jax.train_state import LatentStats
 from ldlm_jax.train_step import NOTHING_FROZEN, fused_loss
+from tests.conftest import IN_BLOCKS
 
 GOLDEN = "experiments/scale/shardings"
 
@@ -157,8 +158,13 @@ def test_chips_are_told_apart():
 
 @pytest.mark.parametrize(
     "name",
-    ["ldlm_130m_v5e_16", "ldlm_130m_blocks_v5e_16", "ldlm_1b_v5e_256", "ldlm_7b_v5p_512",
-     "ldlm_1b_h100_64"],
+    [
+        "ldlm_130m_v5e_16",
+        "ldlm_130m_blocks_v5e_16",
+        "ldlm_1b_v5e_256",
+        "ldlm_7b_v5p_512",
+        "ldlm_1b_h100_64",
+    ],
 )
 def test_shardings_of_the_configs_of_record(name):
     """A change here moves tensors on a pod: look at it, then write the tables anew (README)."""
@@ -233,6 +239,23 @@ def test_a_plan_for_a_pod_that_is_not_there(tmp_path):
     assert 0 < phase["forecast"]["mfu"] < 0.2  # a tiny model keeps no chip busy
     assert said["sampler"]["total"] > 0 and said["evaluation"]["total"] > 0
     assert "MFU" in done.stdout and "GiB" in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_plan_with_blocks_of_one_in_the_kernel(tmp_path):
+    """The kernel compiles with spans that differ by row; a chip of two cores is one device."""
+    file = tmp_path / "plan.json"
+    done = ldlm_plan(
+        "--topology=v4:2x2x1", f"--json={file}", "--programs=train", "train.batch_size=8",
+        "data.vocab_size=512", "data.window=128", *IN_BLOCKS, "diffusion.blocks_of_one=0.5",
+        "diffusion.infill=0.0", "dit.width=128", "dit.heads=1", "dit.attention=splash",
+        "text_vae.width=128",
+        "text_vae.encoder_layers=0", "phases=[{'next_token': 1.0, 'encoder_gradient': 1.0}]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(file.read_text())
+    assert said["chips"] == 4 and said["phases"][0]["forecast"]["chip_seconds"] > 0
 
 
 @pytest.mark.slow
