@@ -2,9 +2,9 @@
 
 Command:  ldlm train --config configs/web_cpu.py --workdir runs/web_cpu
 Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
-Result:   denoising/error_mean 0.160, accuracy_mean 0.861 (26 November 2026, seed 0). 300 free texts
-          of 28 tokens, 20 steps (bf16 products; SmolLM2-135M, start token <|endoftext|>):
-          perplexity 170, token entropy 5.47, MAUVE 0.256. On a quiet machine a step takes 0.07 s in
+Result:   denoising/error_mean 0.164, accuracy_mean 0.857 (26 November 2026, seed 0). 300 free texts
+          of 29 tokens, 20 steps (bf16 products; SmolLM2-135M, start token <|endoftext|>):
+          perplexity 164, token entropy 5.48, MAUVE 0.206. On a quiet machine a step takes 0.07 s in
           the first phase and 0.14 s in the second (experiments/alignment/cost.json); without bf16
           units perhaps twice as long.
 
