@@ -106,6 +106,14 @@ def test_splash_leaves_tiles_out(see):
     compare("splash", case(384 + 256, 4, True, radius=0, see=see))
 
 
+def test_splash_sees_over_a_hole():
+    """As the encoder has it: known text stands on both sides of what is to be written."""
+    q, keys, values, sight, bias = case(128, 0, False, radius=0)
+    known = jnp.abs(jnp.arange(128) % 64 - 32) > 8
+    places = sight.query.replace(segments_BxN=2 * sight.query.segments_BxN + known)
+    compare("splash", (q, keys, values, see_up_to_block(places), bias))
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize(("block", "with_memory"), CASES)
 def test_cudnn(block, with_memory):

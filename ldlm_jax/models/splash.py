@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ldlm_jax.models.places import ALL, EARLIER, OWN, READ, UP_TO, Places, Sight
+from ldlm_jax.models.places import ALL, EARLIER, OWN, READ, UP_TO, Places, Sight, positions_of
 from ldlm_jax.models.scores import platform
 
 # Rows are multiples of this; queries and keys that the kernel handles at once, the most first.
@@ -23,25 +23,19 @@ def fits(q_BxNxHxK, keys) -> bool:
     return all(k.shape[1] == q_BxNxHxK.shape[1] for k in keys) and q_BxNxHxK.shape[1] % LANES == 0
 
 
+def _span(rules: tuple[str, ...], place, start, end):
+    """Where queries' blocks begin and end, as one number each; of text that is read, the end is
+    the query itself."""
+    return (start << _BITS) + (place + 1 if READ in rules else end)
+
+
 def _spans(places: Places, rules: tuple[str, ...]) -> jax.Array:
-    """Where each query's block begins and ends in its row, as one number (B, N), int32.
-
-    The kernel takes one number for each query, and may take others in each row. Of text that is
-    read, the end is the query itself.
-    """
-    N = places.blocks_BxN.shape[1]
-    index_N = jnp.arange(N)
-
-    def differ(x_BxN):
-        return x_BxN[:, 1:] != x_BxN[:, :-1]
-
-    begins_BxN = differ(places.blocks_BxN) | differ(places.segments_BxN)
-    begins_BxN = jnp.pad(begins_BxN, ((0, 0), (1, 1)), constant_values=True)
-    start_BxN = jax.lax.cummax(jnp.where(begins_BxN[:, :-1], index_N, 0), axis=1)
-    end_BxN = jax.lax.cummin(jnp.where(begins_BxN[:, 1:], index_N + 1, N), axis=1, reverse=True)
-    if READ in rules:
-        end_BxN = jnp.broadcast_to(index_N + 1, end_BxN.shape)
-    return (start_BxN << _BITS) + end_BxN
+    """The span of every query (B, N), int32, which may differ by row."""
+    place_N = jnp.arange(places.blocks_BxN.shape[1])
+    # Of blocks alone: a document's positions need not lie together, and the kernel knows segments.
+    start_BxN = place_N - positions_of(places.blocks_BxN)
+    end_BxN = place_N + 1 + positions_of(places.blocks_BxN[:, ::-1])[:, ::-1]
+    return _span(rules, place_N, start_BxN, end_BxN)
 
 
 def _sees(rules: tuple[str, ...], length: int):
@@ -81,11 +75,10 @@ def _kernel(rules: tuple[str, ...], length: int, block_size: int, heads: int, sh
         __hash__ = object.__hash__
         __eq__ = object.__eq__
 
-    place = np.arange(length, dtype=np.int32)
-    start = place // (block_size or length) * (block_size or length)
-    end = place + 1 if READ in rules else start + (block_size or length)
+    place, size = np.arange(length, dtype=np.int32), block_size or length
+    start = place // size * size
     mask = InSight((length, length * len(rules)), _sees(rules, length))
-    mask.q_sequence = (start << _BITS) + end
+    mask.q_sequence = _span(rules, place, start, start + size)
     tile = next(size for size in _TILES if length % size == 0)
     sizes = kernels.BlockSizes(
         block_q=tile, block_kv=tile, block_kv_compute=tile, block_q_dkv=tile, block_kv_dkv=tile,
