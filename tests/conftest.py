@@ -1,6 +1,7 @@
 """Eight simulated devices, and a tiny corpus and model that the tests share."""
 
 import os
+import tempfile
 
 # The tests compile much and run little: let the compiler take it easy. Before jax is imported.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -10,6 +11,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
+# What one test or process compiled is read back by the next, within one run of the suite.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax  # noqa: E402
 
@@ -20,6 +25,17 @@ import pytest  # noqa: E402
 from flax.core import meta  # noqa: E402
 
 from ldlm_jax.config import load_config, resolve  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgets_what_it_compiled():
+    """A compiled function holds memory maps, of which Linux grants a process 65,530.
+
+    A suite uses them up, and then the compiler ends the process with a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+
 
 SUBJECTS = ("The king", "A servant", "The prophet", "My son", "The woman", "An angel")
 VERBS = ("spoke to", "went before", "blessed", "remembered", "feared")

@@ -136,6 +136,41 @@ def test_a_tfds_dataset_by_folder(tmp_path):
         load_documents(f"tfds:{folder}", downloads=tmp_path, text_field="body")
 
 
+def test_several_sources_are_mixed_evenly_and_split_each_on_its_own(tmp_path):
+    long, short = tmp_path / "long.txt", tmp_path / "short.txt"
+    long.write_text("\n\n".join(f"long {i}" for i in range(60)))
+    short.write_text("\n\n".join(f"short {i}" for i in range(20)))
+    splits = load_documents(f"{long}+{short}", downloads=tmp_path)
+    for path in (long, short):
+        alone = load_documents(str(path), downloads=tmp_path)
+        for split in corpora.SPLITS:
+            own = [text for text in splits[split] if text.startswith(path.stem)]
+            assert own == list(alone[split])
+    train = list(splits["train"])
+    for start in range(0, len(train), 12):
+        assert 2 <= sum(text.startswith("short") for text in train[start : start + 12]) <= 4
+    # A plus may also stand in a name.
+    both = tmp_path / "long+short.txt"
+    both.write_text("one\n\ntwo\n\nthree")
+    assert list(load_documents(str(both), downloads=tmp_path)["train"]) == ["one"]
+    with pytest.raises(UserError, match="'nothing'"):
+        load_documents(f"{long}+nothing", downloads=tmp_path)
+
+
+def test_a_mixture_has_a_folder_of_its_own(tmp_path):
+    assert build.DataConfig(source="sotu+austen").folder.name == "sotu+austen"
+    (tmp_path / "mine.txt").write_text("")
+    folders = {
+        build.DataConfig(source=source).folder.name
+        for source in (
+            f"{tmp_path}/mine.txt",
+            f"{tmp_path}/mine.txt+web",
+            f"web+{tmp_path}/mine.txt",
+        )
+    }
+    assert len(folders) == 3 and all("mine" in name for name in folders)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

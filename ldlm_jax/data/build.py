@@ -25,7 +25,7 @@ from rich.progress import track
 
 from ldlm_jax.data.corpora import REGISTRY, SPLITS
 from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
-from ldlm_jax.data.sources import load_documents
+from ldlm_jax.data.sources import load_documents, parts_of
 from ldlm_jax.data.tokenizer import EOS, PAD, SPECIAL_TOKENS, Tokenizer
 from ldlm_jax.errors import UserError
 from ldlm_jax.teachers.named import find_model
@@ -40,7 +40,8 @@ class DataConfig:
     """Which text, and how it is cut into windows.
 
     Attributes:
-      source: a corpus name, a path or ``tfds:NAME`` (see ``sources.load_documents``).
+      source: a corpus name, a path or ``tfds:NAME``, or several joined by a plus (see
+        ``sources.load_documents``).
       root: folder that holds prepared corpora.
       text_field: field of JSONL, Parquet or TFDS records that holds the text.
       vocab_size: tokens of the BPE, special tokens and the 256 bytes included.
@@ -85,12 +86,15 @@ class DataConfig:
     @property
     def folder(self) -> Path:
         """Where this source's datasets live."""
-        if self.source in REGISTRY:
+        parts = parts_of(self.source)
+        if all(part in REGISTRY for part in parts):
             return Path(self.root) / self.source
-        path = Path(self.source.removeprefix("tfds:"))
-        origin = str(path.resolve()) if path.exists() else self.source
-        name = re.sub(r"\W+", "_", path.stem)
-        return Path(self.root) / f"{name}-{_digest([origin, self.text_field])}"
+        paths = [Path(part.removeprefix("tfds:")) for part in parts]
+        origins = [
+            str(p.resolve()) if p.exists() else part for p, part in zip(paths, parts, strict=True)
+        ]
+        name = re.sub(r"\W+", "_", "+".join(path.stem for path in paths))
+        return Path(self.root) / f"{name}-{_digest([*origins, self.text_field])}"
 
 
 @dataclass(frozen=True)

