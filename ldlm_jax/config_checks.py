@@ -110,10 +110,10 @@ def _check_implementations(parts: dict) -> None:
                     f"= {part.attention!r}; set {section}.{key}=0."
                 )
         head = part.width // part.heads
-        if part.attention == "splash" and head % 128:
+        if part.attention == "splash" and head % LANES:
             raise UserError(
                 f"{section}.heads = {part.heads} gives heads of width {head}; {section}.attention "
-                "= 'splash' needs a multiple of 128."
+                f"= 'splash' needs a multiple of {LANES}."
             )
 
 
