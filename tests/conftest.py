@@ -27,17 +27,6 @@ from flax.core import meta  # noqa: E402
 
 from ldlm_jax.config import load_config, resolve  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def forgets_what_it_compiled():
-    """A compiled function holds memory maps, of which Linux grants a process 65,530.
-
-    A suite uses them up, and then the compiler ends the process with a segmentation fault.
-    """
-    yield
-    jax.clear_caches()
-
-
 SUBJECTS = ("The king", "A servant", "The prophet", "My son", "The woman", "An angel")
 VERBS = ("spoke to", "went before", "blessed", "remembered", "feared")
 OBJECTS = ("the people", "his father", "the LORD", "Jerusalem", "the whole house")
@@ -61,6 +50,16 @@ DEMO = (
 def sentences() -> list[str]:
     """150 different short sentences."""
     return [f"{s} {v} {o}." for s in SUBJECTS for v in VERBS for o in OBJECTS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgets_what_it_compiled():
+    """A compiled function holds memory maps, of which Linux grants a process 65,530.
+
+    A suite uses them up, and then the compiler ends the process with a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,7 @@ def test_jsonl_and_parquet_and_folders_are_the_same_text(tmp_path):
 
 
 def test_a_tfds_dataset_by_folder(tmp_path):
-    folder = tmp_path / "mine"
+    folder = tmp_path / "mine+yours"  # a plus in a name joins nothing
     write_dataset(
         folder, {"text": tfds.features.Text()}, {"train": [{"text": t} for t in sentences()]}
     )
@@ -153,8 +153,9 @@ def test_several_sources_are_mixed_evenly_and_split_each_on_its_own(tmp_path):
     both = tmp_path / "long+short.txt"
     both.write_text("one\n\ntwo\n\nthree")
     assert list(load_documents(str(both), downloads=tmp_path)["train"]) == ["one"]
-    with pytest.raises(UserError, match="'nothing'"):
-        load_documents(f"{long}+nothing", downloads=tmp_path)
+    for missing in ("nothing", ""):
+        with pytest.raises(UserError, match=f"'{missing}' is neither"):
+            load_documents(f"{long}+{missing}", downloads=tmp_path)
 
 
 def test_a_mixture_has_a_folder_of_its_own(tmp_path):

@@ -35,7 +35,7 @@ def load_documents(source: str, *, downloads: Path, text_field: str = "text") ->
         documents = REGISTRY[source].load(downloads)
     elif source.startswith("tfds:"):
         documents = _read_tfds(source.removeprefix("tfds:"), text_field)
-    elif Path(source).exists():
+    elif source and Path(source).exists():  # an empty path is the current folder
         documents = _split_in_order(lambda: _read_path(Path(source), text_field), source)
     else:
         raise UserError(
@@ -49,8 +49,8 @@ def load_documents(source: str, *, downloads: Path, text_field: str = "text") ->
 
 
 def parts_of(source: str) -> list[str]:
-    """The sources in ``sotu+austen``; a path that exists with a plus in its name is one."""
-    return [source] if Path(source).exists() else source.split("+")
+    """The sources in ``sotu+austen``; a file or folder that has a plus in its name is one."""
+    return [source] if Path(source.removeprefix("tfds:")).exists() else source.split("+")
 
 
 @dataclass(frozen=True)
