@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN ?= runs/web_cpu
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-plan models lint format smoke clean
+.PHONY: demo test test-all test-plan models lint format smoke clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
@@ -27,6 +27,9 @@ demo: $(VENV)/.installed
 	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 3 --template "The ____ said to the people, ____{6} God."
 
 test: $(VENV)/.installed
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/.installed
 	$(BIN)/pytest
 
 # The plans for TPU pods, with the compiler for TPUs (half a gigabyte), apart from the rest.

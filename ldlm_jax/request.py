@@ -44,8 +44,9 @@ class SampleConfig:
       sure: and the least probable of them is at least so probable.
       strength: how much of a text to be revised is forgotten; 1 keeps nothing but its length.
       best_of: texts written for one that is asked for, of which one is chosen.
-      choose: ``"likelihood"``: the one that the model itself finds likeliest, token by token.
-        ``"consensus"``: the one most like the others (minimum Bayes risk under chrF).
+      choose: ``"likelihood"``: the one that the model itself finds likeliest, of fillings of a hole
+        together with what follows (``choose.log_likelihood``). ``"consensus"``: the one most like
+        the others (minimum Bayes risk under chrF).
       length: tokens of the longest text, end included; 0 for the model's window. Beyond the window,
         which is all that is remembered, goes only a model with blocks.
       batch_size: samples written at once.

@@ -194,10 +194,11 @@ def teacher(tmp_path_factory, overrides):
 @pytest.mark.parametrize(
     "how",
     [
-        (),
-        ("alignment.site=dit", "alignment.block=1", "alignment.projection=mlp"),
-        ("alignment.site=latents", "alignment.loss=relational", "train.microbatches=2",
-         "train.batch_size=16"),
+        pytest.param((), marks=pytest.mark.slow),
+        pytest.param(("alignment.site=dit", "alignment.block=1", "alignment.projection=mlp"),
+                     marks=pytest.mark.slow),
+        pytest.param(("alignment.site=latents", "alignment.loss=relational",
+                      "train.microbatches=2", "train.batch_size=16"), marks=pytest.mark.slow),
         ("alignment.site=reading", "alignment.block=2", *IN_BLOCKS,
          "phases=[{'alignment': 1.0, 'next_token': 1.0, 'diffusion': 0.0}]"),
     ],

@@ -153,6 +153,7 @@ def test_latents_of_known_text_hold_nothing_of_the_unknown(founded, one, per_lat
     assert not np.allclose(changed[:, :half], before[:, :half])
 
 
+@pytest.mark.slow
 def test_only_the_bottleneck_and_the_dit_learn(model, founded, tmp_path, capsys):
     """On eight devices, from text to text: the loss falls, and no checkpoint holds the model."""
     run, config = str(tmp_path / "run"), "configs/debug.py"

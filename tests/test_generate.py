@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from ldlm_jax.choose import log_likelihood
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.build import prepare, windows
 from ldlm_jax.data.tokenizer import EOS, PAD
+from ldlm_jax.denoiser import Denoiser, places_of
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
 from ldlm_jax.evals.measures import text_statistics
@@ -172,6 +174,48 @@ def test_holes_are_filled_with_what_fits_both_sides(overfitted_in_blocks):
     for template in ("____ the people.", "The ____ blessed ____"):
         pattern = re.escape(template).replace("____", ".+")
         assert all(re.fullmatch(pattern, t) for t in fill(template, 4))
+
+
+def test_likelihood_is_of_one_token_after_another(overfitted_in_blocks):
+    """As the evaluator reads blocks of one, and of what follows a hole, too."""
+    writer, recipe, batch, _ = overfitted_in_blocks
+    segments, filled = batch["segments"], batch["tokens"] != PAD
+    sixteen = jax.random.split(jax.random.key(0), len(segments))
+
+    def ask(known_BxL):
+        denoiser = Denoiser.create(writer.models, writer.params, writer.diffusion, writer.latents)
+        places = places_of(segments, writer.models, writer.diffusion, known_BxL)
+        return np.asarray(log_likelihood(denoiser, batch["tokens"], places, known_BxL, sixteen))
+
+    context = EvalContext(writer, recipe, [batch], SampleConfig(), 4, (4,), 0, None)
+    expected = run_evals(("context",), context)["context/nats_blocks_of_one"]
+    lengths = filled.sum(1)
+    nowhere, third = np.zeros(segments.shape, bool), np.arange(segments.shape[1]) == 2
+    mean = -ask(nowhere)
+    np.testing.assert_allclose((mean * lengths).sum() / lengths.sum(), expected, rtol=1e-4)
+    # What was written counts by its mean, what follows it by its sum.
+    rest = -ask(np.broadcast_to(np.arange(segments.shape[1]) < 2, segments.shape)) * (lengths - 2)
+    np.testing.assert_allclose(-ask(~third & filled), rest, rtol=1e-4)
+    assert (rest < mean * lengths).all()
+
+
+def test_what_follows_a_hole_bears_out_one_of_several_fillings(overfitted_in_blocks):
+    writer, _, _, texts = overfitted_in_blocks
+    config = SampleConfig(steps=1, solver="ancestral", block_size=1, batch_size=64)
+
+    def right(best_of):
+        """Share of verbs found: what stands before them leaves more of them open than the end."""
+        asked = []
+        for text in texts:
+            words = text.split()
+            hole = len(writer.tokenizer.encode([" " + " ".join(words[2:-1])])[0])
+            template = f"{' '.join(words[:2])} ____{{{hole}}} {words[-1]}"
+            one = Request(template=template, config=dataclasses.replace(config, best_of=best_of))
+            asked += one.several(2)
+        written = [s.text for s in answer(writer, asked)]
+        return np.mean([text in texts for text in written])
+
+    assert right(1) < 0.85 and right(8) > 0.95
 
 
 def test_what_is_revised_gently_stays_nearer(overfitted_in_blocks):

@@ -165,6 +165,7 @@ def test_text_is_the_same_on_a_mesh(made, changes):
     np.testing.assert_array_equal(write(SHAPES[0]), expected)
 
 
+@pytest.mark.slow
 def test_logits_in_parts_change_nothing(made):
     """Losses and gradients with the positions dealt into parts are those of all at once."""
     for setup, parts in ((made(*WHOLE), 4), (made(*BLOCKS), 1)):

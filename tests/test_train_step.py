@@ -303,6 +303,7 @@ def test_clipping_bounds_the_gradient():
     ],
     ids=lambda changes: changes[0],
 )
+@pytest.mark.slow
 def test_variants_learn(overrides, changes):
     """Every variant lowers its loss on one batch within a few steps."""
     experiment = resolve(load_config("configs/debug.py", [*overrides, *changes]))
