@@ -41,12 +41,13 @@ def log_likelihood(
     to_write_BxL, begun_BxL = (jnp.repeat(x, per_latent, axis=1) for x in (to_write_BxN, begun_BxN))
     ends_BxL = (tokens_BxL == EOS) & begun_BxL
     begun_BxL &= jnp.cumsum(ends_BxL, axis=1) - ends_BxL == 0
+    written_BxL = begun_BxL & to_write_BxL
     if not denoiser.config.foresight:
         loss_BxL = _in_noise(denoiser, tokens_BxL, places, known_BxN, keys_B)
-        return -jax.vmap(masked_mean)(loss_BxL, to_write_BxL & begun_BxL)
+        return -jax.vmap(masked_mean)(loss_BxL, written_BxL)
     loss_BxL = _one_by_one(denoiser, tokens_BxL, places)
     after_B = jnp.sum(loss_BxL * (begun_BxL & ~to_write_BxL), axis=1)
-    return -jax.vmap(masked_mean)(loss_BxL, to_write_BxL & begun_BxL) - after_B
+    return -jax.vmap(masked_mean)(loss_BxL, written_BxL) - after_B
 
 
 def _one_by_one(denoiser: Denoiser, tokens_BxL: jax.Array, places: Places) -> jax.Array:

@@ -10,11 +10,10 @@ texts that come back as they were, ``longer`` by how many tokens they exceed the
 import json
 import re
 import sys
-from dataclasses import replace
 
 import numpy as np
 
-from ldlm_jax.config import literal
+from experiments.recipe.sampler_sweep import changed
 from ldlm_jax.data.build import prepare
 from ldlm_jax.evals.quality import Examiner, headline
 from ldlm_jax.generate import answer
@@ -47,8 +46,7 @@ def main(workdir: str, out: str, num_samples: str, words: str, *settings: str) -
     sizes = np.array([len(ids) for ids in prepared.tokenizer.encode(real)])
     for setting in settings:
         how = setting.removeprefix("open ")
-        changes = {name: literal(value) for name, value in (p.split("=") for p in how.split())}
-        config = replace(run.experiment.sample, batch_size=64, **changes)
+        config = changed(run.experiment.sample, how)
         asked = [re.sub(r"\{\d+\}", "", t) if how != setting else t for t in templates]
         requests = [Request("", SEED, i, config, template=t) for i, t in enumerate(asked)]
         samples = list(answer(run.writer, requests))

@@ -12,9 +12,17 @@ from ldlm_jax.config import literal
 from ldlm_jax.data.build import prepare
 from ldlm_jax.evals.quality import Examiner, headline
 from ldlm_jax.generate import generate
+from ldlm_jax.request import SampleConfig
 from ldlm_jax.run_folder import load_run
 
 SEED = 1
+
+
+def changed(sample: SampleConfig, setting: str) -> SampleConfig:
+    """A run's own way to sample but for the values that a setting names."""
+    changes = dict(part.split("=") for part in setting.split())
+    changes = {name: literal(value) for name, value in changes.items()}
+    return replace(sample, batch_size=64, **changes)
 
 
 def main(workdir: str, out: str, num_samples: str, *settings: str) -> None:
@@ -26,9 +34,7 @@ def main(workdir: str, out: str, num_samples: str, *settings: str) -> None:
     rows = {name: row for name, row in examiner.real_text().items() if name != "shuffled"}
     _show(rows)
     for setting in settings:
-        changes = dict(part.split("=") for part in setting.split())
-        changes = {name: literal(value) for name, value in changes.items()}
-        config = replace(run.experiment.sample, batch_size=64, **changes)
+        config = changed(run.experiment.sample, setting)
         texts = [s.text for s in generate(run.writer, config, SEED, num_samples=count)]
         rows[setting] = examiner.measure(texts)
         _show({setting: rows[setting]})
