@@ -15,10 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config
 from ldlm_jax.data.build import prepare
-from ldlm_jax.evals.midpoints import decode_midpoints
 from ldlm_jax.evals.quality import Examiner
 from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import load_run
@@ -74,7 +72,7 @@ def config_of(name: str, arm: str, *overrides: str):
 
 
 def judged(workdir: Path, judge: str, step_counts: tuple[int, ...]) -> dict[str, dict]:
-    """What a judge says of free texts at each number of steps, and of midpoints (iMAUVE)."""
+    """What a judge says of free texts at each number of steps."""
     run = load_run(workdir)
     prepared = prepare(run.experiment.data)
     examiner = Examiner(prepared, judge, "validation", run.writer.window, COUNT)
@@ -83,8 +81,7 @@ def judged(workdir: Path, judge: str, step_counts: tuple[int, ...]) -> dict[str,
         config = replace(run.experiment.sample, steps=steps, batch_size=100)
         samples = generate(run.writer, config, 0, num_samples=COUNT)
         rows[f"free, {steps} steps"] = examiner.measure([s.text for s in samples])
-    _, midpoints = decode_midpoints(run.writer, examiner.held_out)
-    return rows | {"midpoints": examiner.measure(midpoints)}
+    return rows
 
 
 def run_arm(name: str, arm: str, seed: str, *steps: str) -> None:
@@ -125,5 +122,4 @@ def table(name: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     {"run": run_arm, "table": table}[sys.argv[1]](*sys.argv[2:])

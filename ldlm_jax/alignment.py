@@ -18,7 +18,6 @@ SITES = ("encoder", "latents", "dit", "reading")
 # Those that are a block of the denoiser.
 IN_DIT = ("dit", "reading")
 PROJECTIONS = ("linear", "mlp")
-LOSSES = ("cosine", "smooth_l1", "relational")
 
 
 @dataclass(frozen=True)
@@ -34,18 +33,14 @@ class AlignmentConfig:
       block: with the last two, after which block of the DiT, from 1.
       projection: from the student's width to the teacher's: ``"linear"``, or ``"mlp"`` with two
         hidden layers.
-      loss: ``"cosine"``: one minus the cosine at each position; ``"smooth_l1"``: Huber's loss;
-        ``"relational"``: squared difference of the cosines between positions of a text, which asks
-        for the teacher's geometry alone and needs no projection.
     """
 
     site: str = "encoder"
     block: int = 2
     projection: str = "linear"
-    loss: str = "cosine"
 
     def __post_init__(self):
-        for name, known in (("site", SITES), ("projection", PROJECTIONS), ("loss", LOSSES)):
+        for name, known in (("site", SITES), ("projection", PROJECTIONS)):
             if getattr(self, name) not in known:
                 raise UserError(
                     f"alignment.{name} = {getattr(self, name)!r}: choose one of {', '.join(known)}."
@@ -68,12 +63,11 @@ class Projection(nn.Module):
         return Dense(self.width, ("embed", "feature"), name="output")(x)
 
 
-def alignment_loss(kind: str, mapped_BxNxH, teacher_BxNxH, segments_BxN) -> jax.Array:
-    """How unlike two sets of features are, mean over the positions of which the teacher speaks.
+def alignment_loss(mapped_BxNxH, teacher_BxNxH, segments_BxN) -> jax.Array:
+    """One minus the cosine of two sets of features, mean over positions that the teacher has.
 
     Args:
-      kind: one of ``LOSSES``.
-      mapped_BxNxH: the student's, projected (for ``"relational"`` of any width).
+      mapped_BxNxH: the student's, projected.
       teacher_BxNxH: the teacher's; zeros where it has none. Each channel is brought to mean 0 and
         variance 1 over these positions.
       segments_BxN: document number, 0 for empty space.
@@ -81,23 +75,8 @@ def alignment_loss(kind: str, mapped_BxNxH, teacher_BxNxH, segments_BxN) -> jax.
     mapped, teacher = mapped_BxNxH.astype(jnp.float32), teacher_BxNxH.astype(jnp.float32)
     valid_BxN = (segments_BxN > 0) & jnp.any(teacher != 0, axis=-1)
     teacher = _standardised(teacher, valid_BxN)
-    if kind == "relational":
-        same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
-        pairs_BxNxN = same_BxNxN & valid_BxN[:, :, None] & valid_BxN[:, None, :]
-        ours, theirs = (_cosines(x) for x in (mapped, teacher))
-        return masked_mean(jnp.square(ours - theirs), pairs_BxNxN)
-    if kind == "cosine":
-        loss_BxN = 1 - optax.cosine_similarity(mapped, teacher, epsilon=1e-6)
-    else:
-        loss_BxN = jnp.mean(optax.huber_loss(mapped, teacher), axis=-1)
+    loss_BxN = 1 - optax.cosine_similarity(mapped, teacher, epsilon=1e-6)
     return masked_mean(loss_BxN, valid_BxN)
-
-
-def _cosines(x_BxNxH) -> jax.Array:
-    # Not divided by a norm, whose gradient at zero is none.
-    square_BxNx1 = jnp.sum(jnp.square(x_BxNxH), axis=-1, keepdims=True)
-    x_BxNxH = x_BxNxH * jax.lax.rsqrt(square_BxNx1 + 1e-12)
-    return jnp.einsum("bnh,bmh->bnm", x_BxNxH, x_BxNxH)
 
 
 def _standardised(x_BxNxH, valid_BxN) -> jax.Array:

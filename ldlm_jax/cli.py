@@ -9,7 +9,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.errors import UserError
 from ldlm_jax.flags import add_dials, add_flags
 
@@ -243,7 +242,6 @@ def _configure_jax(args) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for a user's error)."""
-    keep_freed_memory()
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from ldlm_jax.alignment import IN_DIT, AlignmentConfig, Projection
 from ldlm_jax.autoencoding import AutoencodingConfig
 from ldlm_jax.config_checks import check_shapes
-from ldlm_jax.consistency import ConsistencyConfig
 from ldlm_jax.data.build import DataConfig
 from ldlm_jax.diffusion_config import DiffusionConfig
 from ldlm_jax.errors import UserError, did_you_mean, fits_type
@@ -28,7 +27,7 @@ from ldlm_jax.phases import Phase, check_phases
 from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.teachers.foundation import Foundation, FoundationConfig
-from ldlm_jax.teachers.teacher import Teacher, TeacherConfig
+from ldlm_jax.teachers.teacher import PretrainedTeacher, TeacherConfig
 from ldlm_jax.train_state import Models
 from ldlm_jax.train_step import Recipe
 
@@ -103,7 +102,6 @@ SECTIONS = {
     "sharding": AxisRules,
     "teacher": TeacherConfig,
     "alignment": AlignmentConfig,
-    "consistency": ConsistencyConfig,
     "foundation": FoundationConfig,
 }
 # Set from elsewhere, so not keys of their section.
@@ -229,7 +227,6 @@ class Experiment:
     sharding: AxisRules
     teacher: TeacherConfig
     alignment: AlignmentConfig
-    consistency: ConsistencyConfig
     foundation: FoundationConfig
     phases: tuple[Phase, ...]
 
@@ -247,17 +244,17 @@ class Experiment:
         tap = self.alignment.block if site in IN_DIT else 0
         foresight = self.diffusion.foresight > 0
         dit = DiT(vae.latent_channels, tap=tap, foresight=foresight, **self.dit)
-        if not self.aligned or self.alignment.loss == "relational":
+        if not self.aligned:
             return Models(vae, dit)
         widths = {"encoder": vae.width, "latents": vae.latent_channels}
         aligned = Projection(teacher_width, self.alignment.projection)
         return Models(vae, dit, aligned, widths.get(site, dit.width))
 
-    def recipe(self, models: Models, teacher: Teacher | None = None) -> Recipe:
+    def recipe(self, models: Models, teacher: PretrainedTeacher | None = None) -> Recipe:
         """What the train step depends on."""
         return Recipe(
             models, self.autoencoding, self.diffusion, self.optim, self.alignment, teacher,
-            self.consistency, self.train.microbatches, self.train.logit_parts,
+            self.train.microbatches, self.train.logit_parts,
         )  # fmt: skip
 
 

@@ -35,12 +35,6 @@ def check_shapes(experiment) -> None:
                 f"phases[{number}].next_token: a text written as a whole sees what comes next; set "
                 "diffusion.block_size, or leave next_token out."
             )
-    near = any(phase.has("consistency") for phase in experiment.phases)
-    if near and parts > 1:
-        raise UserError(
-            f"train.logit_parts = {parts}: consistency compares whole posteriors of the tokens; "
-            "set train.logit_parts=1."
-        )
     if experiment.foundation.model:
         _check_foundation(experiment)
     if experiment.aligned:
@@ -118,10 +112,9 @@ def _check_implementations(parts: dict) -> None:
 
 
 def _check_alignment(experiment, dit) -> None:
-    if not (experiment.teacher.run or experiment.teacher.model):
+    if not experiment.teacher.model:
         raise UserError(
-            "phases: alignment has a weight but neither teacher.model nor teacher.run names a "
-            "teacher to align with."
+            "phases: alignment has a weight, but teacher.model names no model to align with."
         )
     alignment = experiment.alignment
     if alignment.site not in IN_DIT:

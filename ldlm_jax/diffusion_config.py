@@ -24,7 +24,6 @@ class DiffusionConfig:
       suffix: share of documents trained as what comes before a known end.
       infill: share of documents trained as the filling of one hole.
       spans: share of documents trained as the filling of many holes.
-      at_blocks: share of all these whose known parts begin and end with blocks.
       condition_dropout: share of documents whose known part is hidden, for guidance.
       token_posterior: estimate the clean latents as the mean of the tokens' own latents under the
         posterior of the tokens, to which the network contributes what the context says and Bayes'
@@ -60,7 +59,6 @@ class DiffusionConfig:
     suffix: float = 0.0
     infill: float = 0.1
     spans: float = 0.0
-    at_blocks: float = 0.0
     condition_dropout: float = 0.1
     own_times: float = 0.0
     block_size: int = 0
@@ -76,7 +74,7 @@ class DiffusionConfig:
                 raise UserError(f"diffusion.{name} = {getattr(self, name)!r}: choose 'x' or 'v'.")
         known = ("prefix", "suffix", "infill", "spans")
         others = (
-            "at_blocks", "self_condition", "condition_dropout", "own_times", "blocks_of_one",
+            "self_condition", "condition_dropout", "own_times", "blocks_of_one",
             "foresight",
         )  # fmt: skip
         check_shares("diffusion", self, known + others)
@@ -103,7 +101,7 @@ class DiffusionConfig:
     @property
     def known(self) -> Shares:
         """What training gives of documents."""
-        return Shares(self.prefix, self.suffix, self.infill, self.spans, self.at_blocks)
+        return Shares(self.prefix, self.suffix, self.infill, self.spans)
 
     @property
     def fills_holes(self) -> bool:

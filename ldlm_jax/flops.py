@@ -14,7 +14,7 @@ from ldlm_jax.models.dit import DiT
 from ldlm_jax.models.layers import mlp_width
 from ldlm_jax.models.text_vae import TextVAE
 from ldlm_jax.phases import Phase
-from ldlm_jax.teachers.teacher import Teacher
+from ldlm_jax.teachers.teacher import PretrainedTeacher
 from ldlm_jax.train_step import Recipe
 
 
@@ -182,28 +182,13 @@ class Counter:
                 read()
             if diffusion.token_posterior:
                 read(False, diffusion.self_condition)
-        if phase.has("consistency"):
-            # One pass that learns, and two of the averaged model.
-            for trained, passes in ((True, 1), (False, 2)):
-                add("denoiser", passes * self.denoise(), trained)
-                if diffusion.block_size:
-                    add("denoiser", self.denoise(remembering=True), trained)
-                if diffusion.token_posterior:
-                    read(trained, passes)
-        if any(map(phase.has, ("diffusion", "consistency"))) or (
-            phase.has("reconstruction") and shares
-        ):
+        if phase.has("diffusion") or (phase.has("reconstruction") and shares):
             add("encoder", self.codes(), trains)
         if phase.has("alignment") and recipe.teacher is not None:
             add("teacher", teacher_forward(recipe.teacher, self.rows, self.window), False)
         return {name: count for name, count in parts.items() if count}
 
 
-def teacher_forward(teacher: Teacher, rows: int, tokens: int) -> float:
+def teacher_forward(teacher: PretrainedTeacher, rows: int, tokens: int) -> float:
     """FLOPs of a frozen teacher's forward pass over as many tokens as the student's."""
-    config = getattr(teacher, "config", None)
-    if config is None:  # a trunk of our own
-        vae = teacher.vae
-        stack = Stack(vae.encoder_layers, vae.width, vae.mlp_ratio)
-        return stack.forward(rows, tokens // vae.tokens_per_latent, up_to_block(tokens, 0))
-    return rows * config.forward_flops(tokens)
+    return rows * teacher.config.forward_flops(tokens)

@@ -15,11 +15,9 @@ from ldlm_jax.data.build import Prepared, read_split, write_features
 from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from ldlm_jax.data.teacher_rows import TeacherRows
 from ldlm_jax.errors import UserError
-from ldlm_jax.run_folder import load_run
-from ldlm_jax.sharding import replicated
 from ldlm_jax.teachers.load import load_pretrained
 from ldlm_jax.teachers.named import find_model, fingerprint
-from ldlm_jax.teachers.teacher import PretrainedTeacher, Teacher, TrunkTeacher
+from ldlm_jax.teachers.teacher import PretrainedTeacher
 
 # Rows of which features are computed at once when a cache is written.
 _ROWS = 16
@@ -37,7 +35,7 @@ class Guide(NamedTuple):
     """
 
     width: int
-    teacher: Teacher | None = None
+    teacher: PretrainedTeacher | None = None
     params: dict | None = None
     cache: Path | None = None
     add: Callable[[dict], dict] | None = None
@@ -52,21 +50,9 @@ def load_guide(experiment: Experiment, prepared: Prepared, mesh) -> Guide | None
     said = experiment.teacher
     if not experiment.aligned:
         return None
-    if said.model and said.cached:
+    if said.cached:
         return _from_cache(experiment, prepared)
-    if said.model:
-        return _pretrained(experiment, prepared, mesh)
-    run = load_run(said.run)
-    if run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
-        raise UserError(
-            f"teacher.run = {said.run} has another tokenizer than the data; train the teacher on "
-            "the same data section."
-        )
-    if run.models.vae.tokens_per_latent != experiment.text_vae["tokens_per_latent"]:
-        raise UserError("the teacher's text_vae.tokens_per_latent differs from this config's.")
-    params = jax.device_put(run.state.ema["text_vae"], replicated(mesh))
-    teacher = TrunkTeacher(run.models.vae)
-    return Guide(teacher.width, teacher, params)
+    return _pretrained(experiment, prepared, mesh)
 
 
 def _pretrained(experiment: Experiment, prepared: Prepared, mesh) -> Guide:

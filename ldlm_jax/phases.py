@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ldlm_jax.errors import UserError
 
-LOSSES = ("reconstruction", "kl", "diffusion", "next_token", "alignment", "consistency")
+LOSSES = ("reconstruction", "kl", "diffusion", "next_token", "alignment")
 GROUPS = ("encoder", "decoder", "dit", "align")
 
 # A constant, or (step, value) corners of a piecewise linear schedule.
@@ -36,8 +36,6 @@ class Phase:
         diffusion makes a language model of the trunk, at half the cost of a step: each latent is a
         block of its own, and nothing is known beforehand.
       alignment: weight of minus the cosine between latents and teacher features.
-      consistency: weight of the distance between estimates at neighbouring times, for text in few
-        steps; meant for a last phase, see ``consistency.consistency_loss``.
       train: which parameter groups receive gradient: encoder, decoder, dit, align.
       encoder_gradient: share of the gradient of the diffusion and next-token losses that reaches
         the encoder; a weight.
@@ -51,7 +49,6 @@ class Phase:
     diffusion: Weight = 1.0
     next_token: Weight = 0.0
     alignment: Weight = 0.0
-    consistency: Weight = 0.0
     train: tuple[str, ...] = GROUPS
     encoder_gradient: Weight = 0.0
 
@@ -70,7 +67,7 @@ class Phase:
     @property
     def only_foretells(self) -> bool:
         """Whether it trains a language model, and nothing that writes from noise."""
-        return self.has("next_token") and not (self.has("diffusion") or self.has("consistency"))
+        return self.has("next_token") and not self.has("diffusion")
 
     def has(self, name: str) -> bool:
         """Whether a weight is anything but the constant 0."""

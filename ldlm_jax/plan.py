@@ -114,8 +114,6 @@ class Target:
         if not experiment.aligned:
             models = experiment.models(self.vocab_size, foundation=founded.foundation)
             return experiment.recipe(models), Frozen(None, founded.weights)
-        if not said.model:
-            raise UserError("plans know open models as teachers (teacher.model), not own runs.")
         model = abstract_pretrained(
             find_model(said.model), mesh=self.mesh, rules=rules, dtype=jnp.dtype(said.dtype),
             layers=said.layers,

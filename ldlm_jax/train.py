@@ -21,7 +21,7 @@ from ldlm_jax.guide import Guide, load_guide
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.metrics import MetricsWriter, Screen
 from ldlm_jax.optim import make_optimizer
-from ldlm_jax.phases import phase_at
+from ldlm_jax.phases import LOSSES, phase_at
 from ldlm_jax.processes import first_alone, is_first
 from ldlm_jax.run_folder import RunFolder
 from ldlm_jax.sharding import batch_sharding, in_force, own_rows, put_batch
@@ -52,7 +52,7 @@ def train(config, workdir: str) -> None:
     folder = RunFolder(Path(workdir))
     facts = {
         "lengths": setup.prepared.stats["lengths"],
-        "teacher": experiment.teacher.model or experiment.teacher.run,
+        "teacher": experiment.teacher.model,
         "teacher_width": setup.guide.width if setup.guide else 0,
         "foundation": setup.founded.fingerprint,
     }
@@ -217,13 +217,7 @@ def _with_best(scores: dict, best_metric: str) -> dict | None:
 
 
 def _summary(values: dict) -> str:
-    names = {"reconstruction": "rec", "kl": "kl", "diffusion": "diff", "alignment": "align",
-             "consistency": "cons"}  # fmt: skip
-    losses = [
-        f"{short} {values[f'loss/{name}']:.3f}"
-        for name, short in names.items()
-        if f"loss/{name}" in values
-    ]
+    losses = [f"{name} {values[f'loss/{name}']:.3f}" for name in LOSSES if f"loss/{name}" in values]
     skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
     busy = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
     return (

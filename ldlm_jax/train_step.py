@@ -3,7 +3,7 @@
     loss = w_rec CE + w_kl KL + w_diff |z_0 - z_0^|^2 + w_align (1 - cos)
 
 CE and KL are in autoencoding.py, the last in alignment.py. Models of blocks may add next tokens
-(next_token.py), a phase that teaches to write in few steps consistency (consistency.py).
+(next_token.py).
 
 Shape letters: B rows, L tokens, N latents, D latent channels, M width, H features.
 """
@@ -24,7 +24,6 @@ from ldlm_jax.autoencoding import (
     kl_loss,
     reconstruction_loss,
 )
-from ldlm_jax.consistency import ConsistencyConfig, consistency_loss
 from ldlm_jax.denoiser import Denoiser, places_of, segments_of
 from ldlm_jax.diffusion import path
 from ldlm_jax.diffusion.known import draw_known
@@ -37,7 +36,7 @@ from ldlm_jax.models.scores import COMPILER_OPTIONS
 from ldlm_jax.next_token import next_token_loss
 from ldlm_jax.optim import OptimConfig, ema_step_size
 from ldlm_jax.phases import LOSSES, Phase, weight_at
-from ldlm_jax.teachers.teacher import Teacher
+from ldlm_jax.teachers.teacher import PretrainedTeacher
 from ldlm_jax.train_state import LatentStats, Models, TrainState, group_of, with_foundation
 
 
@@ -50,8 +49,7 @@ class Recipe:
     diffusion: DiffusionConfig
     optim: OptimConfig
     alignment: AlignmentConfig = AlignmentConfig()
-    teacher: Teacher | None = None
-    consistency: ConsistencyConfig = ConsistencyConfig()
+    teacher: PretrainedTeacher | None = None
     microbatches: int = 1
     logit_parts: int = 1
 
@@ -157,10 +155,9 @@ def _alignment(recipe: Recipe, params, frozen: Frozen, batch, sites: dict, segme
         teacher_BxNxH = batch["teacher"]
     else:
         teacher_BxNxH = recipe.teacher.features(frozen.teacher, batch)
-    align, features = recipe.models.align, sites[recipe.alignment.site]
-    if align is not None:
-        features = align.apply({"params": params["align"]}, features)
-    return alignment_loss(recipe.alignment.loss, features, teacher_BxNxH, segments_BxN)
+    features = sites[recipe.alignment.site]
+    features = recipe.models.align.apply({"params": params["align"]}, features)
+    return alignment_loss(features, teacher_BxNxH, segments_BxN)
 
 
 def _lay_out(key, batch: dict, phase: Phase, recipe: Recipe) -> Text:
@@ -171,9 +168,7 @@ def _lay_out(key, batch: dict, phase: Phase, recipe: Recipe) -> Text:
     if phase.only_foretells:
         known_BxN, share = jnp.zeros(segments_BxN.shape, bool), 1.0
     else:
-        known_BxN = draw_known(
-            key, segments_BxN, positions_of(segments_BxN), config.known, config.block_size or 1
-        )
+        known_BxN = draw_known(key, segments_BxN, positions_of(segments_BxN), config.known)
     if share:
         single_key = jax.random.fold_in(key, 1)
         single_B = jax.random.bernoulli(single_key, share, (len(segments_BxL),))
@@ -234,7 +229,6 @@ def fused_loss(
     key,
     step,
     frozen: Frozen = NOTHING_FROZEN,
-    ema=None,
     *,
     phase: Phase,
     recipe: Recipe,
@@ -249,7 +243,6 @@ def fused_loss(
       key: random key.
       step: for the schedules of the weights.
       frozen: see ``Frozen``.
-      ema: averaged parameters, for consistency.
       phase: which losses, and who receives gradient.
       recipe: networks and their corruption.
 
@@ -260,8 +253,9 @@ def fused_loss(
     mask_key, known_key, z_key, rec_key, diff_key = jax.random.split(key, 5)
     params = _learning(params, phase, frozen.foundation)
     text = _lay_out(known_key, batch, phase, recipe)
-    create = partial(Denoiser.create, recipe.models, config=recipe.diffusion, latents=stats)
-    denoiser = create(params, parts=recipe.logit_parts)
+    denoiser = Denoiser.create(
+        recipe.models, params, recipe.diffusion, stats, parts=recipe.logit_parts
+    )
 
     def encode(tokens_BxL):
         return recipe.models.text_vae(
@@ -273,16 +267,10 @@ def fused_loss(
     posterior = encode(hide_tokens(mask_key, tokens_BxL, largest) if masked else tokens_BxL)
     parts, aux = _autoencoding((z_key, rec_key), denoiser, text, posterior, phase, recipe)
     sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}
-    if any(map(phase.has, ("diffusion", "next_token", "consistency"))):
+    if phase.has("diffusion") or phase.has("next_token"):
         # The denoiser learns the latents of whole texts, not of texts with masked tokens.
         whole = encode(tokens_BxL) if masked else posterior
         z_0_BxNxD = stats.normalise(draw_latents(z_key, whole))
-    if phase.has("consistency"):
-        average, near_key = with_foundation(ema, frozen.foundation), jax.random.fold_in(diff_key, 1)
-        parts["consistency"] = consistency_loss(
-            denoiser, create(average), recipe.consistency, near_key,
-            jax.lax.stop_gradient(z_0_BxNxD), text.known_BxN, text.places,
-        )  # fmt: skip
     if phase.has("diffusion") or phase.has("next_token"):
         of_denoiser, more = _denoising(diff_key, denoiser, text, z_0_BxNxD, step, phase, recipe)
         parts, sites = parts | of_denoiser, sites | more
@@ -299,7 +287,7 @@ def _gradients(state: TrainState, batch, key, frozen, phase, recipe):
     gradient = jax.value_and_grad(partial(fused_loss, phase=phase, recipe=recipe), has_aux=True)
     count = recipe.microbatches
     if count == 1:
-        return gradient(state.params, batch, state.latents, key, state.step, frozen, state.ema)
+        return gradient(state.params, batch, state.latents, key, state.step, frozen)
     # Rows are dealt out in turn, so that every device keeps its share of each microbatch.
     dealt = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
@@ -308,17 +296,13 @@ def _gradients(state: TrainState, batch, key, frozen, phase, recipe):
     def add(total, inputs):
         index, rows = inputs
         key_of_part = jax.random.fold_in(key, index)
-        result = gradient(
-            state.params, rows, state.latents, key_of_part, state.step, frozen, state.ema
-        )
+        result = gradient(state.params, rows, state.latents, key_of_part, state.step, frozen)
         return jax.tree.map(lambda a, b: a + b / count, total, result), None
 
     rows = jax.tree.map(lambda x: x[0], dealt)
     zeros = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),
-        jax.eval_shape(
-            gradient, state.params, rows, state.latents, key, state.step, frozen, state.ema
-        ),
+        jax.eval_shape(gradient, state.params, rows, state.latents, key, state.step, frozen),
     )
     return jax.lax.scan(add, zeros, (jnp.arange(count), dealt))[0]
 

@@ -30,7 +30,7 @@ def test_every_config_resolves_and_says_what_it_is(path):
         ("phases=[{'kl': -1}]", ["phases.kl"]),
         ("phases=[{'until': 5}]", ["until", "-1"]),
         ("phases=[{'train': ['ditt']}]", ["ditt", "encoder"]),
-        ("phases=[{'alignment': 0.5}]", ["teacher.run"]),
+        ("phases=[{'alignment': 0.5}]", ["teacher.model"]),
         ("dit.dropout=1.0", ["dit.dropout", "[0, 1)"]),
         ("dit.heads=5", ["dit.heads = 5", "dit.width = 256"]),
         ("text_vae.dtype='float8'", ["text_vae.dtype", "bfloat16"]),

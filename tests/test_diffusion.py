@@ -249,9 +249,8 @@ def test_known_parts_have_the_asked_shape_and_never_fill_a_document():
     segments = jnp.tile(SEGMENTS, (500, 1))
     positions = lay_out(segments).positions_BxN
 
-    def draw(block_size=1, **shares):
-        args = jax.random.key(0), segments, positions, Shares(**shares), block_size
-        return np.asarray(draw_known(*args))
+    def draw(**shares):
+        return np.asarray(draw_known(jax.random.key(0), segments, positions, Shares(**shares)))
 
     def documents(known):
         for row, numbers in enumerate(np.asarray(segments)):
@@ -270,15 +269,3 @@ def test_known_parts_have_the_asked_shape_and_never_fill_a_document():
     mixed = draw(prefix=0.2, infill=0.1)
     some = [mixed[r, np.asarray(segments[r]) == 2].any() for r in range(len(mixed))]
     assert 0.1 < np.mean(some) < 0.35
-
-
-def test_known_parts_may_begin_and_end_with_blocks():
-    segments = jnp.ones((400, 16), jnp.int32)
-    positions = lay_out(segments).positions_BxN
-    for name in ("prefix", "suffix", "infill", "spans"):
-        for share, least, most in ((1.0, 1.0, 1.0), (0.5, 0.5, 0.9), (0.0, 0.0, 0.7)):
-            shares = Shares(**{name: 1.0}, at_blocks=share)
-            known = np.asarray(draw_known(jax.random.key(3), segments, positions, shares, 4))
-            blocks = known.reshape(400, 4, 4)
-            whole = (blocks == blocks[..., :1]).all((1, 2))
-            assert least <= whole.mean() <= most, (name, share, whole.mean())

@@ -16,7 +16,6 @@ from ldlm_jax.denoiser import Denoiser, places_of
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
 from ldlm_jax.evals.measures import text_statistics
-from ldlm_jax.evals.midpoints import decode_midpoints
 from ldlm_jax.generate import Writer, answer, draw_lengths, generate
 from ldlm_jax.mesh import make_mesh
 from ldlm_jax.optim import make_optimizer
@@ -282,16 +281,6 @@ def test_text_goes_on_beyond_the_window_with_a_memory_of_one(overfitted_in_block
     # As long as nothing has left the memory, it is as if the text were short.
     (short,) = answer(writer, [Request("", 0, 1, config)])
     assert second.tokens[: len(short.tokens)] == short.tokens
-
-
-def test_text_between_texts_is_decoded(overfitted_in_blocks):
-    writer, _, _, texts = overfitted_in_blocks
-    decoded, midpoints = decode_midpoints(writer, texts)
-    assert decoded == texts  # latents hold the text
-    assert len(midpoints) == len(texts) and all(midpoints)
-    # Halfway between two texts that are the same lies the text.
-    twice = decode_midpoints(writer, [texts[0], texts[1], texts[0], texts[1]])
-    assert twice[1] == twice[0] and midpoints != decoded
 
 
 def test_guidance_remembers_with_and_without_the_prompt(overfitted_in_blocks):

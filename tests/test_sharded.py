@@ -18,9 +18,8 @@ from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.optim import make_optimizer
 from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules, batch_sharding, in_force, own_rows, put_batch
-from ldlm_jax.teachers.teacher import TrunkTeacher
 from ldlm_jax.train_state import abstract_state, init_state
-from ldlm_jax.train_step import Frozen, train_step
+from ldlm_jax.train_step import train_step
 from ldlm_jax.write import write_tokens
 from ldlm_jax.writing import Dials, Page, Plan
 from tests.conftest import IN_BLOCKS, nowhere_zero
@@ -31,7 +30,7 @@ ONE = {"data": 1}
 WHOLE = [
     "phases=[{'reconstruction': 1.0, 'kl': 0.1, 'diffusion': 1.0, 'alignment': 0.5, "
     "'encoder_gradient': 0.5}]",
-    "teacher.run=elsewhere", "diffusion.token_loss=0.5",
+    "teacher.model=elsewhere", "diffusion.token_loss=0.5",
 ]  # fmt: skip
 # Blocks, the tokens' posterior and logits in parts.
 BLOCKS = [
@@ -50,9 +49,11 @@ class Setup:
         self.prepared = prepare(self.experiment.data)
         width = self.experiment.text_vae["width"] if self.experiment.aligned else 0
         models = self.experiment.models(self.prepared.tokenizer.vocab_size, width)
-        teacher = TrunkTeacher(models.vae) if self.experiment.aligned else None
-        self.recipe = self.experiment.recipe(models, teacher)
+        self.recipe = self.experiment.recipe(models)
         self.batch = next(train_batches(self.prepared, self.experiment.data, 8))
+        if self.experiment.aligned:
+            shape = (8, self.window, width)
+            self.batch["teacher"] = np.asarray(jax.random.normal(jax.random.key(5), shape))
 
     @property
     def window(self) -> int:
@@ -81,9 +82,6 @@ class Setup:
         """Losses of two steps, and the parameters after them."""
         mesh, state = self.on(shape, devices)
         (phase,) = self.experiment.phases
-        frozen = Frozen()
-        if self.recipe.teacher is not None:
-            frozen = Frozen(teacher=self.state.ema["text_vae"])
         step = jax.jit(
             partial(train_step, phase=phase, recipe=self.recipe, optimizer=self.optimizer)
         )
@@ -91,7 +89,7 @@ class Setup:
         values = []
         with in_force(mesh, RULES):
             for _ in range(2):
-                state, metrics = step(state, rows, jax.random.key(1), frozen)
+                state, metrics = step(state, rows, jax.random.key(1))
                 values.append(
                     {k: float(v) for k, v in metrics.items() if "loss" in k or "norm" in k}
                 )

@@ -11,7 +11,6 @@ import pytest
 
 from ldlm_jax.alignment import Projection
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.consistency import ConsistencyConfig
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.pipeline import train_batches
 from ldlm_jax.diffusion.sampler import Solver
@@ -23,7 +22,7 @@ from ldlm_jax.phases import GROUPS, Phase
 from ldlm_jax.request import SampleConfig
 from ldlm_jax.sharding import AxisRules
 from ldlm_jax.train_state import LatentStats, Models, group_of, init_state
-from ldlm_jax.train_step import NOTHING_FROZEN, fused_loss, train_step
+from ldlm_jax.train_step import fused_loss, train_step
 from ldlm_jax.write import write_tokens
 from ldlm_jax.writing import Dials, Page, Plan
 from tests.conftest import IN_BLOCKS, nowhere_zero
@@ -174,26 +173,6 @@ def test_scheduled_weights_follow_the_step(setup):
     full, _ = loss_of(setup, Phase(kl=1.0, reconstruction=0.0, diffusion=0.0))
     for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (50, 1.0)):
         assert float(loss_of(setup, phase, step=step)[0]) == pytest.approx(share * float(full))
-
-
-def test_consistency_is_the_distance_between_neighbouring_times(setup):
-    """Nothing where they are the same; it teaches the denoiser, and neither average nor encoder."""
-    base, _, state, batch = setup
-    params, ema = (nowhere_zero(state.params, 0.05, seed) for seed in (2, 3))
-    alone = {"reconstruction": 0.0, "kl": 0.0, "diffusion": 0.0, "consistency": 1.0}
-
-    def loss(params, ema, steps):
-        recipe = dataclasses.replace(base, consistency=ConsistencyConfig(steps))
-        args = params, batch, state.latents, jax.random.key(1), 0, NOTHING_FROZEN, ema
-        return fused_loss(*args, phase=Phase(**alone), recipe=recipe)[0]
-
-    loss = jax.jit(loss, static_argnums=2)
-    same, apart = float(loss(params, params, 10**7)), float(loss(params, params, 4))
-    assert same < 1e-6 < 1e-3 < apart
-    assert float(loss(params, ema, 10**7)) > 1e-3
-    of_model, of_average = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)(params, ema, 4)
-    moved = {group_of(p) for p, g in jax.tree.leaves_with_path(of_model) if np.any(g)}
-    assert moved == {"dit"} and not any(np.any(g) for g in jax.tree.leaves(of_average))
 
 
 def test_the_fused_step_trains_with_dropout(setup):

@@ -12,9 +12,7 @@ ARMS = {
     for name, overrides in {
         "none": ("phases.0.alignment=0.0", "phases.1.alignment=0.0"),
         "SmolLM2-135M": (),
-        "SmolLM2-135M, by Huber's loss": ("alignment.loss=smooth_l1",),
         "SmolLM2-135M, noisy pass": ("alignment.site=dit", "phases.0.alignment=0.0"),
         "MiniLM-L6": (_IN_STEP, "teacher.model=minilm-l6", "teacher.layer=-1"),
-        "own masked LM": (_IN_STEP, "teacher.model=''", "teacher.run=runs/web_masked_lm"),
     }.items()
 }

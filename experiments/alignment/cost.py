@@ -11,14 +11,12 @@ from pathlib import Path
 
 from experiments.compare import config_of
 from experiments.steps import FusedSteps
-from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import resolve
 
 ROUNDS, STEPS = 3, 10
 # Arms, and what else is said of them.
 VARIANTS = {
     "none": ("none",),
-    "own masked LM, in the step": ("own masked LM",),
     "SmolLM2-135M, in the step": ("SmolLM2-135M", "teacher.cached=False"),
     "SmolLM2-135M, cached": ("SmolLM2-135M",),
     "MiniLM-L6, in the step": ("MiniLM-L6",),
@@ -60,5 +58,4 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     main(*sys.argv[1:])

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.half_hour.training import KINDS, held_out_loss, read_config, train
-from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.data.build import prepare
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD
 from ldlm_jax.denoiser import nucleus
@@ -197,5 +196,4 @@ def main(command: str, kind: str, workdir: str, *rest: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     main(*sys.argv[1:])

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from experiments.compare import MEASURES, print_means
 from experiments.half_hour.baseline import Baseline
-from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.evals.quality import Examiner, headline
 from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import LoadedRun, load_run
@@ -61,5 +60,4 @@ def main(latent: str, ar: str, out: str, *settings: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     main(*sys.argv[1:])

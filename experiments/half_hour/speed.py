@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.half_hour.baseline import Baseline
-from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import load_run
 
@@ -53,5 +52,4 @@ def main(latent: str, ar: str, mdlm: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     main(*sys.argv[1:])

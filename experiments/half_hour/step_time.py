@@ -14,7 +14,6 @@ import jax
 
 from experiments.half_hour.training import KINDS, Training
 from experiments.steps import FusedSteps
-from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config, resolve
 
 TURNS, STEPS = 5, 10
@@ -63,5 +62,4 @@ def main(config: str, out: str, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     main(*sys.argv[1:])

@@ -32,7 +32,6 @@ WRITTEN = {
     "unconditional": "free",
     "continuation_0.25": "first quarter given",
     "continuation_0.5": "first half given",
-    "midpoints": "midpoints between neighbours (iMAUVE)",
 }
 
 

@@ -146,7 +146,7 @@ class Lesson(NamedTuple):
     def loss(self, params, tapped_BxNxM, teacher_BxNxH, segments_BxN, step):
         """Its weighted loss."""
         mapped_BxNxH = self.projection.apply({"params": params}, tapped_BxNxM)
-        unlike = alignment_loss(self.config.loss, mapped_BxNxH, teacher_BxNxH, segments_BxN)
+        unlike = alignment_loss(mapped_BxNxH, teacher_BxNxH, segments_BxN)
         return weight_at(self.weight, step) * unlike
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from experiments.compare import last_logged, short
 from experiments.recipe.ngram import Judge
-from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config
 from ldlm_jax.generate import generate
 from ldlm_jax.run_folder import load_run
@@ -40,5 +39,4 @@ def main(name: str, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     main(*sys.argv[1:])

@@ -19,7 +19,6 @@ import matplotlib.pyplot as plt
 from flax.core import meta
 
 from experiments.half_hour.baseline import write_left_to_right
-from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.models.autoregressive import TokenTransformer
 from ldlm_jax.models.places import lay_out
@@ -141,5 +140,4 @@ def main(config: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     main(*sys.argv[1:])

@@ -15,7 +15,6 @@ from datetime import date
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.allocator import keep_freed_memory
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.generate import Writer, generate
 from ldlm_jax.request import SampleConfig
@@ -139,5 +138,4 @@ def main(config: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     main(*sys.argv[1:])

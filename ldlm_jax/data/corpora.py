@@ -5,7 +5,6 @@ installed, and split so that near-copies (parallel passages, chapters of one boo
 train and test. ``REGISTRY`` maps a name to its ``Corpus``.
 """
 
-import hashlib
 import html
 import re
 import shutil
@@ -155,16 +154,6 @@ def passages(text: str, max_chars: int = 400) -> list[str]:
     return [*out, current] if current else out
 
 
-def _by_hash(documents: Iterable[str], percent: int = 3) -> Splits:
-    """Split by a stable hash of the text, ``percent`` each for validation and test."""
-    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
-    for document in documents:
-        bucket = int(hashlib.sha256(document.encode()).hexdigest()[:8], 16) % 100
-        name = "validation" if bucket < percent else "test" if bucket < 2 * percent else "train"
-        splits[name].append(document)
-    return splits
-
-
 # ---------------------------------------------------------------------------- reading
 
 # Books without a parallel account elsewhere: Kings retells Chronicles and the Gospels one another.
@@ -248,20 +237,6 @@ def _read_austen(root: Path) -> Splits:
     return splits
 
 
-def _read_wordnet(root: Path) -> Splits:
-    lines: dict[str, None] = {}
-    for part in ("noun", "verb", "adj", "adv"):
-        path = root / f"usr/share/wordnet/data.{part}"
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith(" ") or " | " not in line:
-                continue
-            head, gloss = line.split(" | ", 1)
-            word = head.split()[4].replace("_", " ").split("(")[0]
-            definition = gloss.split('; "')[0].strip()
-            lines[f"{word}: {definition}"] = None
-    return _by_hash(lines)
-
-
 REGISTRY = {
     "web": Corpus(
         "World English Bible, one verse a document, split by book (public domain)",
@@ -281,11 +256,5 @@ REGISTRY = {
         _deb("r-cran-janeaustenr"),
         _read_austen,
         _deb_by_hand("r-cran-janeaustenr"),
-    ),
-    "wordnet": Corpus(
-        "WordNet 3.0 definitions, one a document, split by hash (WordNet licence)",
-        _deb("wordnet-base"),
-        _read_wordnet,
-        _deb_by_hand("wordnet-base"),
     ),
 }

@@ -18,15 +18,13 @@ class Shares:
       prefix: a beginning of uniform length.
       suffix: an end of uniform length.
       infill: all but one hole.
-      spans: runs of a length (1 to 8 units) that each document draws, each given or not.
-      at_blocks: of the documents above, those whose units are blocks instead of positions.
+      spans: runs of a length (1 to 8 positions) that each document draws, each given or not.
     """
 
     prefix: float = 0.0
     suffix: float = 0.0
     infill: float = 0.0
     spans: float = 0.0
-    at_blocks: float = 0.0
 
 
 def draw_known(
@@ -34,7 +32,6 @@ def draw_known(
     segments_BxN: jax.Array,
     positions_BxN: jax.Array,
     shares: Shares,
-    block_size: int = 1,
 ) -> jax.Array:
     """Draw for each document which of its positions are known.
 
@@ -43,7 +40,6 @@ def draw_known(
       segments_BxN: document number, 0 for empty space.
       positions_BxN: position within the document.
       shares: how often what is given.
-      block_size: positions of a block.
 
     Returns:
       bool (B, N). Every document keeps at least one unknown position.
@@ -53,17 +49,16 @@ def draw_known(
     length_BxN = jnp.sum(same_BxNxN, axis=-1)
     draw_key, run_key = jax.random.split(key)
     # One draw a document: indexed by its number, so that all its positions agree.
-    draws = jax.random.uniform(draw_key, (5, B, N + 1))
-    kind, a, b, c, d = (jnp.take_along_axis(u, segments_BxN, axis=1) for u in draws)
-    unit = jnp.where(d < shares.at_blocks, block_size, 1)
-    place, units = positions_BxN // unit, -(-length_BxN // unit)
-    low, high = jnp.floor(jnp.minimum(a, b) * units), jnp.floor(jnp.maximum(a, b) * units)
-    hidden_run = _runs(run_key, positions_BxN, unit * 2 ** jnp.floor(4 * c).astype(int)) < a
+    draws = jax.random.uniform(draw_key, (4, B, N + 1))
+    kind, a, b, c = (jnp.take_along_axis(u, segments_BxN, axis=1) for u in draws)
+    place = positions_BxN
+    low, high = (jnp.floor(f(a, b) * length_BxN) for f in (jnp.minimum, jnp.maximum))
+    hidden_run = _runs(run_key, positions_BxN, 2 ** jnp.floor(4 * c).astype(int)) < a
     cases = (  # share, and where it hides something: always somewhere
-        (shares.prefix, place >= jnp.floor(a * units)),
-        (shares.suffix, place <= jnp.floor(a * units)),
+        (shares.prefix, place >= jnp.floor(a * length_BxN)),
+        (shares.suffix, place <= jnp.floor(a * length_BxN)),
         (shares.infill, (place >= low) & (place <= high)),
-        (shares.spans, hidden_run | (place == jnp.floor(b * units))),
+        (shares.spans, hidden_run | (place == jnp.floor(b * length_BxN))),
     )
     hidden, below = jnp.ones((B, N), bool), 0.0
     for share, hides in cases:

@@ -16,7 +16,6 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.evals import measures
 from ldlm_jax.evals.base import EvalContext, Results
 from ldlm_jax.evals.judge import Judge, Reading
-from ldlm_jax.evals.midpoints import decode_midpoints
 from ldlm_jax.generate import answer, generate
 from ldlm_jax.request import Request
 
@@ -170,9 +169,8 @@ def evaluate(context: EvalContext) -> Results:
     """All measures of unconditional texts and continuations at each number of steps.
 
     Beside them stand the held-out texts themselves, two ceilings (real texts of the training split
-    and of the other held-out split) and a floor (the former with their words shuffled); and what
-    the latents of held-out texts, and midpoints between them, decode to (MAUVE of the last is
-    iMAUVE). Continuations are also written with each of ``guidances``.
+    and of the other held-out split) and a floor (the former with their words shuffled).
+    Continuations are also written with each of ``guidances``.
     """
     examiner = Examiner(
         context.prepared, context.judge, context.split, context.writer.window, context.num_samples
@@ -183,9 +181,6 @@ def evaluate(context: EvalContext) -> Results:
         rows[name] = examiner.measure(texts)
         context.say(f"quality: {name}: {headline(rows[name])}")
 
-    decoded, midpoints = decode_midpoints(context.writer, examiner.held_out)
-    add("decoded", decoded)
-    add("midpoints", midpoints)
     for steps in context.step_counts:
         config = replace(context.sample, steps=steps)
         samples = generate(context.writer, config, context.seed, num_samples=context.num_samples)

@@ -134,13 +134,6 @@ def hidden_states(
     return [states[layer] for layer in wanted]
 
 
-def sentence_embeddings(hidden_BxNxM: jax.Array, segments_BxN: jax.Array) -> jax.Array:
-    """Unit vectors (B, M): the mean over a text's tokens (Reimers & Gurevych 2019)."""
-    valid = (segments_BxN > 0)[..., None]
-    mean_BxM = jnp.sum(hidden_BxNxM * valid, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)
-    return mean_BxM / jnp.maximum(jnp.linalg.norm(mean_BxM, axis=-1, keepdims=True), 1e-12)
-
-
 def _norm(x, params, name: str, config: EncoderConfig) -> jax.Array:
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)

@@ -1,8 +1,7 @@
 """Frozen teachers as the fused step sees them: features for every latent position of a batch.
 
-A teacher is either an open model (``decoder_lm``, ``encoder_lm``), which reads the text in tokens
-of its own, or the encoder of an earlier run of ours, trained as a masked language model
-(``configs/web_masked_lm.py``), which reads the same tokens.
+A teacher is an open model (``decoder_lm``, ``encoder_lm``), which reads the text in tokens of its
+own.
 
 Shape letters: B rows, L tokens, N latents, T teacher tokens, H feature width.
 """
@@ -14,9 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.errors import UserError, fits_type
-from ldlm_jax.models.places import lay_out
 from ldlm_jax.models.splash import LANES
-from ldlm_jax.models.text_vae import TextVAE
 from ldlm_jax.teachers import decoder_lm, encoder_lm
 from ldlm_jax.teachers.decoder_lm import DecoderConfig
 from ldlm_jax.teachers.encoder_lm import EncoderConfig
@@ -25,12 +22,11 @@ from ldlm_jax.teachers.load import Pretrained
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Whose features the latents are aligned with; one of ``model`` and ``run``, or neither.
+    """Whose features the latents are aligned with; nobody's without a ``model``.
 
     Attributes:
       model: a named model (``teachers.named``), a folder with ``config.json`` and safetensors, or
         a ``.gguf`` file.
-      run: folder of a finished run with the same tokenizer and tokens_per_latent.
       layer: hidden state of the model, 0 (embeddings) up to its number of blocks; negative ones
         count from the last. The third from last is TextLDM's choice (arXiv 2605.07748). Or several,
         whose features then stand side by side, each of unit mean square.
@@ -43,7 +39,6 @@ class TeacherConfig:
     """
 
     model: str = ""
-    run: str = ""
     layer: int | tuple[int, ...] = -3
     dtype: str = "float32"
     cached: bool = False
@@ -51,8 +46,6 @@ class TeacherConfig:
     attention: str = "xla"
 
     def __post_init__(self):
-        if self.model and self.run:
-            raise UserError("teacher.model and teacher.run: name one teacher, not both.")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"teacher.dtype = {self.dtype!r}: choose 'float32' or 'bfloat16'.")
         if self.attention not in ("xla", "splash"):
@@ -148,27 +141,3 @@ class PretrainedTeacher:
         spans_BxNx2 = jnp.stack([first_BxN, jnp.max(last_BxNxP, axis=-1)], axis=-1)
         carried = carry_over(hidden_BxTxH, batch["teacher_spans"], spans_BxNx2)
         return jax.lax.stop_gradient(carried)
-
-
-@dataclass(frozen=True)
-class TrunkTeacher:
-    """The frozen encoder of an earlier run. Hashable: a static argument."""
-
-    vae: TextVAE
-
-    @property
-    def width(self) -> int:
-        """Width H of its features."""
-        return self.vae.width
-
-    def features(self, params, batch: dict) -> jax.Array:
-        """Features (B, N, H) of every latent position, seeing whole documents, no gradient."""
-        segments_BxN = batch["segments"][:, :: self.vae.tokens_per_latent]
-        posterior = self.vae.apply(
-            {"params": params}, batch["tokens"], lay_out(segments_BxN),
-            jnp.zeros(segments_BxN.shape, bool), method="encode",
-        )  # fmt: skip
-        return jax.lax.stop_gradient(posterior.features_BxNxM)
-
-
-Teacher = PretrainedTeacher | TrunkTeacher
