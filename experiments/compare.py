@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from ldlm_jax.config import load_config
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.evals.quality import Examiner
-from ldlm_jax.generate import generate
-from ldlm_jax.run_folder import load_run
+from ldlm_jax.sampling.generate import generate
 from ldlm_jax.train import train
+from ldlm_jax.workdir import load_run
 
 COUNT = 500
 # Columns of a table: the measure, how it is written, and what it is called.

@@ -3,10 +3,10 @@
 import jax
 
 from ldlm_jax.config import Experiment
-from ldlm_jax.data.build import prepare
-from ldlm_jax.guide import write_cache
-from ldlm_jax.mesh import make_mesh
-from ldlm_jax.sharding import in_force
+from ldlm_jax.data.dataset import prepare
+from ldlm_jax.parallel.mesh import make_mesh
+from ldlm_jax.parallel.sharding import in_force
+from ldlm_jax.teachers.loader import write_cache
 from ldlm_jax.train import Setup
 from ldlm_jax.train_step import compiled_step
 

@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.flags import add_dials, add_flags
+from ldlm_jax.sampling.flags import add_dials, add_flags
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
 
 
 def _data(args, overrides) -> None:
     from ldlm_jax.config import load_config, resolve
-    from ldlm_jax.data.build import prepare
     from ldlm_jax.data.corpora import REGISTRY
+    from ldlm_jax.data.dataset import prepare
 
     if args.list:
         for name, corpus in REGISTRY.items():
@@ -43,15 +43,15 @@ def _data(args, overrides) -> None:
             f"{s['bytes_per_token']:>13.2f}{s['filled']:>8.1%}"
         )
     if args.teacher:
-        from ldlm_jax.guide import write_cache
-        from ldlm_jax.mesh import make_mesh
+        from ldlm_jax.parallel.mesh import make_mesh
+        from ldlm_jax.teachers.loader import write_cache
 
         print(f"features: {write_cache(experiment, prepared, make_mesh(experiment.mesh))}")
 
 
 def _train(args, overrides) -> None:
     from ldlm_jax.config import load_config
-    from ldlm_jax.processes import Processes, join
+    from ldlm_jax.parallel.distributed import Processes, join
     from ldlm_jax.train import train
 
     join(Processes(args.coordinator, args.num_processes, args.process_id, args.join_timeout))
@@ -60,8 +60,8 @@ def _train(args, overrides) -> None:
 
 def _plan(args, overrides) -> None:
     from ldlm_jax.config import load_config, resolve
-    from ldlm_jax.plan import Target
-    from ldlm_jax.plan_report import explain, largest_batch, plan, table
+    from ldlm_jax.plan.report import explain, largest_batch, plan, table
+    from ldlm_jax.plan.target import Target
 
     experiment = resolve(load_config(args.config, overrides))
     programs = tuple(args.programs.split(","))
@@ -83,19 +83,19 @@ def _plan(args, overrides) -> None:
 
 
 def _sample(args, overrides) -> None:
-    from ldlm_jax import sampling
+    from ldlm_jax.sampling import output as sampling
 
     _no_overrides(overrides)
     sampling.run(args)
 
 
 def _eval(args, overrides) -> None:
-    from ldlm_jax.data.build import prepare
+    from ldlm_jax.data.dataset import prepare
     from ldlm_jax.data.pipeline import eval_batches
     from ldlm_jax.errors import did_you_mean
     from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
-    from ldlm_jax.run_folder import load_run
-    from ldlm_jax.sampling import config_of
+    from ldlm_jax.sampling.output import config_of
+    from ldlm_jax.workdir import load_run
 
     _no_overrides(overrides)
     names = tuple(args.evals.split(","))
@@ -222,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
 def _configure_jax(args) -> None:
     """Reuse compiled programs between runs; plans use no device but the host."""
     if args.command == "plan":
-        from ldlm_jax.chips import count_of, gpu_of
+        from ldlm_jax.plan.hardware import count_of, gpu_of
 
         if gpu_of(args.topology):
             os.environ["JAX_NUM_CPU_DEVICES"] = str(max(1, count_of(args.topology)))

@@ -13,23 +13,23 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ldlm_jax.alignment import IN_DIT, AlignmentConfig, Projection
-from ldlm_jax.autoencoding import AutoencodingConfig
-from ldlm_jax.config_checks import check_shapes
-from ldlm_jax.data.build import DataConfig
-from ldlm_jax.diffusion_config import DiffusionConfig
+from ldlm_jax.data.dataset import DataConfig
+from ldlm_jax.diffusion.config import DiffusionConfig
 from ldlm_jax.errors import UserError, did_you_mean, fits_type
-from ldlm_jax.mesh import MeshConfig
+from ldlm_jax.losses.alignment import IN_DIT, AlignmentConfig, Projection
+from ldlm_jax.losses.autoencoder import AutoencodingConfig
 from ldlm_jax.models.dit import DiT
 from ldlm_jax.models.text_vae import TextVAE
-from ldlm_jax.optim import OptimConfig
+from ldlm_jax.optimizer import OptimConfig
+from ldlm_jax.parallel.mesh import MeshConfig
+from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.phases import Phase, check_phases
-from ldlm_jax.request import SampleConfig
-from ldlm_jax.sharding import AxisRules
-from ldlm_jax.teachers.foundation import Foundation, FoundationConfig
+from ldlm_jax.sampling.request import SampleConfig
+from ldlm_jax.teachers.backbone import Foundation, FoundationConfig
 from ldlm_jax.teachers.teacher import PretrainedTeacher, TeacherConfig
 from ldlm_jax.train_state import Models
 from ldlm_jax.train_step import Recipe
+from ldlm_jax.validate import check_shapes
 
 
 @dataclass(frozen=True)

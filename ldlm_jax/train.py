@@ -8,26 +8,26 @@ from pathlib import Path
 import jax
 import optax
 
-from ldlm_jax.accounting import Account, Profiler
 from ldlm_jax.checkpoint import Checkpoints
 from ldlm_jax.config import Experiment, resolve
-from ldlm_jax.config_checks import check_mesh
-from ldlm_jax.data.build import Prepared, prepare
+from ldlm_jax.data.dataset import Prepared, prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
-from ldlm_jax.generate import Writer
-from ldlm_jax.guide import Guide, load_guide
-from ldlm_jax.mesh import make_mesh
-from ldlm_jax.metrics import MetricsWriter, Screen
-from ldlm_jax.optim import make_optimizer
+from ldlm_jax.optimizer import make_optimizer
+from ldlm_jax.parallel.distributed import first_alone, is_first
+from ldlm_jax.parallel.mesh import make_mesh
+from ldlm_jax.parallel.sharding import batch_sharding, in_force, own_rows, put_batch
 from ldlm_jax.phases import LOSSES, phase_at
-from ldlm_jax.processes import first_alone, is_first
-from ldlm_jax.run_folder import RunFolder
-from ldlm_jax.sharding import batch_sharding, in_force, own_rows, put_batch
-from ldlm_jax.teachers.foundation import Founded, load_foundation
+from ldlm_jax.sampling.generate import Writer
+from ldlm_jax.teachers.backbone import Founded, load_foundation
+from ldlm_jax.teachers.loader import Guide, load_guide
+from ldlm_jax.telemetry.metrics import MetricsWriter, Screen
+from ldlm_jax.telemetry.throughput import Account, Profiler
 from ldlm_jax.train_state import TrainState, abstract_state, init_state
 from ldlm_jax.train_step import Frozen, Recipe, compiled_step
+from ldlm_jax.validate import check_mesh
+from ldlm_jax.workdir import RunFolder
 
 # Samples in an evaluation within the loop: enough to read, few enough to be cheap.
 _LOOP_SAMPLES = 16

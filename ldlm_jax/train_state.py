@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from flax.core import meta
 
-from ldlm_jax.alignment import Projection
+from ldlm_jax.losses.alignment import Projection
 from ldlm_jax.models.dit import DiT, Foreseen
-from ldlm_jax.models.places import lay_out
 from ldlm_jax.models.text_vae import TextVAE
-from ldlm_jax.sharding import AxisRules, param_shardings, placements, replicated
+from ldlm_jax.models.token_layout import lay_out
+from ldlm_jax.parallel.sharding import AxisRules, param_shardings, placements, replicated
 
 
 @flax.struct.dataclass

@@ -16,25 +16,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldlm_jax.alignment import AlignmentConfig, alignment_loss
-from ldlm_jax.autoencoding import (
+from ldlm_jax.diffusion import schedule as path
+from ldlm_jax.diffusion.conditioning import draw_known
+from ldlm_jax.diffusion.config import DiffusionConfig
+from ldlm_jax.diffusion.objective import masked_mean
+from ldlm_jax.diffusion.time_sampling import draw_progress
+from ldlm_jax.losses.alignment import AlignmentConfig, alignment_loss
+from ldlm_jax.losses.autoencoder import (
     AutoencodingConfig,
     draw_latents,
     hide_tokens,
     kl_loss,
     reconstruction_loss,
 )
-from ldlm_jax.denoiser import Denoiser, places_of, segments_of
-from ldlm_jax.diffusion import path
-from ldlm_jax.diffusion.known import draw_known
-from ldlm_jax.diffusion.objective import masked_mean
-from ldlm_jax.diffusion.time import draw_progress
-from ldlm_jax.diffusion_config import DiffusionConfig
+from ldlm_jax.losses.next_token import next_token_loss
+from ldlm_jax.models.denoiser import Denoiser, places_of, segments_of
 from ldlm_jax.models.dit import DROPPED, KNOWN, UNKNOWN
-from ldlm_jax.models.places import Places, positions_of
-from ldlm_jax.models.scores import COMPILER_OPTIONS
-from ldlm_jax.next_token import next_token_loss
-from ldlm_jax.optim import OptimConfig, ema_step_size
+from ldlm_jax.models.lowering import COMPILER_OPTIONS
+from ldlm_jax.models.token_layout import Places, positions_of
+from ldlm_jax.optimizer import OptimConfig, ema_step_size
 from ldlm_jax.phases import LOSSES, Phase, weight_at
 from ldlm_jax.teachers.teacher import PretrainedTeacher
 from ldlm_jax.train_state import LatentStats, Models, TrainState, group_of, with_foundation

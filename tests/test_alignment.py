@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import tokenizers
 
-from ldlm_jax.alignment import alignment_loss
 from ldlm_jax.cli import main
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
-from ldlm_jax.data.teacher_rows import TeacherRows, decodable
 from ldlm_jax.data.tokenizer import EOS, PAD, Tokenizer
 from ldlm_jax.errors import UserError
-from ldlm_jax.guide import load_guide
-from ldlm_jax.mesh import MeshConfig, make_mesh
-from ldlm_jax.teachers import encoder_lm
+from ldlm_jax.losses.alignment import alignment_loss
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.pretrained import encoder_lm
+from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
+from ldlm_jax.teachers.loader import load_guide
 from ldlm_jax.teachers.teacher import PretrainedTeacher, carry_over
+from ldlm_jax.teachers.token_alignment import TeacherRows, decodable
 from tests.conftest import IN_BLOCKS, sentences
 from tests.parity.families import write_model
 

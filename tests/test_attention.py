@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldlm_jax.mesh import MeshConfig, make_mesh
 from ldlm_jax.models.attention import attend
-from ldlm_jax.models.places import (
+from ldlm_jax.models.token_layout import (
     lay_out,
     see_memory_and_own_block,
     see_up_to_block,
     see_what_is_read,
 )
-from ldlm_jax.sharding import AxisRules
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.parallel.sharding import AxisRules
 
 HEADS, WIDTH = 2, 128
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from ldlm_jax.models.autoregressive import Cache, TokenTransformer
-from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.token_layout import lay_out
 from tests.conftest import nowhere_zero
 
 

@@ -14,10 +14,10 @@ import pytest
 from ldlm_jax.cli import main
 from ldlm_jax.data import pipeline
 from ldlm_jax.evals import quality
-from ldlm_jax.evals.judge import Reading
 from ldlm_jax.evals.report import rows_of
-from ldlm_jax.flags import DIALS
-from ldlm_jax.request import SampleConfig
+from ldlm_jax.evals.scorer import Reading
+from ldlm_jax.sampling.flags import DIALS
+from ldlm_jax.sampling.request import SampleConfig
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.errors import UserError
-from ldlm_jax.mesh import MeshConfig, make_mesh
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.conftest import IN_BLOCKS
 
 CONFIGS = sorted(Path("configs").glob("*.py"))

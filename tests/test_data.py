@@ -11,8 +11,16 @@ import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
-from ldlm_jax.data import build, corpora
-from ldlm_jax.data.build import DataConfig, prepare, read_split, read_texts, windows, write_dataset
+from ldlm_jax.data import corpora
+from ldlm_jax.data import dataset as build
+from ldlm_jax.data.dataset import (
+    DataConfig,
+    prepare,
+    read_split,
+    read_texts,
+    windows,
+    write_dataset,
+)
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.sources import load_documents
 from ldlm_jax.data.tokenizer import EOS, PAD, Tokenizer

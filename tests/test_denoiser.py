@@ -10,11 +10,11 @@ import pytest
 from flax.core import meta
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.denoiser import Denoiser, nucleus
-from ldlm_jax.diffusion import path
-from ldlm_jax.diffusion_config import DiffusionConfig
+from ldlm_jax.diffusion import schedule as path
+from ldlm_jax.diffusion.config import DiffusionConfig
+from ldlm_jax.models.denoiser import Denoiser, nucleus
 from ldlm_jax.models.dit import UNKNOWN
-from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.token_layout import lay_out
 from ldlm_jax.train_state import LatentStats
 
 

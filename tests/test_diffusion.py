@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ldlm_jax.diffusion import path, time
+from ldlm_jax.diffusion import schedule as path
+from ldlm_jax.diffusion import time_sampling as time
+from ldlm_jax.diffusion.conditioning import Shares, draw_known
 from ldlm_jax.diffusion.guidance import guide, guide_by_context
-from ldlm_jax.diffusion.known import Shares, draw_known
 from ldlm_jax.diffusion.objective import Objective
-from ldlm_jax.diffusion.sampler import EVALUATIONS, SOLVERS, Guess, Solver, Watch, row_noise, sample
-from ldlm_jax.models.places import lay_out
+from ldlm_jax.diffusion.solvers import EVALUATIONS, SOLVERS, Guess, Solver, Watch, row_noise, sample
+from ldlm_jax.models.token_layout import lay_out
 
 MEAN = np.array([1.0, -2.0])
 COVARIANCE = np.array([[1.5, 0.8], [0.8, 0.7]])

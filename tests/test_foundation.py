@@ -11,20 +11,20 @@ import tokenizers
 
 from ldlm_jax.cli import main
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from ldlm_jax.data.tokenizer import EOS, SPECIAL_TOKENS, Tokenizer
 from ldlm_jax.errors import UserError
-from ldlm_jax.flops import Counter
-from ldlm_jax.mesh import MeshConfig, make_mesh
-from ldlm_jax.models.places import lay_out
-from ldlm_jax.sharding import AxisRules
-from ldlm_jax.teachers import decoder_lm
-from ldlm_jax.teachers.foundation import (
+from ldlm_jax.models.token_layout import lay_out
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.parallel.sharding import AxisRules
+from ldlm_jax.plan.flops import Counter
+from ldlm_jax.pretrained import decoder_lm
+from ldlm_jax.pretrained.load import load_pretrained
+from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
+from ldlm_jax.teachers.backbone import (
     FoundationConfig,
     abstract_foundation,
     load_foundation,
 )
-from ldlm_jax.teachers.load import load_pretrained
 from tests.conftest import IN_BLOCKS, sentences
 from tests.parity.families import write_model
 

@@ -8,23 +8,23 @@ import jax
 import numpy as np
 import pytest
 
-from ldlm_jax.choose import log_likelihood
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import prepare, windows
+from ldlm_jax.data.dataset import prepare, windows
 from ldlm_jax.data.tokenizer import EOS, PAD
-from ldlm_jax.denoiser import Denoiser, places_of
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
-from ldlm_jax.evals.measures import text_statistics
-from ldlm_jax.generate import Writer, answer, draw_lengths, generate
-from ldlm_jax.mesh import make_mesh
-from ldlm_jax.optim import make_optimizer
-from ldlm_jax.outline import cut_spans
+from ldlm_jax.evals.text_metrics import text_statistics
+from ldlm_jax.models.denoiser import Denoiser, places_of
+from ldlm_jax.optimizer import make_optimizer
+from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.phases import phase_at
-from ldlm_jax.request import Request, SampleConfig
+from ldlm_jax.sampling.blockwise import write_tokens
+from ldlm_jax.sampling.generate import Writer, answer, draw_lengths, generate
+from ldlm_jax.sampling.request import Request, SampleConfig
+from ldlm_jax.sampling.rerank import log_likelihood
+from ldlm_jax.sampling.template import cut_spans
 from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import train_step
-from ldlm_jax.write import write_tokens
 from tests.conftest import DEMO, sentences
 
 STEPS = 1100

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.mesh import MeshConfig, make_mesh
-from ldlm_jax.sharding import AxisRules
-from ldlm_jax.teachers import decoder_lm
-from ldlm_jax.teachers.load import load_pretrained
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.parallel.sharding import AxisRules
+from ldlm_jax.pretrained import decoder_lm
+from ldlm_jax.pretrained.load import load_pretrained
 
 gguf = pytest.importorskip("gguf")
 safetensors = pytest.importorskip("safetensors.numpy")

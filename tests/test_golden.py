@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.generate import Writer, answer
-from ldlm_jax.mesh import MeshConfig, make_mesh
-from ldlm_jax.optim import make_optimizer
-from ldlm_jax.request import Request, SampleConfig
-from ldlm_jax.sharding import AxisRules
+from ldlm_jax.optimizer import make_optimizer
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.parallel.sharding import AxisRules
+from ldlm_jax.sampling.generate import Writer, answer
+from ldlm_jax.sampling.request import Request, SampleConfig
 from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import train_step
 from tests.conftest import DEMO, nowhere_zero

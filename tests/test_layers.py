@@ -8,8 +8,8 @@ import pytest
 
 from ldlm_jax.models.attention import look_near
 from ldlm_jax.models.layers import Attention, Block, Dropout, activation_dtype, matmul
-from ldlm_jax.models.places import lay_out, see_up_to_block
-from ldlm_jax.models.scores import planning_for
+from ldlm_jax.models.lowering import planning_for
+from ldlm_jax.models.token_layout import lay_out, see_up_to_block
 from tests.conftest import nowhere_zero
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.denoiser import Denoiser
+from ldlm_jax.losses.next_token import ahead_BxN, next_token_loss
+from ldlm_jax.models.denoiser import Denoiser
 from ldlm_jax.models.dit import KNOWN, UNKNOWN
-from ldlm_jax.models.places import just_before, lay_out
-from ldlm_jax.next_token import ahead_BxN, next_token_loss
+from ldlm_jax.models.token_layout import just_before, lay_out
 from ldlm_jax.phases import Phase
 from ldlm_jax.train_state import LatentStats
 from ldlm_jax.train_step import fused_loss

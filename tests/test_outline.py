@@ -5,7 +5,7 @@ import pytest
 
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD, Tokenizer
 from ldlm_jax.errors import UserError
-from ldlm_jax.outline import Hole, Outline, cut_spans, parse_spans, parse_template
+from ldlm_jax.sampling.template import Hole, Outline, cut_spans, parse_spans, parse_template
 from tests.conftest import sentences
 
 

@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldlm_jax import plan_report
-from ldlm_jax.chips import chip_of
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.errors import UserError
-from ldlm_jax.flops import Counter
-from ldlm_jax.hlo import Cost, Program, parse
-from ldlm_jax.mesh import MeshConfig, make_mesh
-from ldlm_jax.plan import OutOfMemory, Target
-from ldlm_jax.plan_report import Forecast, explain, kernel_flops, sharding_table
-from ldlm_jax.sharding import AxisRules, placements
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.parallel.sharding import AxisRules, placements
+from ldlm_jax.plan import report as plan_report
+from ldlm_jax.plan.flops import Counter
+from ldlm_jax.plan.hardware import chip_of
+from ldlm_jax.plan.hlo import Cost, Program, parse
+from ldlm_jax.plan.report import Forecast, explain, kernel_flops, sharding_table
+from ldlm_jax.plan.target import OutOfMemory, Target
 from ldlm_jax.train_state import LatentStats
 from ldlm_jax.train_step import fused_loss
 from tests.conftest import IN_BLOCKS
@@ -301,8 +301,8 @@ def test_too_large_says_by_how_much():
 
 
 def test_profiles_of_a_window_on_a_signal_and_of_a_slow_step(tmp_path):
-    from ldlm_jax.accounting import Profiler
     from ldlm_jax.config import TrainConfig
+    from ldlm_jax.telemetry.throughput import Profiler
 
     config = TrainConfig(profile_step=2, profile_steps=1)
     profiler = Profiler(tmp_path / "window", config)

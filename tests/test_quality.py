@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.evals import measures
-from ldlm_jax.evals.judge import Judge, Reading
+from ldlm_jax.evals import text_metrics as measures
 from ldlm_jax.evals.quality import judged, mauve, shuffled
 from ldlm_jax.evals.report import report
-from ldlm_jax.teachers.named import find_model
+from ldlm_jax.evals.scorer import Judge, Reading
+from ldlm_jax.pretrained.zoo import find_model
 from tests.conftest import sentences
 
 PROSE = """

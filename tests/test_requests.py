@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.tokenizer import EOS, PAD
-from ldlm_jax.denoiser import Denoiser, places_of
-from ldlm_jax.diffusion.sampler import Solver
+from ldlm_jax.diffusion.solvers import Solver
 from ldlm_jax.errors import UserError
-from ldlm_jax.generate import Writer, answer, generate
-from ldlm_jax.request import Request, SampleConfig, read_requests
+from ldlm_jax.models.denoiser import Denoiser, places_of
+from ldlm_jax.sampling.blockwise import Desk
+from ldlm_jax.sampling.generate import Writer, answer, generate
+from ldlm_jax.sampling.request import Request, SampleConfig, read_requests
+from ldlm_jax.sampling.spec import Dials, Page, Plan
 from ldlm_jax.train_state import LatentStats
-from ldlm_jax.write import Desk
-from ldlm_jax.writing import Dials, Page, Plan
 from tests.conftest import DEMO, nowhere_zero
 
 

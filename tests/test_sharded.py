@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.config_checks import check_mesh
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.diffusion.sampler import Solver
+from ldlm_jax.diffusion.solvers import Solver
 from ldlm_jax.errors import UserError
-from ldlm_jax.mesh import MeshConfig, make_mesh
-from ldlm_jax.optim import make_optimizer
-from ldlm_jax.request import SampleConfig
-from ldlm_jax.sharding import AxisRules, batch_sharding, in_force, own_rows, put_batch
+from ldlm_jax.optimizer import make_optimizer
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.parallel.sharding import AxisRules, batch_sharding, in_force, own_rows, put_batch
+from ldlm_jax.sampling.blockwise import write_tokens
+from ldlm_jax.sampling.request import SampleConfig
+from ldlm_jax.sampling.spec import Dials, Page, Plan
 from ldlm_jax.train_state import abstract_state, init_state
 from ldlm_jax.train_step import train_step
-from ldlm_jax.write import write_tokens
-from ldlm_jax.writing import Dials, Page, Plan
+from ldlm_jax.validate import check_mesh
 from tests.conftest import IN_BLOCKS, nowhere_zero
 
 RULES = AxisRules()

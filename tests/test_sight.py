@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.token_layout import lay_out
 from tests.conftest import changed, nowhere_zero
 
 

@@ -9,22 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldlm_jax.alignment import Projection
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.diffusion.sampler import Solver
-from ldlm_jax.diffusion.time import draw_progress
-from ldlm_jax.mesh import MeshConfig, make_mesh
-from ldlm_jax.models.places import lay_out
-from ldlm_jax.optim import OptimConfig, make_optimizer
+from ldlm_jax.diffusion.solvers import Solver
+from ldlm_jax.diffusion.time_sampling import draw_progress
+from ldlm_jax.losses.alignment import Projection
+from ldlm_jax.models.token_layout import lay_out
+from ldlm_jax.optimizer import OptimConfig, make_optimizer
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.phases import GROUPS, Phase
-from ldlm_jax.request import SampleConfig
-from ldlm_jax.sharding import AxisRules
+from ldlm_jax.sampling.blockwise import write_tokens
+from ldlm_jax.sampling.request import SampleConfig
+from ldlm_jax.sampling.spec import Dials, Page, Plan
 from ldlm_jax.train_state import LatentStats, Models, group_of, init_state
 from ldlm_jax.train_step import fused_loss, train_step
-from ldlm_jax.write import write_tokens
-from ldlm_jax.writing import Dials, Page, Plan
 from tests.conftest import IN_BLOCKS, nowhere_zero
 
 WEIGHTS = {"reconstruction": 0.7, "kl": 0.3, "diffusion": 1.3, "alignment": 0.5}

@@ -10,8 +10,8 @@ from pathlib import Path
 from experiments.block_sizes.arms import ARMS
 from experiments.compare import workdir_of
 from experiments.recipe.ngram import Judge
-from ldlm_jax.generate import generate
-from ldlm_jax.run_folder import load_run
+from ldlm_jax.sampling.generate import generate
+from ldlm_jax.workdir import load_run
 
 COUNT, SEED, STEPS = 256, 1, (20, 100)
 COLUMNS = ("trigram_perplexity", "distinct_2", "entropy", "loop_rate", "words", "evaluations")

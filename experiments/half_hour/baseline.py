@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.half_hour.training import KINDS, held_out_loss, read_config, train
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD
-from ldlm_jax.denoiser import nucleus
 from ldlm_jax.diffusion.guidance import guide_by_context
 from ldlm_jax.evals.quality import PROMPTS, Examiner, beginnings, named
-from ldlm_jax.generate import draw_lengths
 from ldlm_jax.models.autoregressive import Cache, TokenTransformer
-from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.denoiser import nucleus
+from ldlm_jax.models.token_layout import lay_out
+from ldlm_jax.sampling.generate import draw_lengths
 
 
 def draw(logits, key, top_p: float, temperature: float):

@@ -15,8 +15,8 @@ from pathlib import Path
 from experiments.compare import MEASURES, print_means
 from experiments.half_hour.baseline import Baseline
 from ldlm_jax.evals.quality import Examiner, headline
-from ldlm_jax.generate import generate
-from ldlm_jax.run_folder import LoadedRun, load_run
+from ldlm_jax.sampling.generate import generate
+from ldlm_jax.workdir import LoadedRun, load_run
 
 COUNT = 1000
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.half_hour.baseline import Baseline
-from ldlm_jax.generate import generate
-from ldlm_jax.run_folder import load_run
+from ldlm_jax.sampling.generate import generate
+from ldlm_jax.workdir import load_run
 
 BATCHES, TURNS = (1, 32), 3
 

@@ -15,17 +15,17 @@ import numpy as np
 import optax
 from flax.core import meta
 
-from ldlm_jax.alignment import AlignmentConfig, Projection, alignment_loss
 from ldlm_jax.config import Experiment, load_config, resolve
-from ldlm_jax.data.build import DataConfig, Prepared, prepare, read_split
+from ldlm_jax.data.dataset import DataConfig, Prepared, prepare, read_split
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.tokenizer import EOS, MASK, PAD
-from ldlm_jax.guide import Guide, load_guide
-from ldlm_jax.mesh import make_mesh
+from ldlm_jax.losses.alignment import AlignmentConfig, Projection, alignment_loss
 from ldlm_jax.models.autoregressive import TokenTransformer
-from ldlm_jax.models.places import lay_out, positions_of
-from ldlm_jax.optim import OptimConfig, ema_step_size, make_optimizer
+from ldlm_jax.models.token_layout import lay_out, positions_of
+from ldlm_jax.optimizer import OptimConfig, ema_step_size, make_optimizer
+from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.phases import Weight, weight_at
+from ldlm_jax.teachers.loader import Guide, load_guide
 
 # As many parameters as the demo's encoder, decoder and DiT; the same window, tokens and batch.
 SIZES = {"width": 192, "layers": 3, "offset_radius": 4, "tap": 0, "dropout": 0.0,

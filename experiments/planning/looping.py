@@ -13,10 +13,10 @@ import numpy as np
 
 from experiments.half_hour.baseline import Baseline, write_left_to_right
 from ldlm_jax.data.tokenizer import MASK
-from ldlm_jax.evals.measures import text_statistics
-from ldlm_jax.run_folder import load_run
-from ldlm_jax.write import write_tokens
-from ldlm_jax.writing import Dials, Page, Plan
+from ldlm_jax.evals.text_metrics import text_statistics
+from ldlm_jax.sampling.blockwise import write_tokens
+from ldlm_jax.sampling.spec import Dials, Page, Plan
+from ldlm_jax.workdir import load_run
 
 LENGTHS, COUNT, STEPS = (512, 2048), 16, (5, 20)
 # A nucleus so small that the context proposes its likeliest token alone.

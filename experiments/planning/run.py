@@ -14,10 +14,10 @@ import matplotlib.pyplot as plt
 
 from experiments.half_hour.baseline import Baseline
 from experiments.planning.tasks import TASKS, right
-from ldlm_jax.generate import answer
-from ldlm_jax.outline import Hole
-from ldlm_jax.request import Request
-from ldlm_jax.run_folder import load_run
+from ldlm_jax.sampling.generate import answer
+from ldlm_jax.sampling.request import Request
+from ldlm_jax.sampling.template import Hole
+from ldlm_jax.workdir import load_run
 
 COUNT, STEPS, LAGS = 200, (1, 2, 5, 10, 20, 50, 100), (0.0, 2.0)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from experiments.half_hour.baseline import Baseline
-from ldlm_jax.data.build import prepare, read_texts
-from ldlm_jax.evals.judge import Judge
+from ldlm_jax.data.dataset import prepare, read_texts
 from ldlm_jax.evals.quality import shuffled
-from ldlm_jax.generate import answer
-from ldlm_jax.outline import Hole
-from ldlm_jax.request import Request
-from ldlm_jax.run_folder import load_run
+from ldlm_jax.evals.scorer import Judge
+from ldlm_jax.sampling.generate import answer
+from ldlm_jax.sampling.request import Request
+from ldlm_jax.sampling.template import Hole
+from ldlm_jax.workdir import load_run
 
 COUNT, STEPS, JUDGE = 200, (1, 2, 5, 20, 100), "smollm2-135m"
 

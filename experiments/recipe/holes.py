@@ -14,11 +14,11 @@ import sys
 import numpy as np
 
 from experiments.recipe.sampler_sweep import changed
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.evals.quality import Examiner, headline
-from ldlm_jax.generate import answer
-from ldlm_jax.request import Request
-from ldlm_jax.run_folder import load_run
+from ldlm_jax.sampling.generate import answer
+from ldlm_jax.sampling.request import Request
+from ldlm_jax.workdir import load_run
 
 SEED = 1
 

@@ -9,11 +9,11 @@ import sys
 from dataclasses import replace
 
 from ldlm_jax.config import literal
-from ldlm_jax.data.build import prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.evals.quality import Examiner, headline
-from ldlm_jax.generate import generate
-from ldlm_jax.request import SampleConfig
-from ldlm_jax.run_folder import load_run
+from ldlm_jax.sampling.generate import generate
+from ldlm_jax.sampling.request import SampleConfig
+from ldlm_jax.workdir import load_run
 
 SEED = 1
 

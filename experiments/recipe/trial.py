@@ -12,9 +12,9 @@ from pathlib import Path
 from experiments.compare import last_logged, short
 from experiments.recipe.ngram import Judge
 from ldlm_jax.config import load_config
-from ldlm_jax.generate import generate
-from ldlm_jax.run_folder import load_run
+from ldlm_jax.sampling.generate import generate
 from ldlm_jax.train import train
+from ldlm_jax.workdir import load_run
 
 CONFIG, STEPS = "configs/web_cpu.py", 240
 

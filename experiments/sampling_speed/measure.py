@@ -21,10 +21,10 @@ from flax.core import meta
 from experiments.half_hour.baseline import write_left_to_right
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.models.autoregressive import TokenTransformer
-from ldlm_jax.models.places import lay_out
+from ldlm_jax.models.token_layout import lay_out
+from ldlm_jax.sampling.blockwise import write_tokens
+from ldlm_jax.sampling.spec import Dials, Page, Plan
 from ldlm_jax.train_state import LatentStats
-from ldlm_jax.write import write_tokens
-from ldlm_jax.writing import Dials, Page, Plan
 
 VOCABULARY = 4096
 LENGTHS, BATCHES = (64, 256, 1024, 2048), (1, 32)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.plan_report import sharding_table
+from ldlm_jax.plan.report import sharding_table
 
 DEVICES = {
     "ldlm_130m_v5e_16": 16,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from ldlm_jax.chips import count_of
 from ldlm_jax.config import load_config
+from ldlm_jax.plan.hardware import count_of
 
 
 def planned(config: str, topology: str, slices: int, rows: int) -> dict:

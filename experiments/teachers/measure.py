@@ -82,10 +82,10 @@ def ours(folder: Path) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from ldlm_jax.mesh import MeshConfig, make_mesh
-    from ldlm_jax.sharding import AxisRules
-    from ldlm_jax.teachers import decoder_lm
-    from ldlm_jax.teachers.load import load_pretrained
+    from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+    from ldlm_jax.parallel.sharding import AxisRules
+    from ldlm_jax.pretrained import decoder_lm
+    from ldlm_jax.pretrained.load import load_pretrained
 
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     jax.block_until_ready(jnp.ones(8) + 1)

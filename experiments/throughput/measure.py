@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.generate import Writer, generate
-from ldlm_jax.request import SampleConfig
+from ldlm_jax.sampling.blockwise import write_tokens
+from ldlm_jax.sampling.generate import Writer, generate
+from ldlm_jax.sampling.request import SampleConfig
 from ldlm_jax.train import Setup
 from ldlm_jax.train_state import TrainState
 from ldlm_jax.train_step import compiled_step
-from ldlm_jax.write import write_tokens
 
 
 def best_seconds(run, repeats: int = 5) -> float:

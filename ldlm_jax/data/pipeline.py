@@ -6,7 +6,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from ldlm_jax.data.build import DataConfig, Prepared, read_split
+from ldlm_jax.data.dataset import DataConfig, Prepared, read_split
 
 
 def train_batches(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.diffusion import path
+from ldlm_jax.diffusion import schedule as path
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import jax
 
-from ldlm_jax.data.build import Prepared
-from ldlm_jax.generate import Writer
-from ldlm_jax.request import SampleConfig
+from ldlm_jax.data.dataset import Prepared
+from ldlm_jax.sampling.generate import Writer
+from ldlm_jax.sampling.request import SampleConfig
 from ldlm_jax.train_step import Recipe
 
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.data.tokenizer import PAD
-from ldlm_jax.denoiser import Denoiser, places_of, segments_of
-from ldlm_jax.diffusion import path
-from ldlm_jax.diffusion_config import DiffusionConfig
+from ldlm_jax.diffusion import schedule as path
+from ldlm_jax.diffusion.config import DiffusionConfig
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals.base import EvalContext, Results
+from ldlm_jax.models.denoiser import Denoiser, places_of, segments_of
 from ldlm_jax.models.dit import KNOWN, UNKNOWN
-from ldlm_jax.models.places import positions_of
+from ldlm_jax.models.token_layout import positions_of
 from ldlm_jax.train_state import Models
 
 # Where what was written earlier in the same block stands: nearly clean.

@@ -5,10 +5,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.denoiser import Denoiser, places_of
-from ldlm_jax.diffusion import path
-from ldlm_jax.diffusion_config import DiffusionConfig
+from ldlm_jax.diffusion import schedule as path
+from ldlm_jax.diffusion.config import DiffusionConfig
 from ldlm_jax.evals.base import EvalContext, Results
+from ldlm_jax.models.denoiser import Denoiser, places_of
 from ldlm_jax.models.dit import KNOWN, UNKNOWN
 from ldlm_jax.train_state import Models
 

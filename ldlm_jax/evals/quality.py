@@ -11,13 +11,13 @@ from itertools import product
 
 import numpy as np
 
-from ldlm_jax.data.build import Prepared, read_texts
+from ldlm_jax.data.dataset import Prepared, read_texts
 from ldlm_jax.errors import UserError
-from ldlm_jax.evals import measures
+from ldlm_jax.evals import text_metrics as measures
 from ldlm_jax.evals.base import EvalContext, Results
-from ldlm_jax.evals.judge import Judge, Reading
-from ldlm_jax.generate import answer, generate
-from ldlm_jax.request import Request
+from ldlm_jax.evals.scorer import Judge, Reading
+from ldlm_jax.sampling.generate import answer, generate
+from ldlm_jax.sampling.request import Request
 
 MAUVE_BUCKETS = 50
 MAUVE_SEEDS = (0, 1, 2)

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from ldlm_jax.evals.base import EvalContext, Results
-from ldlm_jax.evals.measures import text_statistics
-from ldlm_jax.generate import generate
+from ldlm_jax.evals.text_metrics import text_statistics
+from ldlm_jax.sampling.generate import generate
 
 
 def evaluate(context: EvalContext) -> Results:

@@ -9,10 +9,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.models.places import OWN, Sight
-from ldlm_jax.models.ring import ring, ring_axis
-from ldlm_jax.models.scores import constrain, offset_scores, scores_of
-from ldlm_jax.models.splash import fits, splash
+from ldlm_jax.models.kernels.ring import ring, ring_axis
+from ldlm_jax.models.kernels.splash import fits, splash
+from ldlm_jax.models.lowering import constrain, offset_scores, scores_of
+from ldlm_jax.models.token_layout import OWN, Sight
 
 # xla: the compiler's own, everywhere. cudnn: NVIDIA's fused kernel. splash: a Pallas kernel for
 # TPUs, which skips what nobody sees. ring: for rows that are split over the devices of a mesh axis.

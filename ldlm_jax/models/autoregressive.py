@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.layers import Dense, Transformer
-from ldlm_jax.models.places import Places, see_memory_and_own_block, see_up_to_block
+from ldlm_jax.models.token_layout import Places, see_memory_and_own_block, see_up_to_block
 
 
 class Cache(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.layers import Dense, Transformer
-from ldlm_jax.models.places import (
+from ldlm_jax.models.token_layout import (
     ALL,
     Places,
     Sight,

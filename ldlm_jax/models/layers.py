@@ -13,8 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from ldlm_jax.models.attention import attend, look_near, rotary_frequencies, rotate
-from ldlm_jax.models.places import Sight
-from ldlm_jax.models.scores import constrain, platform
+from ldlm_jax.models.lowering import constrain, platform
+from ldlm_jax.models.token_layout import Sight
 
 # Stacks of up to so many blocks compile block by block: a loop would copy every activation into and
 # out of stacked arrays (a tenth of the demo's step), and compute what of the last block nobody

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.layers import Dense, RMSNorm, Transformer, collected
-from ldlm_jax.models.places import Places, lay_out, see_up_to_block
-from ldlm_jax.models.scores import constrain
+from ldlm_jax.models.lowering import constrain
+from ldlm_jax.models.token_layout import Places, lay_out, see_up_to_block
 
 
 class Posterior(NamedTuple):

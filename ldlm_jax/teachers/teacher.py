@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.errors import UserError, fits_type
-from ldlm_jax.models.splash import LANES
-from ldlm_jax.teachers import decoder_lm, encoder_lm
-from ldlm_jax.teachers.decoder_lm import DecoderConfig
-from ldlm_jax.teachers.encoder_lm import EncoderConfig
-from ldlm_jax.teachers.load import Pretrained
+from ldlm_jax.models.kernels.splash import LANES
+from ldlm_jax.pretrained import decoder_lm, encoder_lm
+from ldlm_jax.pretrained.decoder_lm import DecoderConfig
+from ldlm_jax.pretrained.encoder_lm import EncoderConfig
+from ldlm_jax.pretrained.load import Pretrained
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.processes import Processes, call_roll, join
+from ldlm_jax.parallel.distributed import Processes, call_roll, join
 
 DEVICES = 4
 

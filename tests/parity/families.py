@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from ldlm_jax.teachers.named import find_model
+from ldlm_jax.pretrained.zoo import find_model
 
 REFERENCES = Path(__file__).parent / "references"
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ldlm_jax.data.pretrained_tokenizer import PretrainedTokenizer
 from ldlm_jax.errors import UserError
-from ldlm_jax.mesh import MeshConfig, make_mesh
-from ldlm_jax.sharding import AxisRules
-from ldlm_jax.teachers import decoder_lm, encoder_lm
-from ldlm_jax.teachers.decoder_lm import DecoderConfig, Spec, param_specs
-from ldlm_jax.teachers.load import load_pretrained
-from ldlm_jax.teachers.named import find_model
-from ldlm_jax.teachers.rope import Rope
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.parallel.sharding import AxisRules
+from ldlm_jax.pretrained import decoder_lm, encoder_lm
+from ldlm_jax.pretrained.decoder_lm import DecoderConfig, Spec, param_specs
+from ldlm_jax.pretrained.load import load_pretrained
+from ldlm_jax.pretrained.rope import Rope
+from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
+from ldlm_jax.pretrained.zoo import find_model
 from tests.parity.families import (
     CASES,
     REFERENCES,

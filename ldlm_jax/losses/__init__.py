@@ -1,0 +1,1 @@
+"""What is minimised: pure functions of a denoiser, a batch and a key."""

@@ -1,0 +1,1 @@
+"""Attention and products for particular hardware."""

@@ -1,0 +1,201 @@
+"""The shape of a pretrained model, from its ``config.json`` or a GGUF file's metadata."""
+
+import json
+from pathlib import Path
+
+from ldlm_jax.errors import UserError
+from ldlm_jax.pretrained.decoder_lm import DecoderConfig
+from ldlm_jax.pretrained.encoder_lm import EncoderConfig
+from ldlm_jax.pretrained.rope import Rope
+from ldlm_jax.pretrained.weights import Gguf
+
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+ENCODERS = ("bert", "roberta", "xlm-roberta")
+# What divides each rotary frequency, in a GGUF file.
+FREQUENCIES = "rope_freqs.weight"
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+
+
+def read_config(folder: Path) -> DecoderConfig | EncoderConfig:
+    """The model that a Hugging Face folder holds.
+
+    Raises:
+      UserError: there is no ``config.json``, a field is missing, or the architecture is not
+        supported.
+    """
+    file = folder / "config.json"
+    try:
+        said = json.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is not JSON ({error}); fetch it again.") from error
+    kind = said.get("model_type")
+    try:
+        if kind in DECODERS:
+            return _decoder(said, kind)
+        if kind in ENCODERS:
+            return _encoder(said, kind)
+    except KeyError as error:
+        raise UserError(f"{file}: the field {error} is missing.") from error
+    known = ", ".join((*DECODERS, *ENCODERS))
+    raise UserError(f"{file}: model_type = {kind!r} is not supported; known: {known}.")
+
+
+def _decoder(said: dict, kind: str) -> DecoderConfig:
+    gemma = kind == "gemma3_text"
+    _refuse(said, "mlp_bias", False)
+    if gemma:
+        for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+            _refuse(said, key, None)
+        _refuse(said, "use_bidirectional_attention", False)
+    activation = said.get("hidden_act") or said.get("hidden_activation")
+    activations = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
+    if activation not in activations:
+        raise UserError(
+            f"config.json: hidden_act = {activation!r} is not supported; known: "
+            f"{', '.join(activations)}."
+        )
+    heads, layers = said["num_attention_heads"], said["num_hidden_layers"]
+    head_dim = said.get("head_dim") or said["hidden_size"] // heads
+    return DecoderConfig(
+        vocab_size=said["vocab_size"],
+        width=said["hidden_size"],
+        hidden=said["intermediate_size"],
+        layers=layers,
+        heads=heads,
+        kv_heads=said.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        ropes=_ropes(said, gemma),
+        windows=_windows(said, kind, layers),
+        norm_eps=said.get("rms_norm_eps", 1e-6),
+        tied=said.get("tie_word_embeddings", gemma),
+        qkv_bias=kind == "qwen2" or said.get("attention_bias", False),
+        out_bias=kind != "qwen2" and said.get("attention_bias", False),
+        qk_norm=kind in ("qwen3", "gemma3_text"),
+        sandwich=gemma,
+        activation=activations[activation],
+        embed_scale=said["hidden_size"] ** 0.5 if gemma else 1.0,
+        query_scale=(head_dim / said["query_pre_attn_scalar"]) ** 0.5 if gemma else 1.0,
+    )
+
+
+def start_token(folder: Path) -> int:
+    """The token that stands before a text, by a folder's ``config.json``.
+
+    Raises:
+      UserError: it names none.
+    """
+    said = json.loads((folder / "config.json").read_text())
+    for key in ("bos_token_id", "eos_token_id"):
+        token = said.get(key)
+        if token is not None:
+            return token[0] if isinstance(token, list) else token
+    raise UserError(f"{folder}/config.json names neither bos_token_id nor eos_token_id.")
+
+
+def _refuse(said: dict, key: str, harmless) -> None:
+    if said.get(key, harmless) != harmless:
+        raise UserError(f"config.json: {key} = {said[key]!r} is not supported.")
+
+
+def _ropes(said: dict, gemma: bool) -> tuple[Rope, Rope]:
+    """Of layers that see everything, and of those with a window."""
+    context = said["max_position_embeddings"]
+    section = said.get("rope_parameters") or said.get("rope_scaling") or {}
+    theta = said.get("rope_theta", 10_000.0)
+    if "full_attention" in section:  # one section for each kind of layer
+        near = section.get("sliding_attention", section["full_attention"])
+        return tuple(Rope.from_config(s, theta, context) for s in (section["full_attention"], near))
+    rope = Rope.from_config(section, theta, context)
+    if gemma:
+        return rope, Rope(said.get("rope_local_base_freq", 10_000.0))
+    return rope, rope
+
+
+def _windows(said: dict, kind: str, layers: int) -> tuple[int, ...]:
+    window = said.get("sliding_window") or 0
+    if kind in ("qwen2", "qwen3") and not said.get("use_sliding_window", False):
+        window = 0
+    if not window:
+        return (0,) * layers
+    if said.get("layer_types"):
+        return tuple(window if t == "sliding_attention" else 0 for t in said["layer_types"])
+    if kind == "gemma3_text":
+        every = said.get("sliding_window_pattern", 6)
+        return tuple(0 if (i + 1) % every == 0 else window for i in range(layers))
+    first = said.get("max_window_layers", 0) if kind in ("qwen2", "qwen3") else 0
+    return tuple(window if i >= first else 0 for i in range(layers))
+
+
+def _encoder(said: dict, kind: str) -> EncoderConfig:
+    if said.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"config.json: hidden_act = {said['hidden_act']!r} is not supported.")
+    if said.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError("config.json: position_embedding_type must be 'absolute'.")
+    return EncoderConfig(
+        vocab_size=said["vocab_size"],
+        width=said["hidden_size"],
+        hidden=said["intermediate_size"],
+        layers=said["num_hidden_layers"],
+        heads=said["num_attention_heads"],
+        positions=said["max_position_embeddings"],
+        first_position=0 if kind == "bert" else said.get("pad_token_id", 1) + 1,
+        norm_eps=said.get("layer_norm_eps", 1e-12),
+    )
+
+
+def decoder_from_gguf(weights: Gguf) -> tuple[DecoderConfig, str]:
+    """The model that a GGUF file holds, and its architecture's name there.
+
+    Raises:
+      UserError: the architecture or its rotary scaling is not supported.
+    """
+    kind = weights.field("general.architecture")
+    if kind not in GGUF_ARCHITECTURES:
+        raise UserError(
+            f"{weights.where}: architecture {kind!r} is not supported; known: "
+            f"{', '.join(GGUF_ARCHITECTURES)}."
+        )
+
+    def of(key: str, default=None):
+        value = weights.field(f"{kind}.{key}", default)
+        if value is None:
+            raise UserError(f"{weights.where}: the field {kind}.{key} is missing.")
+        return value
+
+    scaling = weights.field(f"{kind}.rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise UserError(
+            f"{weights.where}: its rotary scaling is not supported from GGUF; use the model's "
+            "safetensors."
+        )
+    gemma = kind == "gemma3"
+    width, heads, layers = of("embedding_length"), of("attention.head_count"), of("block_count")
+    head_dim = of("attention.key_length", width // heads)
+    factor = of("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0
+    divisors: tuple[float, ...] = ()
+    if FREQUENCIES in weights.names():
+        divisors = tuple(weights.read(FREQUENCIES, (slice(None),)).tolist())
+    base, stretch = of("rope.freq_base", 10_000.0), "linear" if factor != 1 else "default"
+    far = Rope(base, stretch, factor, divisors=divisors)
+    window = of("attention.sliding_window", 0) if gemma else 0
+    config = DecoderConfig(
+        vocab_size=weights.shape("token_embd.weight")[0],
+        width=width,
+        hidden=of("feed_forward_length"),
+        layers=layers,
+        heads=heads,
+        kv_heads=of("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        ropes=(far, Rope(10_000.0) if gemma else far),
+        windows=tuple(0 if (i + 1) % 6 == 0 else window for i in range(layers)),
+        norm_eps=of("attention.layer_norm_rms_epsilon"),
+        tied="output.weight" not in weights.names(),
+        qkv_bias="blk.0.attn_q.bias" in weights.names(),
+        qk_norm="blk.0.attn_q_norm.weight" in weights.names(),
+        sandwich=gemma,
+        activation="gelu" if gemma else "silu",
+        embed_scale=width**0.5 if gemma else 1.0,
+    )
+    return config, kind

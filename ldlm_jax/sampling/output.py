@@ -1,0 +1,192 @@
+"""``ldlm sample``: from flags to requests, and from samples to the terminal, a file or a page."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from ldlm_jax.errors import UserError
+from ldlm_jax.sampling.generate import Sample, Writer, answer
+from ldlm_jax.sampling.page import denoising_page
+from ldlm_jax.sampling.request import Request, SampleConfig, read_requests
+from ldlm_jax.sampling.template import cut_spans, parse_spans
+from ldlm_jax.workdir import load_run
+
+
+def config_of(args, run) -> SampleConfig:
+    """The run's sampling section with the flags that were given."""
+    names = (field.name for field in fields(SampleConfig))
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return replace(run.experiment.sample, **given)
+
+
+def run(args) -> None:
+    """Write what was asked for."""
+    asked = [name for name in ("prompt", "suffix", "template", "revise", "requests")
+             if getattr(args, name)]  # fmt: skip
+    if len(asked) > 1 and asked != ["prompt", "suffix"]:
+        raise UserError(f"--{asked[0]} and --{asked[1]} do not go together.")
+    run = load_run(args.workdir, args.step)
+    config = config_of(args, run)
+    if args.revise:
+        revision = Revision.read(args.revise, args.spans, config, args.seed)
+        _revise(args, run.writer, revision)
+        return
+    if args.requests:
+        requests = read_requests(args.requests, config, args.seed)
+    else:
+        request = Request(args.prompt, args.seed, 0, config, args.suffix, args.template)
+        requests = request.several(args.num_samples)
+    if args.html:
+        _to_page(args, run.writer, requests)
+    elif args.jsonl:
+        _to_file(args.jsonl, requests, answer(run.writer, requests))
+    elif args.stream:
+        _stream(run.writer, requests)
+    else:
+        _to_terminal(args, run.writer, requests)
+
+
+def _to_terminal(args, writer: Writer, requests: Sequence[Request]) -> None:
+    shown = _draft_steps(args.show_denoising, min(r.config.steps for r in requests))
+    samples = answer(writer, requests, keep_drafts=bool(shown))
+    for place, (request, sample) in enumerate(zip(requests, samples, strict=True), 1):
+        for step in shown:
+            draft = sample.drafts[step - 1].text
+            print(f"[{place} after step {step}/{request.config.steps}] {draft}")
+        print(f"[{place}] {sample.text}", flush=True)
+
+
+def _draft_steps(spec: str | None, steps: int) -> tuple[int, ...]:
+    if spec is None:
+        return ()
+    if spec == "auto":
+        return tuple(sorted({max(1, steps * i // 5) for i in range(1, 5)}))
+    try:
+        shown = tuple(sorted({int(part) for part in spec.split(",")}))
+    except ValueError as error:
+        raise UserError(
+            f"--show-denoising {spec!r}: give steps such as 1,5,10, or nothing for five of them."
+        ) from error
+    if not 1 <= shown[0] <= shown[-1] <= steps:
+        raise UserError(f"--show-denoising {spec}: steps are 1 to {steps}.")
+    return shown
+
+
+@contextmanager
+def _open(path: str) -> Iterator:
+    try:
+        out = open(path, "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}.") from error
+    with out:
+        yield out
+
+
+def _to_file(path: str, requests: Sequence[Request], samples: Iterator[Sample]) -> None:
+    with _open(path) as out:
+        for request, sample in zip(requests, samples, strict=True):
+            out.write(json.dumps(_record(request, sample)) + "\n")
+    print(f"wrote {len(requests)} samples to {path}")
+
+
+def _record(request: Request, sample: Sample) -> dict:
+    asked = {"steps": request.config.steps, "seed": request.seed, "number": request.number}
+    said = {k: v for k, v in vars(sample).items() if k not in ("given", "drafts")}
+    return said | asked
+
+
+def _to_page(args, writer: Writer, requests: Sequence[Request]) -> None:
+    with _open(args.html) as out:
+        panels = {}
+        for steps in args.panels or (requests[0].config.steps,):
+            of_panel = [replace(r, config=replace(r.config, steps=steps)) for r in requests]
+            panels[steps] = list(answer(writer, of_panel, keep_drafts=True))
+        out.write(denoising_page(writer.in_blocks(requests[0].config.block_size), panels))
+    print(f"wrote {len(requests)} samples at {', '.join(map(str, panels))} steps to {args.html}")
+
+
+def _stream(writer: Writer, requests: Sequence[Request]) -> None:
+    """Print blocks as they come: their own text, as known text ends and the rest begins."""
+    if len(requests) != 1 or not writer.diffusion.block_size:
+        raise UserError("--stream shows one text (--num-samples 1) of a model with blocks.")
+    tokens: list[int] = []
+    printed = ""
+
+    def on_block(_, tokens_BxT):
+        nonlocal printed
+        tokens.extend(map(int, tokens_BxT[0]))
+        text = writer.tokenizer.decode(tokens)
+        # Half a character comes out as the replacement mark; the rest of it is in the next block.
+        whole = text.rstrip("\ufffd")
+        print(whole[len(printed) :], end="", flush=True)
+        printed = whole
+
+    (sample,) = answer(writer, requests, on_block=on_block)
+    print(f"\n[{sample.evaluations} evaluations]")
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A text file of which spans are rewritten. A paragraph is a document of its own.
+
+    Attributes:
+      parts: paragraphs and what stands between them, in turn.
+      requests: for the paragraphs that a span touches, by their place in ``parts``.
+    """
+
+    parts: tuple[str, ...]
+    requests: dict[int, Request]
+
+    @classmethod
+    def read(cls, path: str, spec: str, config: SampleConfig, seed: int) -> "Revision":
+        """The revision of a file's spans (see ``outline.parse_spans``).
+
+        Raises:
+          UserError: the file cannot be read, or a span is outside of it or crosses paragraphs.
+        """
+        if not spec:
+            raise UserError("--revise needs --spans: characters such as 10:25,40:52.")
+        try:
+            text = Path(path).read_bytes().decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}.") from error
+        spans = parse_spans(spec)
+        cut_spans(text, spans)  # raises where one is outside
+        parts, requests, at = re.split(r"(\n\s*\n)", text), {}, 0
+        for place, part in enumerate(parts):
+            end = at + len(part)
+            inside = [(b - at, e - at) for b, e in spans if b < end and e > at]
+            if inside and (place % 2 or inside[0][0] < 0 or inside[-1][1] > len(part)):
+                raise UserError(f"a span of {spec} crosses paragraphs: give one for each.")
+            if inside:
+                pieces = cut_spans(part, inside)
+                requests[place] = Request(seed=seed, config=config, revise=pieces)
+            at = end
+        return cls(tuple(parts), requests)
+
+    def texts(self, writer: Writer, count: int) -> Iterator[str]:
+        """The file with its spans rewritten, ``count`` times."""
+        groups = [request.several(count) for request in self.requests.values()]
+        samples = answer(
+            writer, [request for turn in zip(*groups, strict=True) for request in turn]
+        )
+        for _ in range(count):
+            new = {place: next(samples).text for place in self.requests}
+            yield "".join(new.get(place, part) for place, part in enumerate(self.parts))
+
+
+def _revise(args, writer: Writer, revision: Revision) -> None:
+    if args.html or args.stream or args.show_denoising:
+        raise UserError("--revise writes to the terminal or to --jsonl.")
+    texts = revision.texts(writer, args.num_samples)
+    if not args.jsonl:
+        for place, text in enumerate(texts, 1):
+            print(f"[{place}] {text}", flush=True)
+        return
+    with _open(args.jsonl) as out:
+        for number, text in enumerate(texts):
+            out.write(json.dumps({"text": text, "seed": args.seed, "number": number}) + "\n")
+    print(f"wrote {args.num_samples} revisions to {args.jsonl}")
