@@ -4,6 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
@@ -44,7 +45,9 @@ class Checkpoints:
         )
         self._folder = folder
         try:
-            self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+            self._manager = ocp.CheckpointManager(
+                folder.resolve(), options=options, item_handlers=ocp.PyTreeCheckpointHandler()
+            )
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror}.") from error
 
@@ -69,7 +72,7 @@ class Checkpoints:
                 f"{1.1 * needed / 1e6:.1f} MB are needed; earlier checkpoints are untouched. Free "
                 "some space and start the same command again to resume."
             )
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+        self._manager.save(step, args=ocp.args.PyTreeSave(state), metrics=metrics)
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the machine is about to be taken away, which all processes learn at one step."""
@@ -79,7 +82,8 @@ class Checkpoints:
         """The newest state that can be read, or None if there is none at all.
 
         Args:
-          abstract: tree of ``jax.ShapeDtypeStruct`` with shardings.
+          abstract: tree of ``jax.ShapeDtypeStruct`` with shardings: of the whole state, or of the
+            parts of it that are wanted. No other part is read.
           step: a certain step instead of the newest.
 
         Raises:
@@ -93,7 +97,7 @@ class Checkpoints:
             return None
         for candidate in [step] if step is not None else reversed(steps):
             try:
-                return self._manager.restore(candidate, args=ocp.args.StandardRestore(abstract))
+                return self._restore(candidate, abstract)
             except Exception as error:  # a damaged file raises whatever its reader meets
                 reason = str(error).strip().splitlines()[0][:200]
                 log.warning("checkpoint of step %d cannot be read (%s)", candidate, reason)
@@ -101,6 +105,13 @@ class Checkpoints:
             f"{self._folder}: no checkpoint can be read. If the config changed since, use the one "
             "the run was started with; otherwise start anew in another folder."
         )
+
+    def _restore(self, step: int, abstract):
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
+        restored = self._manager.restore(step, args=args)
+        chex.assert_trees_all_equal_shapes_and_dtypes(restored, abstract)
+        return restored
 
     def discard_after(self, step: int) -> None:
         """Delete checkpoints newer than a step (those that could not be read)."""

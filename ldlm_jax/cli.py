@@ -9,8 +9,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ldlm_jax.errors import UserError
-from ldlm_jax.sampling.flags import add_dials, add_flags
+from ldlm_jax.errors import UserError, did_you_mean
+from ldlm_jax.sampling.output import add_flags, add_knobs
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
 
@@ -83,17 +83,17 @@ def _plan(args, overrides) -> None:
 
 
 def _sample(args, overrides) -> None:
-    from ldlm_jax.sampling import output as sampling
+    from ldlm_jax.sampling import output
 
     _no_overrides(overrides)
-    sampling.run(args)
+    output.run(args)
 
 
 def _eval(args, overrides) -> None:
     from ldlm_jax.data.dataset import prepare
     from ldlm_jax.data.pipeline import eval_batches
-    from ldlm_jax.errors import did_you_mean
     from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
+    from ldlm_jax.parallel.sharding import own_rows, put_batch
     from ldlm_jax.sampling.output import config_of
     from ldlm_jax.workdir import load_run
 
@@ -108,19 +108,22 @@ def _eval(args, overrides) -> None:
     count = experiment.train.eval_batches if args.batches is None else args.batches
     if count < 1:
         raise UserError(f"--batches = {count}: at least 1 is needed.")
-    batches = eval_batches(prepared, args.split, experiment.train.batch_size, count)
+    rows, sharding = run.batch_rows(experiment.train.batch_size)
+    batches = eval_batches(prepared, args.split, rows, count, own_rows(sharding, rows))
+    batches = [put_batch(batch, sharding) for batch in batches]
     context = EvalContext(
-        run.writer, experiment.recipe(run.models), batches, config_of(args, run),
-        args.num_samples, tuple(args.step_counts), args.seed, prepared, args.split, args.judge,
-        tuple(args.guidances), partial(print, file=sys.stderr, flush=True),
+        run.generator, batches, config_of(args, run), args.num_samples, tuple(args.step_counts),
+        args.seed, prepared, args.split, args.scorer, tuple(args.guidances),
+        partial(print, file=sys.stderr, flush=True),
     )  # fmt: skip
-    results = run_evals(names, context)
+    with run.use_sharding():
+        results = run_evals(names, context)
     for name, value in results.items():
         print(f"{name}:\n{value}" if isinstance(value, str) else f"{name:45} {value:.4f}")
-    record = {"workdir": args.workdir, "step": int(run.state.step), **vars(context.sample),
+    record = {"workdir": args.workdir, "step": int(run.average.step), **vars(context.sample),
                   "split": args.split, "batches": len(batches),
                   "num_samples": args.num_samples, "seed": args.seed,
-                  "judge": args.judge, "sampling_dtype": run.models.dit.dtype,
+                  "scorer": args.scorer, "sampling_dtype": run.assembly.networks.dit.dtype,
                   "results": results}  # fmt: skip
     if args.html:
         from ldlm_jax.evals.report import report
@@ -198,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(run=_sample)
 
     evaluate = commands.add_parser("eval", help="measure a run")
-    add_dials(evaluate)
+    add_knobs(evaluate)
     evaluate.add_argument("--evals", default="reconstruction,denoising,samples")
     evaluate.add_argument("--split", default="validation", choices=("validation", "test"))
     evaluate.add_argument(
@@ -211,7 +214,10 @@ def _parser() -> argparse.ArgumentParser:
         help="also continue prompts with these weights of guidance (evaluation quality)",
     )  # fmt: skip
     evaluate.add_argument(
-        "--judge", default="smollm2-135m", help="model that the evaluation quality reads with"
+        "--scorer",
+        "--judge",
+        default="smollm2-135m",
+        help="model that the evaluation quality scores texts with",
     )
     evaluate.add_argument("--html", help="also write a report with plots to this file")
     evaluate.add_argument("--json", help="also write the results to this file")
@@ -221,20 +227,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _configure_jax(args) -> None:
     """Reuse compiled programs between runs; plans use no device but the host."""
+    import jax
+
     if args.command == "plan":
         from ldlm_jax.plan.hardware import count_of, gpu_of
 
         if gpu_of(args.topology):
-            os.environ["JAX_NUM_CPU_DEVICES"] = str(max(1, count_of(args.topology)))
-        # The last two: of the host alone, so that libtpu does not complain that it has no TPU.
-        for name, value in (("JAX_PLATFORMS", "cpu"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-                            ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_STDERR_LOG_LEVEL", "3"),
-                            ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_WORKER_HOSTNAMES", "localhost"),
+            jax.config.update("jax_num_cpu_devices", max(1, count_of(args.topology)))
+        jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
+        # Of the host alone, so that libtpu does not complain that it has no TPU.
+        for name, value in (("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_SKIP_MDS_QUERY", "1"),
+                            ("TPU_STDERR_LOG_LEVEL", "3"), ("TPU_MIN_LOG_LEVEL", "3"),
+                            ("TPU_WORKER_HOSTNAMES", "localhost"),
                             ("TPU_ACCELERATOR_TYPE", "v5litepod-4")):  # fmt: skip
             os.environ.setdefault(name, value)
         return  # programs for absent devices cannot be read back
-    import jax
-
     cache = Path.home() / ".cache" / "ldlm_jax"
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))

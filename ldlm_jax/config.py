@@ -1,7 +1,8 @@
 """A config is data: a Python file whose ``get_config()`` returns sections of plain values.
 
 Every section is splatted into the dataclass or module that uses it, so an unknown key is an error
-that names the section and the known keys, and a value is checked where it is used.
+that names the section and the known keys. What a value may be is declared by its field's type and
+checked by ``validate``.
 """
 
 import ast
@@ -11,25 +12,28 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldlm_jax.data.dataset import DataConfig
 from ldlm_jax.diffusion.config import DiffusionConfig
-from ldlm_jax.errors import UserError, did_you_mean, fits_type
-from ldlm_jax.losses.alignment import IN_DIT, AlignmentConfig, Projection
+from ldlm_jax.errors import UserError, did_you_mean
+from ldlm_jax.losses.alignment import IN_DIT, AlignmentConfig
 from ldlm_jax.losses.autoencoder import AutoencodingConfig
 from ldlm_jax.models.dit import DiT
+from ldlm_jax.models.networks import Networks, Projection
 from ldlm_jax.models.text_vae import TextVAE
-from ldlm_jax.optimizer import OptimConfig
+from ldlm_jax.optimizer import OptimizerConfig, make_optimizer
 from ldlm_jax.parallel.mesh import MeshConfig
 from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.phases import Phase, check_phases
-from ldlm_jax.sampling.request import SampleConfig
-from ldlm_jax.teachers.backbone import Foundation, FoundationConfig
-from ldlm_jax.teachers.teacher import PretrainedTeacher, TeacherConfig
-from ldlm_jax.train_state import Models
-from ldlm_jax.train_step import Recipe
-from ldlm_jax.validate import check_shapes
+from ldlm_jax.sampling.config import SampleConfig, old_names
+from ldlm_jax.teachers.backbone import Backbone, BackboneConfig, LoadedBackbone, load_backbone
+from ldlm_jax.teachers.loader import LoadedTeacher
+from ldlm_jax.teachers.teacher import TeacherConfig
+from ldlm_jax.train_step import Frozen, Recipe
+from ldlm_jax.validate import Count, Natural, NotNegative, check_sections, check_settings
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,15 @@ class TrainConfig:
       num_steps: steps of training.
       batch_size: rows a step, over all devices.
       microbatches: parts into which a batch is cut inside the step, to save memory.
-      logit_parts: parts of a row whose tokens are scored one after the other, so that logits of a
+      logit_chunks: parts of a row whose tokens are scored one after the other, so that logits of a
         whole row never exist at once; for large vocabularies.
       seed: the one seed of the run (initialisation, noise, masks, times).
       log_every: steps between metric lines.
       eval_every: steps between evaluations; the last step always evaluates.
       eval_batches: batches of the validation split in an evaluation.
       evals: evaluators by name, see ``evals.REGISTRY``.
+      eval_samples: texts that an evaluation within training generates at each number of steps.
+      eval_steps: numbers of denoising steps at which it generates them.
       checkpoint_every: steps between checkpoints; the last step always saves.
       keep_last: checkpoints kept.
       keep_every: additionally keep every checkpoint at a multiple of this; 0 keeps none.
@@ -58,35 +64,24 @@ class TrainConfig:
       profile_slow: capture one, once, after a step that took this many times the usual; 0 never.
     """
 
-    num_steps: int = 1000
-    batch_size: int = 64
-    microbatches: int = 1
-    logit_parts: int = 1
+    num_steps: Count = 1000
+    batch_size: Count = 64
+    microbatches: Count = 1
+    logit_chunks: Count = 1
     seed: int = 0
-    log_every: int = 50
-    eval_every: int = 500
-    eval_batches: int = 4
+    log_every: Count = 50
+    eval_every: Count = 500
+    eval_batches: Count = 4
     evals: tuple[str, ...] = ("reconstruction", "denoising", "samples")
-    checkpoint_every: int = 500
-    keep_last: int = 2
-    keep_every: int = 0
+    eval_samples: Count = 16
+    eval_steps: tuple[int, ...] = (5, 20)
+    checkpoint_every: Count = 500
+    keep_last: Count = 2
+    keep_every: Natural = 0
     best_metric: str = ""
     profile_step: int = -1
-    profile_steps: int = 3
-    profile_slow: float = 0.0
-
-    def __post_init__(self):
-        positive = ("num_steps", "batch_size", "microbatches", "logit_parts", "log_every",
-                    "eval_every", "eval_batches", "checkpoint_every", "keep_last",
-                    "profile_steps")  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name} = {getattr(self, name)}: must be at least 1.")
-        if self.batch_size % self.microbatches:
-            raise UserError(
-                f"train.microbatches = {self.microbatches} must divide "
-                f"train.batch_size = {self.batch_size}."
-            )
+    profile_steps: Count = 3
+    profile_slow: NotNegative = 0.0
 
 
 SECTIONS = {
@@ -95,21 +90,68 @@ SECTIONS = {
     "dit": DiT,
     "autoencoding": AutoencodingConfig,
     "diffusion": DiffusionConfig,
-    "optim": OptimConfig,
+    "optim": OptimizerConfig,
     "train": TrainConfig,
     "sample": SampleConfig,
     "mesh": MeshConfig,
     "sharding": AxisRules,
     "teacher": TeacherConfig,
     "alignment": AlignmentConfig,
-    "foundation": FoundationConfig,
+    "backbone": BackboneConfig,
 }
 # Set from elsewhere, so not keys of their section.
 _DERIVED = {
-    "text_vae": {"vocab_size", "foundation"},
-    "dit": {"latent_channels", "tap", "foresight"},
+    "text_vae": {"vocab_size", "backbone"},
+    "dit": {"latent_channels", "hidden_layer"},
 }
 _FLAX_FIELDS = {"name", "parent"}
+
+# ---------------------------------------------------------------------------- old names
+
+# Keys and values of the release before, still understood.
+_RENAMED = {
+    "data.layout": "data.packing",
+    "data.round_to": "data.pad_to_multiple",
+    "diffusion.own_times": "diffusion.per_token_times",
+    "diffusion.blocks_of_one": "diffusion.single_token_blocks",
+    "diffusion.foresight": "diffusion.next_token_prior",
+    "diffusion.spans": "diffusion.random_spans",
+    "train.logit_parts": "train.logit_chunks",
+    **{f"sample.{old}": f"sample.{new}" for old, new in old_names().items()},
+    **{f"foundation.{key}": f"backbone.{key}" for key in ("model", "layer", "dtype")},
+}
+_RENAMED_VALUES = {
+    ("sample.grid", "law"): "quantile",
+    ("sample.rerank", "consensus"): "mbr",
+    ("alignment.site", "reading"): "clean_pass",
+}
+# Keys that are gone, with the value that changes nothing.
+_REMOVED = {
+    "alignment.loss": "cosine",
+    "consistency.steps": 20,
+    "diffusion.at_blocks": 0.0,
+    "phases.consistency": 0.0,
+    "teacher.run": "",
+}
+
+
+def _modern(section: str, values: dict) -> dict[str, dict]:
+    """Values by section and key, with the names of this release."""
+    modern: dict[str, dict] = {}
+    for key, value in values.items():
+        name = _RENAMED.get(f"{section}.{key}", f"{section}.{key}")
+        if name in _REMOVED:
+            if value != _REMOVED[name]:
+                raise UserError(f"{name} = {value!r}: removed, see CHANGELOG.md; leave it out.")
+            continue
+        if isinstance(value, str):
+            value = _RENAMED_VALUES.get((name, value), value)
+        new_section, _, new_key = name.partition(".")
+        modern.setdefault(new_section, {})[new_key] = value
+    return modern or {section: {}}
+
+
+# ---------------------------------------------------------------------------- reading
 
 
 def known_keys(section: str) -> set[str]:
@@ -189,18 +231,21 @@ def _read(file: Path) -> dict:
 
 def _merge(config: ConfigDict, section: str, values) -> None:
     if section == "phases":
-        config.phases = tuple(dict(phase) for phase in values)
+        phases = (_modern("phases", dict(phase)) for phase in values)
+        config.phases = tuple(phase["phases"] for phase in phases)
         return
-    if section not in SECTIONS:
-        raise UserError(
-            f"unknown config section {section!r}: {did_you_mean(section, [*SECTIONS, 'phases'])}"
-        )
-    for key, value in dict(values).items():
-        if key not in known_keys(section):
-            raise UserError(
-                f"unknown config key {section}.{key}: {did_you_mean(key, known_keys(section))}"
-            )
-        config[section][key] = value
+    for section, values in _modern(section, dict(values)).items():  # noqa: B020, PLR1704
+        if section not in SECTIONS:
+            if not values:  # a section that is gone, with nothing in it that counts
+                continue
+            known = did_you_mean(section, [*SECTIONS, "phases"])
+            raise UserError(f"unknown config section {section!r}: {known}")
+        for key, value in values.items():
+            if key not in known_keys(section):
+                raise UserError(
+                    f"unknown config key {section}.{key}: {did_you_mean(key, known_keys(section))}"
+                )
+            config[section][key] = value
 
 
 def literal(text: str):
@@ -209,6 +254,14 @@ def literal(text: str):
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def save_config(config: ConfigDict, path: Path) -> None:
+    """Write the resolved config as JSON."""
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+# ---------------------------------------------------------------------------- resolving
 
 
 @dataclass(frozen=True)
@@ -220,14 +273,14 @@ class Experiment:
     dit: dict
     autoencoding: AutoencodingConfig
     diffusion: DiffusionConfig
-    optim: OptimConfig
+    optim: OptimizerConfig
     train: TrainConfig
     sample: SampleConfig
     mesh: MeshConfig
     sharding: AxisRules
     teacher: TeacherConfig
     alignment: AlignmentConfig
-    foundation: FoundationConfig
+    backbone: BackboneConfig
     phases: tuple[Phase, ...]
 
     @property
@@ -235,39 +288,27 @@ class Experiment:
         """Whether any phase aligns latents with a teacher."""
         return any(phase.has("alignment") for phase in self.phases)
 
-    def models(
-        self, vocab_size: int, teacher_width: int = 0, foundation: Foundation | None = None
-    ) -> Models:
-        """The networks."""
-        vae = TextVAE(vocab_size=vocab_size, foundation=foundation, **self.text_vae)
+    def networks(
+        self, vocab_size: int, teacher_width: int = 0, backbone: Backbone | None = None
+    ) -> Networks:
+        """The networks; without a teacher's width they hold no projection to it."""
+        vae = TextVAE(vocab_size=vocab_size, backbone=backbone, **self.text_vae)
         site = self.alignment.site if self.aligned else ""
-        tap = self.alignment.block if site in IN_DIT else 0
-        foresight = self.diffusion.foresight > 0
-        dit = DiT(vae.latent_channels, tap=tap, foresight=foresight, **self.dit)
-        if not self.aligned:
-            return Models(vae, dit)
+        hidden_layer = self.alignment.block if site in IN_DIT else 0
+        dit = DiT(vae.latent_channels, hidden_layer=hidden_layer, **self.dit)
+        has_prior = self.diffusion.next_token_prior > 0
+        if not teacher_width:
+            return Networks(vae, dit, has_prior=has_prior)
         widths = {"encoder": vae.width, "latents": vae.latent_channels}
-        aligned = Projection(teacher_width, self.alignment.projection)
-        return Models(vae, dit, aligned, widths.get(site, dit.width))
+        align = Projection(teacher_width, self.alignment.projection)
+        return Networks(vae, dit, align, widths.get(site, dit.width), has_prior)
 
-    def recipe(self, models: Models, teacher: PretrainedTeacher | None = None) -> Recipe:
+    def recipe(self, networks: Networks, teacher=None) -> Recipe:
         """What the train step depends on."""
         return Recipe(
-            models, self.autoencoding, self.diffusion, self.optim, self.alignment, teacher,
-            self.train.microbatches, self.train.logit_parts,
+            networks, self.autoencoding, self.diffusion, self.optim, self.alignment, teacher,
+            self.train.microbatches, self.train.logit_chunks,
         )  # fmt: skip
-
-
-_TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}
-
-
-def _check_types(section: str, cls, values: dict) -> None:
-    for field in dataclasses.fields(cls):
-        want, value = field.type, values.get(field.name)
-        if field.name not in values or want not in _TYPES:
-            continue
-        if not fits_type(value, want):
-            raise UserError(f"{section}.{field.name} = {value!r}: must be {_TYPES[want]}.")
 
 
 def resolve(config: ConfigDict) -> Experiment:
@@ -281,24 +322,72 @@ def resolve(config: ConfigDict) -> Experiment:
         values = {
             k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config[section].items()
         }
-        _check_types(section, cls, values)
+        check_settings(section, cls, values)
         built[section] = values if section in _DERIVED else cls(**values)
     phases = []
+    known = {f.name for f in dataclasses.fields(Phase)}
     for number, phase in enumerate(config.phases):
-        values = dict(phase)
-        known = {f.name for f in dataclasses.fields(Phase)}
-        for key in values:
+        for key in phase:
             if key not in known:
                 raise UserError(
                     f"unknown config key phases[{number}].{key}: {did_you_mean(key, known)}"
                 )
-        phases.append(Phase(**values))
+        phases.append(Phase(**phase))
     check_phases(tuple(phases))
     experiment = Experiment(**built, phases=tuple(phases))
-    check_shapes(experiment)
+    check_sections(experiment)
     return experiment
 
 
-def save_config(config: ConfigDict, path: Path) -> None:
-    """Write the resolved config as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+@dataclass(frozen=True)
+class Assembly:
+    """All that a config names, made for a mesh: for training, for sampling, or only as shapes.
+
+    Attributes:
+      experiment: the config.
+      mesh: of the devices.
+      recipe: networks and losses.
+      optimizer: for all of the run's steps.
+      frozen: what never learns.
+      backbone: what the TextVAE is built upon, if anything.
+    """
+
+    experiment: Experiment
+    mesh: Mesh
+    recipe: Recipe
+    optimizer: optax.GradientTransformation
+    frozen: Frozen
+    backbone: LoadedBackbone
+
+    @property
+    def networks(self) -> Networks:
+        """The networks."""
+        return self.recipe.networks
+
+
+def build(
+    experiment: Experiment,
+    mesh: Mesh,
+    vocab_size: int,
+    teacher: LoadedTeacher | None = None,
+    abstract: bool = False,
+) -> Assembly:
+    """Make what a config names.
+
+    Args:
+      experiment: the config.
+      mesh: of the devices, present or not.
+      vocab_size: tokens of the tokenizer.
+      teacher: the run's teacher; None where nothing is aligned, or to sample.
+      abstract: weights of a backbone as shapes only.
+
+    Raises:
+      UserError: the backbone is not usable.
+    """
+    backbone = load_backbone(experiment.backbone, mesh, experiment.sharding, abstract)
+    width = teacher.width if teacher else 0
+    networks = experiment.networks(vocab_size, width, backbone.backbone)
+    recipe = experiment.recipe(networks, teacher.teacher if teacher else None)
+    optimizer = make_optimizer(experiment.optim, experiment.train.num_steps)
+    frozen = Frozen(teacher.params if teacher else None, backbone.weights)
+    return Assembly(experiment, mesh, recipe, optimizer, frozen, backbone)

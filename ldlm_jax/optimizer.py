@@ -1,16 +1,18 @@
 """Optimizers, learning-rate schedules and which parameters they treat how."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ldlm_jax.errors import UserError
+from ldlm_jax.parallel.sharding import path_names
+from ldlm_jax.validate import Natural, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimizerConfig:
     """How parameters move.
 
     Attributes:
@@ -29,31 +31,19 @@ class OptimConfig:
         (1 + step) / (10 + step).
     """
 
-    name: str = "muon"
-    learning_rate: float = 2e-3
-    warmup_steps: int = 100
-    schedule: str = "linear"
-    final_fraction: float = 0.1
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-
-    def __post_init__(self):
-        if self.name not in ("adamw", "muon"):
-            raise UserError(f"optim.name = {self.name!r}: choose 'adamw' or 'muon'.")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise UserError(
-                f"optim.schedule = {self.schedule!r}: choose 'constant', 'linear' or 'cosine'."
-            )
-        if self.learning_rate <= 0 or self.clip_norm <= 0:
-            raise UserError("optim.learning_rate and optim.clip_norm must be positive.")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"optim.ema_decay = {self.ema_decay}: must be in [0, 1).")
+    name: Literal["muon", "adamw"] = "muon"
+    learning_rate: Positive = 2e-3
+    warmup_steps: Natural = 100
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    final_fraction: Share = 0.1
+    weight_decay: NotNegative = 0.01
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    clip_norm: Positive = 1.0
+    ema_decay: Annotated[float, "[0, 1)"] = 0.999
 
 
-def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Learning rate by step."""
     peak, end = config.learning_rate, config.learning_rate * config.final_fraction
     steps = max(1, num_steps - config.warmup_steps)
@@ -68,26 +58,22 @@ def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
     return lambda step: joined(step + 1)
 
 
-def _names(path) -> list[str]:
-    return [str(getattr(entry, "key", entry)) for entry in path]
-
-
 def _is_matrix(path, leaf) -> bool:
-    return leaf.ndim >= 2 and "scale" not in _names(path)
+    return leaf.ndim >= 2 and "scale" not in path_names(path)
 
 
 def _muon_dimensions(params):
     """Kernels in scanned blocks stack matrices, (layers, in, ..., out); the rest is Adam's."""
 
     def dimensions(path, leaf):
-        if "blocks" in _names(path) and _is_matrix(path, leaf):
+        if "blocks" in path_names(path) and _is_matrix(path, leaf):
             return optax.contrib.MuonDimensionNumbers(1, leaf.ndim - 1)
         return None
 
     return jax.tree.map_with_path(dimensions, params)
 
 
-def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """The gradient transformation that a config describes."""
     rate = learning_rate(config, num_steps)
 
@@ -113,7 +99,7 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
 
-def ema_step_size(config: OptimConfig, step: jax.Array) -> jax.Array:
+def ema_step_size(config: OptimizerConfig, step: jax.Array) -> jax.Array:
     """Share of the new parameters that enters the average at a step."""
     warm = (1.0 + step) / (10.0 + step)
     return 1.0 - jnp.minimum(config.ema_decay, warm)

@@ -31,11 +31,10 @@ class Phase:
       reconstruction: weight of the cross-entropy of all tokens given their latents.
       kl: weight of the divergence of the posterior from N(0, I), in nats a channel.
       diffusion: weight of the denoising error.
-      next_token: weight of the cross-entropy of the tokens after each clean latent, read off the
-        pass that makes the memory of blocks; see ``next_token.next_token_loss``. A phase without
-        diffusion makes a language model of the trunk, at half the cost of a step: each latent is a
-        block of its own, and nothing is known beforehand.
-      alignment: weight of minus the cosine between latents and teacher features.
+      next_token: weight of the cross-entropy of the tokens after each clean latent, see
+        ``losses.next_token``. A phase without diffusion trains a language model, at half the cost
+        of a step: each latent is a block of its own, and nothing is observed beforehand.
+      alignment: weight of one minus the cosine between the student's and the teacher's features.
       train: which parameter groups receive gradient: encoder, decoder, dit, align.
       encoder_gradient: share of the gradient of the diffusion and next-token losses that reaches
         the encoder; a weight.
@@ -65,8 +64,8 @@ class Phase:
             raise UserError("phases: a phase in which every loss weight is 0 trains nothing.")
 
     @property
-    def only_foretells(self) -> bool:
-        """Whether it trains a language model, and nothing that writes from noise."""
+    def language_model(self) -> bool:
+        """Whether it trains a language model, and nothing that generates from noise."""
         return self.has("next_token") and not self.has("diffusion")
 
     def has(self, name: str) -> bool:

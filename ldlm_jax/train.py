@@ -3,35 +3,33 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import jax
-import optax
 
 from ldlm_jax.checkpoint import Checkpoints
-from ldlm_jax.config import Experiment, resolve
+from ldlm_jax.config import Assembly, Experiment, build, resolve
 from ldlm_jax.data.dataset import Prepared, prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
-from ldlm_jax.optimizer import make_optimizer
-from ldlm_jax.parallel.distributed import first_alone, is_first
+from ldlm_jax.models.networks import with_backbone
+from ldlm_jax.parallel.distributed import is_main_process, main_process_first
 from ldlm_jax.parallel.mesh import make_mesh
-from ldlm_jax.parallel.sharding import batch_sharding, in_force, own_rows, put_batch
+from ldlm_jax.parallel.sharding import batch_sharding, own_rows, put_batch, use_sharding
 from ldlm_jax.phases import LOSSES, phase_at
-from ldlm_jax.sampling.generate import Writer
-from ldlm_jax.teachers.backbone import Founded, load_foundation
-from ldlm_jax.teachers.loader import Guide, load_guide
+from ldlm_jax.plan.flops import step_flops
+from ldlm_jax.sampling.generate import Generator
+from ldlm_jax.teachers.loader import LoadedTeacher, load_teacher
 from ldlm_jax.telemetry.metrics import MetricsWriter, Screen
-from ldlm_jax.telemetry.throughput import Account, Profiler
+from ldlm_jax.telemetry.profiler import Profiler
+from ldlm_jax.telemetry.throughput import Throughput
 from ldlm_jax.train_state import TrainState, abstract_state, init_state
-from ldlm_jax.train_step import Frozen, Recipe, compiled_step
+from ldlm_jax.train_step import compiled_step
 from ldlm_jax.validate import check_mesh
-from ldlm_jax.workdir import RunFolder
-
-# Samples in an evaluation within the loop: enough to read, few enough to be cheap.
-_LOOP_SAMPLES = 16
-_LOOP_STEP_COUNTS = (5, 20)
+from ldlm_jax.workdir import Workdir
 
 
 def train(config, workdir: str) -> None:
@@ -48,82 +46,64 @@ def train(config, workdir: str) -> None:
     for name in experiment.train.evals:
         if name not in REGISTRY:
             raise UserError(f"train.evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
-    setup = Setup.of(experiment)
-    folder = RunFolder(Path(workdir))
+    run = TrainingRun.create(experiment)
+    folder = Workdir(Path(workdir))
     facts = {
-        "lengths": setup.prepared.stats["lengths"],
+        "lengths": run.prepared.stats["lengths"],
         "teacher": experiment.teacher.model,
-        "teacher_width": setup.guide.width if setup.guide else 0,
-        "foundation": setup.founded.fingerprint,
+        "backbone": run.assembly.backbone.checksum,
     }
-    first_alone("folder", lambda: folder.start(config, setup.prepared.tokenizer, facts))
-    with in_force(setup.mesh, experiment.sharding):
-        _run(setup, folder)
+    main_process_first("folder", lambda: folder.start(config, run.prepared.tokenizer, facts))
+    with use_sharding(run.assembly.mesh, experiment.sharding):
+        _loop(run, folder)
 
 
 @dataclass(frozen=True)
-class Setup:
-    """All that a config names, made and ready to train.
+class TrainingRun:
+    """All that a training needs, ready to start.
 
     Attributes:
-      experiment: the config.
-      mesh: of the devices that are there.
+      assembly: what the config names, on the mesh.
       prepared: the corpus.
-      guide: what the latents are aligned with, if anything.
-      founded: the model that the TextVAE is built upon, if any.
-      recipe: networks and losses.
-      optimizer: for all of the run's steps.
+      teacher: what the latents are aligned with, if anything.
     """
 
-    experiment: Experiment
-    mesh: jax.sharding.Mesh
+    assembly: Assembly
     prepared: Prepared
-    guide: Guide | None
-    founded: Founded
-    recipe: Recipe
-    optimizer: optax.GradientTransformation
+    teacher: LoadedTeacher | None
 
     @classmethod
-    def of(cls, experiment: Experiment) -> "Setup":
-        """Make them; the corpus is prepared if it is not there yet.
+    def create(cls, experiment: Experiment) -> "TrainingRun":
+        """Make it; the corpus is prepared if it is not there yet.
 
         Raises:
-          UserError: mesh, data, teacher or foundation are not usable.
+          UserError: mesh, data, teacher or backbone are not usable.
         """
         mesh = make_mesh(experiment.mesh)
         check_mesh(experiment, mesh)
-        prepared = first_alone("data", lambda: prepare(experiment.data))
-        guide = load_guide(experiment, prepared, mesh)
-        founded = load_foundation(experiment.foundation, mesh, experiment.sharding)
-        width = guide.width if guide else 0
-        models = experiment.models(prepared.tokenizer.vocab_size, width, founded.foundation)
-        recipe = experiment.recipe(models, guide.teacher if guide else None)
-        optimizer = make_optimizer(experiment.optim, experiment.train.num_steps)
-        return cls(experiment, mesh, prepared, guide, founded, recipe, optimizer)
+        prepared = main_process_first("data", lambda: prepare(experiment.data))
+        teacher = load_teacher(experiment, prepared, mesh)
+        assembly = build(experiment, mesh, prepared.tokenizer.vocab_size, teacher)
+        return cls(assembly, prepared, teacher)
 
     @property
-    def frozen(self) -> Frozen:
-        """What never learns."""
-        return Frozen(self.guide.params if self.guide else None, self.founded.weights)
-
-    @property
-    def sharding(self) -> jax.sharding.NamedSharding:
-        """Of batches."""
-        return batch_sharding(self.mesh, self.experiment.sharding)
+    def experiment(self) -> Experiment:
+        """The config."""
+        return self.assembly.experiment
 
     def first_state(self) -> TrainState:
         """The state before the first step."""
-        config = self.experiment
+        made, config = self.assembly, self.experiment
         return init_state(
-            self.recipe.models, self.optimizer, config.train.seed, config.data.window, self.mesh,
+            made.networks, made.optimizer, config.train.seed, config.data.window, made.mesh,
             config.sharding,
         )  # fmt: skip
 
     def restore(self, checkpoints: Checkpoints) -> TrainState:
         """The newest state that can be read, or the first; newer ones are discarded."""
-        config = self.experiment
+        made, config = self.assembly, self.experiment
         abstract = abstract_state(
-            self.recipe.models, self.optimizer, config.data.window, self.mesh, config.sharding
+            made.networks, made.optimizer, config.data.window, made.mesh, config.sharding
         )
         state = checkpoints.restore(abstract)
         if state is None:
@@ -131,40 +111,81 @@ class Setup:
         checkpoints.discard_after(int(state.step))
         return state
 
+    @property
+    def _rows(self):
+        """Sharding of batches, and which of their rows this process holds."""
+        sharding = batch_sharding(self.assembly.mesh, self.experiment.sharding)
+        return sharding, own_rows(sharding, self.experiment.train.batch_size)
+
     def batches(self, start: int = 0) -> Iterator[dict]:
         """Training batches from a step on, on the mesh."""
-        size, sharding = self.experiment.train.batch_size, self.sharding
-        beside = {"add": self.guide.add, "cache": self.guide.cache} if self.guide else {}
-        rows = own_rows(sharding, size)
+        size, (sharding, rows) = self.experiment.train.batch_size, self._rows
+        beside = {"add": self.teacher.add, "cache": self.teacher.cache} if self.teacher else {}
         batches = train_batches(self.prepared, self.experiment.data, size, start, rows, **beside)
         return (put_batch(batch, sharding) for batch in batches)
 
     def held_out(self) -> list[dict]:
         """The batches that evaluations read, on the mesh."""
-        config, sharding = self.experiment.train, self.sharding
-        rows = own_rows(sharding, config.batch_size)
+        config, (sharding, rows) = self.experiment.train, self._rows
         batches = eval_batches(
             self.prepared, "validation", config.batch_size, config.eval_batches, rows
         )
         return [put_batch(batch, sharding) for batch in batches]
 
+    def generator(self, state: TrainState) -> Generator:
+        """The averaged model of a state, ready to generate."""
+        params = with_backbone(state.ema, self.assembly.frozen.backbone)
+        return Generator(
+            self.assembly.networks, self.experiment.diffusion, params, state.latents,
+            self.prepared.tokenizer, tuple(self.prepared.stats["lengths"]),
+        )  # fmt: skip
 
-def _run(setup: Setup, folder: RunFolder) -> None:
-    experiment, config = setup.experiment, setup.experiment.train
+
+class Log:
+    """Writes the metrics of a step once the next one is under way, so that no device waits.
+
+    Reading a metric waits for its step; meanwhile the one after it is dispatched already.
+    """
+
+    def __init__(self, writer: MetricsWriter, screen: Screen, throughput: Throughput):
+        self._writer, self._screen, self._throughput = writer, screen, throughput
+        self._pending = None
+
+    def put(self, done: int, phase, metrics: dict) -> None:
+        """Keep a step's metrics to be written."""
+        self._pending = done, phase, metrics
+
+    def flush(self) -> None:
+        """Write what is kept, if anything."""
+        if self._pending is None:
+            return
+        (done, phase, metrics), self._pending = self._pending, None
+        values = {name: float(value) for name, value in metrics.items()}
+        self._throughput.book("step")
+        values |= self._throughput.report(done, phase)
+        self._writer.write(done, values)
+        self._screen.metrics(done, _summary(values))
+
+
+def _loop(run: TrainingRun, folder: Workdir) -> None:
+    experiment, config = run.experiment, run.experiment.train
     checkpoints = Checkpoints(
         folder.checkpoints,
         keep_last=config.keep_last,
         keep_every=config.keep_every,
         best_metric=config.best_metric,
     )
-    state = setup.restore(checkpoints)
-    start = int(state.step)
-    step_fn = compiled_step(setup.recipe, setup.optimizer)
-    key, frozen = jax.random.key(config.seed), setup.frozen
-    batches, held_out = setup.batches(start), setup.held_out()
-    silent = not is_first()
+    state = run.restore(checkpoints)
+    start, frozen = int(state.step), run.assembly.frozen
+    step_fn = compiled_step(run.assembly.recipe, run.assembly.optimizer)
+    key, batches, held_out = jax.random.key(config.seed), run.batches(start), run.held_out()
+    silent = not is_main_process()
     writer, screen = MetricsWriter(folder.path, silent), Screen(config.num_steps, start, silent)
-    account = Account(experiment, setup.recipe, start)
+    first = next(batches)
+    batches = chain([first], batches)
+    flops_of = partial(step_flops, run.assembly.recipe, frozen, jax.eval_shape(lambda: first))
+    throughput = Throughput(first["tokens"].size, flops_of, start)
+    log = Log(writer, screen, throughput)
     profiler = Profiler(folder.path / "profile", config)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     screen.line(f"{count / 1e6:.2f}M parameters on {jax.device_count()} x {jax.default_backend()}")
@@ -178,29 +199,28 @@ def _run(setup: Setup, folder: RunFolder) -> None:
         for step in range(start, config.num_steps):
             profiler.before(step)
             batch = next(batches)
-            account.lap("input")
+            throughput.book("input")
             phase = phase_at(experiment.phases, step)
             state, metrics = step_fn(state, batch, key, frozen, phase=phase)
-            account.lap("step")
+            log.flush()  # of the step before, now that this one is under way
+            throughput.book("step")
             done, last = step + 1, step + 1 == config.num_steps
             screen.step(done)
             if done % config.log_every == 0 or last or step == start:
-                values = {name: float(value) for name, value in metrics.items()}
-                account.lap("step")
-                values |= account.report(done, phase)
-                writer.write(done, values)
-                screen.metrics(done, _summary(values))
+                log.put(done, phase, metrics)
             profiler.after(step, metrics)
             preempted = checkpoints.reached_preemption(done)
             if not preempted and (done % config.eval_every == 0 or last):
-                evaluated = _evaluate(setup, state, held_out, done)
+                log.flush()
+                evaluated = _evaluate(run, state, held_out, done)
                 writer.write(done, evaluated)
                 _show(screen, done, evaluated)
-                account.lap("evaluation")
+                throughput.book("evaluation")
             if done % config.checkpoint_every == 0 or last or preempted:
+                log.flush()
                 scores = {k: v for k, v in evaluated.items() if not isinstance(v, str)}
                 checkpoints.save(done, state, _with_best(scores, config.best_metric))
-                account.lap("checkpoint")
+                throughput.book("checkpoint")
             if preempted:
                 screen.line(f"this machine is being taken away: saved step {done}, stopping")
                 break
@@ -217,7 +237,8 @@ def _with_best(scores: dict, best_metric: str) -> dict | None:
 
 
 def _summary(values: dict) -> str:
-    losses = [f"{name} {values[f'loss/{name}']:.3f}" for name in LOSSES if f"loss/{name}" in values]
+    names = [name for name in (*LOSSES, "token") if f"loss/{name}" in values]
+    losses = [f"{name} {values[f'loss/{name}']:.3f}" for name in names]
     skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
     busy = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
     return (
@@ -226,23 +247,15 @@ def _summary(values: dict) -> str:
     )
 
 
-def _evaluate(setup: Setup, state: TrainState, held_out: list[dict], step: int) -> dict:
-    experiment, recipe, prepared = setup.experiment, setup.recipe, setup.prepared
-    writer = Writer.of(
-        recipe.models, recipe.diffusion, state, prepared.tokenizer,
-        prepared.stats["lengths"], setup.founded.weights,
-    )  # fmt: skip
+def _evaluate(run: TrainingRun, state: TrainState, held_out: list[dict], step: int) -> dict:
+    config = run.experiment.train
     context = EvalContext(
-        writer, recipe, held_out, experiment.sample, _LOOP_SAMPLES, _LOOP_STEP_COUNTS,
-        experiment.train.seed, prepared,
+        run.generator(state), held_out, run.experiment.sample, config.eval_samples,
+        config.eval_steps, config.seed, run.prepared,
     )  # fmt: skip
-    # A phase that has not trained the denoiser yet has nothing to say about it.
-    trained = phase_at(experiment.phases, step - 1)
-    names = [
-        name
-        for name in experiment.train.evals
-        if name == "reconstruction" or trained.has("diffusion")
-    ]
+    # A phase that has not trained the denoiser yet leaves nothing to evaluate of it.
+    trained = phase_at(run.experiment.phases, step - 1)
+    names = [name for name in config.evals if name == "reconstruction" or trained.has("diffusion")]
     return run_evals(tuple(names), context)
 
 

@@ -8,27 +8,28 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from ldlm_jax.checkpoint import Checkpoints
-from ldlm_jax.config import Experiment, load_config, resolve, save_config
+from ldlm_jax.config import Assembly, Experiment, build, load_config, resolve, save_config
 from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
-from ldlm_jax.optimizer import make_optimizer
+from ldlm_jax.models.networks import with_backbone
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
-from ldlm_jax.sampling.generate import Writer
-from ldlm_jax.teachers.backbone import load_foundation
-from ldlm_jax.train_state import Models, TrainState, abstract_state
+from ldlm_jax.parallel.sharding import batch_sharding, replicated, use_sharding
+from ldlm_jax.sampling.generate import Generator
+from ldlm_jax.train_state import AveragedModel, abstract_average
 
 # What may differ when a run is resumed: none of it changes what was learned so far.
 _RESUMABLE = {
     "sample": None,
     "mesh": None,
     "sharding": None,
-    "train": {"num_steps", "microbatches", "logit_parts", "log_every", "eval_every",
-              "eval_batches", "evals", "checkpoint_every", "keep_last", "keep_every",
-              "best_metric", "profile_step", "profile_steps", "profile_slow"},
+    "train": {"num_steps", "microbatches", "logit_chunks", "log_every", "eval_every",
+              "eval_batches", "eval_samples", "eval_steps", "evals", "checkpoint_every",
+              "keep_last", "keep_every", "best_metric", "profile_step", "profile_steps",
+              "profile_slow"},
     "data": {"root"},
 }  # fmt: skip
 
@@ -45,7 +46,7 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class Workdir:
     """Paths within a run's folder."""
 
     path: Path
@@ -95,7 +96,7 @@ class RunFolder:
             ) from error
 
     def _check_same(self, config: ConfigDict, tokenizer: Tokenizer, facts: dict) -> None:
-        was = json.loads(self.config.read_text())
+        was = json.loads(json.dumps(load_config(str(self.config)).to_dict()))
         now = json.loads(json.dumps(config.to_dict()))
         for section, values in now.items():
             free = _RESUMABLE.get(section, set())
@@ -111,8 +112,8 @@ class RunFolder:
         known = json.loads(self.facts.read_text())
         if known["tokenizer"] != tokenizer.fingerprint:
             raise self._other("it was trained with another tokenizer")
-        if known.get("foundation", "") != facts["foundation"]:
-            raise self._other("the files of its foundation.model were others")
+        if _backbone_of(known) != facts["backbone"]:
+            raise self._other("the files of its backbone.model were others")
 
     def _other(self, why: str) -> UserError:
         return UserError(
@@ -145,51 +146,87 @@ class RunFolder:
         return experiment, tokenizer, facts
 
 
+def _backbone_of(facts: dict) -> str:
+    # "foundation" in runs of the release before.
+    return facts.get("backbone", facts.get("foundation", ""))
+
+
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run read back: everything that sampling and evaluation need."""
+    """A run read back: everything that sampling and evaluation need.
 
-    experiment: Experiment
-    models: Models
-    state: TrainState
+    Attributes:
+      workdir: its folder.
+      assembly: what its config names, on the mesh of this process.
+      average: averaged parameters and latent statistics.
+      tokenizer: of the run.
+      facts: what lies beside the checkpoints.
+    """
+
+    workdir: Workdir
+    assembly: Assembly
+    average: AveragedModel
     tokenizer: Tokenizer
     facts: dict
-    foundation: dict | None = None
 
     @property
-    def writer(self) -> Writer:
-        """The averaged model, ready to write."""
-        return Writer.of(
-            self.models, self.experiment.diffusion, self.state,
-            self.tokenizer, self.facts["lengths"], self.foundation,
+    def experiment(self) -> Experiment:
+        """The run's config."""
+        return self.assembly.experiment
+
+    @property
+    def generator(self) -> Generator:
+        """The averaged model, ready to generate."""
+        params = with_backbone(self.average.ema, self.assembly.frozen.backbone)
+        return Generator(
+            self.assembly.networks, self.experiment.diffusion, params, self.average.latents,
+            self.tokenizer, tuple(self.facts["lengths"]),
         )  # fmt: skip
 
+    def use_sharding(self):
+        """What is compiled inside is split over the mesh of this process."""
+        return use_sharding(self.assembly.mesh, self.experiment.sharding)
 
-def load_run(path: str | Path, step: int | None = None) -> LoadedRun:
-    """Read a run folder; its newest readable checkpoint, or the one of a step.
+    def batch_rows(self, rows: int) -> tuple[int, NamedSharding]:
+        """At most so many rows, as divide among the devices, and how they are split; whole on each
+        device where they are fewer than the devices."""
+        sharding = batch_sharding(self.assembly.mesh, self.experiment.sharding)
+        parts = sharding.num_devices
+        if rows % parts:
+            return rows, replicated(self.assembly.mesh)
+        return rows, sharding
+
+
+def load_run(path: str | Path, step: int | None = None, mesh: MeshConfig | None = None):
+    """Read a run: its newest readable checkpoint, or the one of a step.
+
+    Of the checkpoint the averaged parameters alone are read, onto the devices of this process: the
+    run may have been trained on any others.
+
+    Args:
+      path: the run's folder.
+      step: a certain step instead of the newest.
+      mesh: how the devices are arranged; by default, copies on all of them.
 
     Raises:
-      UserError: no run folder, no checkpoint, or none that can be read; or its foundation is gone.
+      UserError: no run folder, no checkpoint, or none that can be read; or its backbone is gone.
     """
-    folder = RunFolder(Path(path))
-    experiment, tokenizer, facts = folder.open()
-    optimizer = make_optimizer(experiment.optim, experiment.train.num_steps)
-    # Sampling is done on one device; training may have used any number.
-    mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-    founded = load_foundation(experiment.foundation, mesh, experiment.sharding)
-    if founded.fingerprint != facts.get("foundation", ""):
+    workdir = Workdir(Path(path))
+    experiment, tokenizer, facts = workdir.open()
+    mesh = make_mesh(mesh or MeshConfig())
+    assembly = build(experiment, mesh, tokenizer.vocab_size)
+    if assembly.backbone.checksum != _backbone_of(facts):
         raise UserError(
-            f"{folder.path} was trained with other files of foundation.model = "
-            f"{experiment.foundation.model!r}; put the original back."
+            f"{workdir.path} was trained with other files of backbone.model = "
+            f"{experiment.backbone.model!r}; put the original back."
         )
-    models = experiment.models(tokenizer.vocab_size, facts["teacher_width"], founded.foundation)
+    if not workdir.checkpoints.is_dir():
+        raise UserError(f"{workdir.path} has no checkpoint yet; train it first.")
     window = experiment.data.window
-    abstract = abstract_state(models, optimizer, window, mesh, experiment.sharding)
-    if not folder.checkpoints.is_dir():
-        raise UserError(f"{folder.path} has no checkpoint yet; train it first.")
-    checkpoints = Checkpoints(folder.checkpoints)
-    state = checkpoints.restore(abstract, step)
+    abstract = abstract_average(assembly.networks, window, mesh, experiment.sharding)
+    checkpoints = Checkpoints(workdir.checkpoints)
+    average = checkpoints.restore(abstract, step)
     checkpoints.close()
-    if state is None:
-        raise UserError(f"{folder.path} has no checkpoint yet; train it first.")
-    return LoadedRun(experiment, models, state, tokenizer, facts, founded.weights)
+    if average is None:
+        raise UserError(f"{workdir.path} has no checkpoint yet; train it first.")
+    return LoadedRun(workdir, assembly, average, tokenizer, facts)

@@ -33,14 +33,14 @@ OBJECTS = ("the people", "his father", "the LORD", "Jerusalem", "the whole house
 
 # Overrides that make a model of blocks of configs/debug.py.
 IN_BLOCKS = (
-    "diffusion.block_size=4", "data.round_to=4", "dit.time_tokens=0", "text_vae.decoder_layers=0",
+    "diffusion.block_size=4", "data.pad_to_multiple=4", "dit.time_tokens=0", "text_vae.decoder_layers=0",
 )  # fmt: skip
 # The demo's recipe.
 DEMO = (
     *IN_BLOCKS, "dit.offset_radius=4", "text_vae.encoder_layers=0",
     "diffusion.prefix=0.05", "diffusion.infill=0.7",
     "diffusion.token_posterior=True", "diffusion.token_loss=1.0",
-    "diffusion.blocks_of_one=0.3", "diffusion.foresight=0.5",
+    "diffusion.single_token_blocks=0.3", "diffusion.next_token_prior=0.5",
     "phases=[{'until': 200, 'next_token': 1.0, 'diffusion': 0.0, 'reconstruction': 0.0, "
     "'encoder_gradient': 1.0},"
     "{'next_token': 1.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}]",

@@ -12,15 +12,16 @@ from ldlm_jax.cli import main
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.data.tokenizer import EOS, PAD, Tokenizer
+from ldlm_jax.data.special_ids import EOS, PAD
+from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
 from ldlm_jax.losses.alignment import alignment_loss
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.pretrained import encoder_lm
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
-from ldlm_jax.teachers.loader import load_guide
+from ldlm_jax.teachers.loader import load_teacher
 from ldlm_jax.teachers.teacher import PretrainedTeacher, carry_over
-from ldlm_jax.teachers.token_alignment import TeacherRows, decodable
+from ldlm_jax.teachers.token_alignment import AddTeacherTokens, decodable
 from tests.conftest import IN_BLOCKS, sentences
 from tests.parity.families import write_model
 
@@ -69,7 +70,7 @@ def row_of(tokenizer, texts, window):
 def test_both_tokenizers_speak_of_the_same_bytes(ours):
     """Accents, digits, punctuation, emoji: what both say of a byte is about the same character."""
     theirs = PretrainedTokenizer(characters("".join(TEXTS)), start=0)
-    row = TeacherRows(ours, theirs, 128)(row_of(ours, TEXTS, 128))
+    row = AddTeacherTokens(ours, theirs, 128)(row_of(ours, TEXTS, 128))
     raw = b"\0" + "".join(TEXTS).encode()
     for token, (first, last) in zip(row["tokens"], row["spans"], strict=True):
         assert raw[first:last] == ours.bytes_of(token)
@@ -90,7 +91,7 @@ def test_a_row_may_begin_within_a_character():
     theirs = PretrainedTokenizer(characters(" day"), start=None)
     (ids,) = ours.encode(["🙂 day"])
     row = {"tokens": np.array(ids[1:]), "segments": np.ones(len(ids) - 1, int)}
-    added = TeacherRows(ours, theirs, 4)(row)
+    added = AddTeacherTokens(ours, theirs, 4)(row)
     # Three bytes of the emoji are left, numbers 1 to 3; the space is the fourth.
     assert added["teacher_spans"].tolist() == [[4, 5], [5, 6], [6, 7], [7, 8]]
     assert added["spans"][:3].tolist() == [[1, 2], [2, 3], [3, 4]]
@@ -98,7 +99,7 @@ def test_a_row_may_begin_within_a_character():
 
 def test_what_does_not_fit_the_teachers_window_has_no_features(ours):
     theirs = PretrainedTokenizer(characters("".join(TEXTS)), start=None)
-    row = TeacherRows(ours, theirs, 10)(row_of(ours, TEXTS, 128))
+    row = AddTeacherTokens(ours, theirs, 10)(row_of(ours, TEXTS, 128))
     assert row["teacher_spans"].max() == 11 and (row["teacher_segments"] == 1).all()
     features = carry_over(jnp.ones((1, 10, 3)), row["teacher_spans"][None], row["spans"][None])[0]
     spoken = np.asarray(features[:, 0]) > 0
@@ -117,7 +118,7 @@ def test_the_same_tokenizer_gives_position_by_position(ours, tmp_path):
     ours.save(tmp_path / "tokenizer.json")
     theirs = PretrainedTokenizer.load(tmp_path)
     row = row_of(ours, sentences()[:2], 64)
-    added = TeacherRows(ours, theirs, 64)(row)
+    added = AddTeacherTokens(ours, theirs, 64)(row)
     features = np.random.default_rng(0).normal(size=(1, 64, 3))
     carried = carry_over(features, added["teacher_spans"][None], added["spans"][None])[0]
     of_text = (row["segments"] > 0) & (row["tokens"] != EOS)
@@ -187,7 +188,7 @@ def teacher(tmp_path_factory, overrides):
                      marks=pytest.mark.slow),
         pytest.param(("alignment.site=latents",
                       "train.microbatches=2", "train.batch_size=16"), marks=pytest.mark.slow),
-        ("alignment.site=reading", "alignment.block=2", *IN_BLOCKS,
+        ("alignment.site=clean_pass", "alignment.block=2", *IN_BLOCKS,
          "phases=[{'alignment': 1.0, 'next_token': 1.0, 'diffusion': 0.0}]"),
     ],
     ids=["encoder", "dit", "latents", "reading"],
@@ -212,7 +213,7 @@ def test_several_layers_stand_side_by_side(teacher, overrides):
                    "phases=[{'alignment': 1.0}]"]  # fmt: skip
         experiment = resolve(load_config("configs/debug.py", options))
         prepared = prepare(experiment.data)
-        guide = load_guide(experiment, prepared, mesh)
+        guide = load_teacher(experiment, prepared, mesh)
         batch = next(train_batches(prepared, experiment.data, 2, add=guide.add))
         # A token of the teacher for each of ours, so that nothing is averaged.
         batch["spans"] = batch["teacher_spans"][:, :32]
@@ -238,7 +239,7 @@ def test_cached_features_are_those_of_the_step(teacher, overrides, capsys):
     def batch_and_guide(options):
         experiment = resolve(load_config("configs/debug.py", options))
         prepared = prepare(experiment.data)
-        guide = load_guide(experiment, prepared, mesh)
+        guide = load_teacher(experiment, prepared, mesh)
         batches = train_batches(prepared, experiment.data, 8, 3, add=guide.add, cache=guide.cache)
         return next(batches), guide
 
@@ -264,11 +265,11 @@ def test_cached_features_are_those_of_the_step(teacher, overrides, capsys):
         (["teacher.model={teacher}", "teacher.layer=7"], ["layer 7", "0 to 3"]),
         (["teacher.model=a", "teacher.layer=()"], ["teacher.layer", "several"]),
         (["teacher.model=a", "alignment.site=dit", "alignment.block=9"], ["dit.layers = 2"]),
-        (["teacher.model=a", "alignment.site=reading"], ["diffusion.block_size", "site=dit"]),
+        (["teacher.model=a", "alignment.site=clean_pass"], ["diffusion.block_size", "site=dit"]),
         (
             [
                 "teacher.model=a",
-                "alignment.site=reading",
+                "alignment.site=clean_pass",
                 *IN_BLOCKS,
                 "phases=[{'alignment': 1.0, 'diffusion': 0.0}]",
             ],

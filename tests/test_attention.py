@@ -9,10 +9,10 @@ import pytest
 
 from ldlm_jax.models.attention import attend
 from ldlm_jax.models.token_layout import (
-    lay_out,
-    see_memory_and_own_block,
-    see_up_to_block,
-    see_what_is_read,
+    block_causal,
+    denoising_mask,
+    prefill_mask,
+    token_layout,
 )
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
@@ -32,21 +32,21 @@ def case(length: int, block: int, with_memory: bool, radius: int, holes=False, s
     """Queries, keys and values by part, who sees whom, and a bias; the second row's blocks are
     of one."""
     first = jax.random.bernoulli(jax.random.key(9), 0.3, (2, length)) if holes else None
-    places = lay_out(documents(length), block, first, jnp.array([False, True]))
+    layout = token_layout(documents(length), block, first, jnp.array([False, True]))
     if see is None:
-        see = see_memory_and_own_block if with_memory else see_up_to_block
-    sight = see(places, places) if with_memory else see(places)
+        see = denoising_mask if with_memory else block_causal
+    mask = see(layout, layout) if with_memory else see(layout)
     keys = jax.random.split(jax.random.key(length + block), 6)
     draw = [jax.random.normal(key, (2, length, HEADS, WIDTH)) for key in keys[:5]]
     parts = (tuple(draw[1:3]), tuple(draw[3:5])) if with_memory else ((draw[1],), (draw[3],))
     bias = jax.random.normal(keys[5], (HEADS, 2 * radius + 1)) if radius else None
-    return draw[0], *parts, sight, bias
+    return draw[0], *parts, mask, bias
 
 
-def plainly(q, keys, values, sight, bias):
+def plainly(q, keys, values, mask, bias):
     """The definition, with every array written out."""
     k, v = (np.concatenate(parts, axis=1) for parts in (keys, values))
-    mask, offset = np.asarray(sight.mask_BxQxK), np.asarray(sight.offset_BxQxK)
+    mask, offset = np.asarray(mask.dense_BxQxK), np.asarray(mask.offset_BxQxK)
     scores = np.einsum("bnhk,brhk->bhnr", q, k) / np.sqrt(q.shape[-1])
     if bias is not None:
         radius = bias.shape[1] // 2
@@ -69,12 +69,12 @@ def test_xla_is_the_definition(block, with_memory, holes):
 
 def compare(implementation: str, args, mesh_shape: dict | None = None):
     """Outputs and gradients of an implementation and of xla, fp32."""
-    q, keys, values, sight, bias = args
+    q, keys, values, mask, bias = args
     push = jax.random.normal(jax.random.key(9), q.shape)
 
     def outcome(implementation):
         def pushed(arrays):
-            out = attend(*arrays[:3], sight, arrays[3], implementation)
+            out = attend(*arrays[:3], mask, arrays[3], implementation)
             return jnp.sum(out * push), out
 
         return jax.jit(jax.value_and_grad(pushed, has_aux=True))((q, keys, values, bias))
@@ -101,28 +101,28 @@ def test_splash(block, with_memory, mesh_shape):
     compare("splash", case(128, block, with_memory, radius=0), mesh_shape)
 
 
-@pytest.mark.parametrize("see", [see_memory_and_own_block, see_what_is_read])
+@pytest.mark.parametrize("see", [denoising_mask, prefill_mask])
 def test_splash_leaves_tiles_out(see):
     compare("splash", case(384 + 256, 4, True, radius=0, see=see))
 
 
 def test_splash_sees_over_a_hole():
     """As the encoder has it: known text stands on both sides of what is to be written."""
-    q, keys, values, sight, bias = case(128, 0, False, radius=0)
+    q, keys, values, mask, bias = case(128, 0, False, radius=0)
     known = jnp.abs(jnp.arange(128) % 64 - 32) > 8
-    places = sight.query.replace(segments_BxN=2 * sight.query.segments_BxN + known)
-    compare("splash", (q, keys, values, see_up_to_block(places), bias))
+    layout = mask.query.replace(segment_ids_BxN=2 * mask.query.segment_ids_BxN + known)
+    compare("splash", (q, keys, values, block_causal(layout), bias))
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize(("block", "with_memory"), CASES)
 def test_cudnn(block, with_memory):
-    q, keys, values, sight, bias = jax.tree.map(
+    q, keys, values, mask, bias = jax.tree.map(
         lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x,
         case(128, block, with_memory, radius=3),
     )
-    actual = attend(q, keys, values, sight, bias, "cudnn")
-    expected = attend(q, keys, values, sight, bias)
+    actual = attend(q, keys, values, mask, bias, "cudnn")
+    expected = attend(q, keys, values, mask, bias)
     chex.assert_trees_all_close(actual, expected, atol=3e-2)
 
 

@@ -10,13 +10,13 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from ldlm_jax.sampling.flags import DIALS
 
 from ldlm_jax.cli import main
 from ldlm_jax.data import pipeline
 from ldlm_jax.evals import quality
 from ldlm_jax.evals.report import rows_of
-from ldlm_jax.evals.scorer import Reading
-from ldlm_jax.sampling.flags import DIALS
+from ldlm_jax.evals.scorer import Score
 from ldlm_jax.sampling.request import SampleConfig
 
 
@@ -125,15 +125,15 @@ class Letters:
     """A judge that reads letter by letter, where the real one's package need not be."""
 
     def read(self, texts):
-        return [Reading([ord(c) for c in t], np.ones(len(t)), np.zeros(2)) for t in texts]
+        return [Score([ord(c) for c in t], np.ones(len(t)), np.zeros(2)) for t in texts]
 
-    def read_once(self, texts, folder):
+    def score_once(self, texts, folder):
         return self.read(texts)
 
 
 def test_quality_is_measured_row_by_row(trained, tmp_path, capsys, monkeypatch):
     pytest.importorskip("sacrebleu")
-    monkeypatch.setattr(quality, "_judge", lambda name: Letters())
+    monkeypatch.setattr(quality, "_scorer", lambda name: Letters())
     out, page = tmp_path / "quality.json", tmp_path / "quality.html"
     command = ["eval", "--workdir", str(trained), "--evals", "quality", "--num-samples", "4"]
     assert main([*command, "--step-counts", "2", "--json", str(out), "--html", str(page)]) == 0

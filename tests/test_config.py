@@ -37,19 +37,22 @@ def test_every_config_resolves_and_says_what_it_is(path):
         ("sample.steps=0", ["steps = 0"]),
         ("sample.solver=rk9", ["rk9", "euler"]),
         ("data.window=1", ["data.window"]),
-        ("data.round_to=7", ["data.round_to", "data.window"]),
+        ("data.pad_to_multiple=7", ["data.pad_to_multiple", "data.window"]),
         ("data.vocab_size=100", ["data.vocab_size"]),
-        ("diffusion.block_size=4", ["diffusion.block_size", "data.round_to=4"]),
+        ("diffusion.block_size=4", ["diffusion.block_size", "data.pad_to_multiple=4"]),
         ("diffusion.block_size=-1", ["diffusion.block_size"]),
         ("phases=[{'next_token': -1}]", ["phases.next_token"]),
         ("phases=[{'next_token': 1}]", ["phases[0].next_token", "diffusion.block_size"]),
-        ("diffusion.blocks_of_one=0.5", ["diffusion.blocks_of_one", "diffusion.block_size"]),
-        ("diffusion.foresight=0.5", ["diffusion.foresight", "diffusion.block_size"]),
-        ("diffusion.foresight=1.5", ["diffusion.foresight"]),
+        (
+            "diffusion.single_token_blocks=0.5",
+            ["diffusion.single_token_blocks", "diffusion.block_size"],
+        ),
+        ("diffusion.next_token_prior=0.5", ["diffusion.next_token_prior", "diffusion.block_size"]),
+        ("diffusion.next_token_prior=1.5", ["diffusion.next_token_prior"]),
         ("sample.block_size=2", ["sample.block_size", "no blocks"]),
         ("sample.solver=ancestral", ["sample.solver", "diffusion.token_posterior"]),
         ("sample.top_p=0.9", ["sample.top_p", "diffusion.token_posterior"]),
-        ("text_vae.tokens_per_latent=2", ["data.round_to", "tokens_per_latent"]),
+        ("text_vae.tokens_per_latent=2", ["data.pad_to_multiple", "tokens_per_latent"]),
         ("train.num_steps='many'", ["train.num_steps", "whole number"]),
         ("train.microbatches=7", ["train.microbatches", "train.batch_size"]),
         ("diffusion.prediction=eps", ["diffusion.prediction"]),
@@ -69,11 +72,13 @@ def test_mistakes_name_the_key_and_the_fix(override, words):
 
 
 def test_blocks_of_one_stay_within_a_kernels_tiles():
-    blocks = [*IN_BLOCKS, "diffusion.infill=0.0", "diffusion.blocks_of_one=0.5",
+    blocks = [*IN_BLOCKS, "diffusion.infill=0.0", "diffusion.single_token_blocks=0.5",
               "dit.attention=splash", "dit.heads=2", "data.window=256"]  # fmt: skip
-    assert resolve(load_config(None, blocks)).diffusion.blocks_of_one == 0.5
-    with pytest.raises(UserError, match="dit.attention = 'splash'.*diffusion.blocks_of_one"):
-        resolve(load_config(None, [*blocks, "diffusion.block_size=128", "data.round_to=128"]))
+    assert resolve(load_config(None, blocks)).diffusion.single_token_blocks == 0.5
+    with pytest.raises(UserError, match="dit.attention = 'splash'.*diffusion.single_token_blocks"):
+        resolve(
+            load_config(None, [*blocks, "diffusion.block_size=128", "data.pad_to_multiple=128"])
+        )
 
 
 def test_overrides_and_types():

@@ -23,7 +23,8 @@ from ldlm_jax.data.dataset import (
 )
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.sources import load_documents
-from ldlm_jax.data.tokenizer import EOS, PAD, Tokenizer
+from ldlm_jax.data.special_ids import EOS, PAD
+from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
 from tests.conftest import sentences
 

@@ -12,9 +12,9 @@ from flax.core import meta
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.diffusion import schedule as path
 from ldlm_jax.diffusion.config import DiffusionConfig
-from ldlm_jax.models.denoiser import Denoiser, nucleus
-from ldlm_jax.models.dit import UNKNOWN
-from ldlm_jax.models.token_layout import lay_out
+from ldlm_jax.models.denoiser import Denoiser, top_p_filter
+from ldlm_jax.models.dit import GENERATED
+from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.train_state import LatentStats
 
 
@@ -24,7 +24,7 @@ def network():
     changes = ["text_vae.encoder_layers=0", "text_vae.decoder_layers=0",
                "diffusion.token_posterior=True"]  # fmt: skip
     experiment = resolve(load_config("configs/debug.py", changes))
-    models = experiment.models(266)
+    models = experimentnetworks(266)
     params = meta.unbox(models.init(jax.random.key(0), 8))
     return models, experiment.diffusion, params
 
@@ -43,13 +43,13 @@ def without_context(network, temperature=1.0):
 def test_the_estimate_is_the_posterior_mean(network, t):
     """Against Bayes' rule by hand: Gaussian densities, normalised, averaged over codes."""
     denoiser = without_context(network)
-    codes = np.asarray(denoiser.codes_VxD, np.float64)
+    codes = np.asarray(denoiser.posterior.embeddings_VxD, np.float64)
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(8, codes.shape[1]))
     z = np.asarray(path.interpolate(codes[10:18], noise, np.full(8, t)))[None]
     said = denoiser(
-        jnp.asarray(z, jnp.float32), jnp.full((1, 8), t), jnp.full((1, 8), UNKNOWN),
-        jnp.zeros(z.shape), lay_out(jnp.ones((1, 8), jnp.int32)),
+        jnp.asarray(z, jnp.float32), jnp.full((1, 8), t), jnp.full((1, 8), GENERATED),
+        jnp.zeros(z.shape), token_layout(jnp.ones((1, 8), jnp.int32)),
     )  # fmt: skip
     variance = t**2 + (1 - t) ** 2 * DiffusionConfig().token_variance
     log_density = -((z[0][:, None] - (1 - t) * codes) ** 2).sum(-1) / (2 * variance)
@@ -62,11 +62,11 @@ def test_the_estimate_is_the_posterior_mean(network, t):
 def test_near_the_data_the_latent_decides_and_in_pure_noise_the_context(network):
     models, config, params = network
     denoiser = Denoiser.create(models, params, config, LatentStats.create(8))
-    codes = denoiser.codes_VxD[None, 10:18]
-    state, places = jnp.full((1, 8), UNKNOWN), lay_out(jnp.ones((1, 8), jnp.int32))
+    codes = denoiser.posterior.embeddings_VxD[None, 10:18]
+    state, layout = jnp.full((1, 8), GENERATED), token_layout(jnp.ones((1, 8), jnp.int32))
 
     def logits(z, t):
-        return denoiser(z, jnp.full((1, 8), t), state, jnp.zeros_like(z), places).logits_BxLxV
+        return denoiser(z, jnp.full((1, 8), t), state, jnp.zeros_like(z), layout).logits_BxLxV
 
     assert jnp.argmax(logits(codes, 0.01), -1).tolist() == [list(range(10, 18))]
     # Of pure noise the DiT sees nothing.
@@ -76,10 +76,10 @@ def test_near_the_data_the_latent_decides_and_in_pure_noise_the_context(network)
         jnp.ones((1, 8)),
         state,
         jnp.zeros_like(codes),
-        places,
+        layout,
     )
     chex.assert_trees_all_close(
-        logits(codes, 1.0), denoiser.read(said.features_BxNxM, places), atol=1e-4
+        logits(codes, 1.0), denoiser.read(said.features_BxNxM, layout), atol=1e-4
     )
 
 
@@ -87,7 +87,7 @@ def test_drawn_tokens_follow_their_logits_and_their_rows_keys(network):
     denoiser = without_context(network)
     logits = jax.random.normal(jax.random.key(0), (1, 1, 266)).at[..., 7].add(4.0)
     drawn = denoiser.draw(jnp.tile(logits, (50, 400, 1)), jax.random.split(jax.random.key(1), 50))
-    distance = jnp.abs(drawn[..., None, :] - denoiser.codes_VxD).max(-1)
+    distance = jnp.abs(drawn[..., None, :] - denoiser.posterior.embeddings_VxD).max(-1)
     assert float(distance.min(-1).max()) < 1e-6
     tokens = np.asarray(jnp.argmin(distance, -1))
     share = np.bincount(tokens.ravel(), minlength=266) / tokens.size
@@ -98,7 +98,7 @@ def test_drawn_tokens_follow_their_logits_and_their_rows_keys(network):
     certain = jnp.full((3, 2, 266), -1e4).at[..., 265].set(0.0)
     chex.assert_trees_all_equal(
         denoiser.draw(certain, jax.random.split(jax.random.key(2), 3)),
-        jnp.broadcast_to(denoiser.codes_VxD[265], (3, 2, 8)),
+        jnp.broadcast_to(denoiser.posterior.embeddings_VxD[265], (3, 2, 8)),
     )
 
 
@@ -108,8 +108,8 @@ def test_temperature_sharpens_the_context_alone(network):
     warm = Denoiser.create(models, params, config, latents)
     cold = dataclasses.replace(warm, temperature=0.5)
     z = jnp.ones((1, 8, 8))
-    args = (z, jnp.full((1, 8), 0.5), jnp.full((1, 8), UNKNOWN), jnp.zeros_like(z),
-            lay_out(jnp.ones((1, 8), jnp.int32)))  # fmt: skip
+    args = (z, jnp.full((1, 8), 0.5), jnp.full((1, 8), GENERATED), jnp.zeros_like(z),
+            token_layout(jnp.ones((1, 8), jnp.int32)))  # fmt: skip
     evidence = without_context(network)(*args).logits_BxLxV
     context = warm(*args).logits_BxLxV - evidence
     assert float(jnp.abs(context).max()) > 0.1
@@ -124,8 +124,8 @@ def test_latents_learn_from_the_cross_entropy_and_not_from_the_squared_error(net
         def value(params):
             denoiser = Denoiser.create(models, params, config, LatentStats.create(8))
             z = jnp.ones((1, 8, 8))
-            said = denoiser(z, jnp.full((1, 8), t), jnp.full((1, 8), UNKNOWN), jnp.zeros_like(z),
-                            lay_out(jnp.ones((1, 8), jnp.int32)))  # fmt: skip
+            said = denoiser(z, jnp.full((1, 8), t), jnp.full((1, 8), GENERATED), jnp.zeros_like(z),
+                            token_layout(jnp.ones((1, 8), jnp.int32)))  # fmt: skip
             return jnp.sum(jnp.sin(getattr(said, of)))
 
         grads = jax.grad(value)(params)["text_vae"]["encoder"]
@@ -139,7 +139,7 @@ def test_latents_learn_from_the_cross_entropy_and_not_from_the_squared_error(net
 @pytest.mark.parametrize("top_p", [0.3, 0.7, 0.95, 1.0])
 def test_the_nucleus_is_the_fewest_tokens_that_add_up(top_p):
     logits = 3 * jax.random.normal(jax.random.key(0), (4, 2, 50))
-    kept = np.asarray(nucleus(logits, jnp.full((4, 1, 1), top_p)) == logits)
+    kept = np.asarray(top_p_filter(logits, jnp.full((4, 1, 1), top_p)) == logits)
     probability = np.asarray(jax.nn.softmax(logits))
     for row, keep in zip(probability.reshape(-1, 50), kept.reshape(-1, 50), strict=True):
         order = np.argsort(-row)
@@ -149,7 +149,7 @@ def test_the_nucleus_is_the_fewest_tokens_that_add_up(top_p):
 
 def test_each_row_has_a_nucleus_of_its_own():
     logits = jnp.log(jnp.array([[[0.6, 0.3, 0.1]], [[0.6, 0.3, 0.1]]]))
-    cut = nucleus(logits, jnp.array([0.5, 0.8])[:, None, None])
+    cut = top_p_filter(logits, jnp.array([0.5, 0.8])[:, None, None])
     kept = cut == logits
     assert kept[:, 0].tolist() == [[True, False, False], [True, True, False]]
     # Nothing of what is outside is ever drawn.
@@ -162,11 +162,11 @@ def test_what_a_latent_says_overrules_the_nucleus(network):
     latents = LatentStats.create(models.vae.latent_channels)
     denoiser = Denoiser.create(models, params, config, latents, top_p=jnp.full((1, 1, 1), 0.01))
     tokens = jnp.arange(20, 28)
-    codes = denoiser.codes_VxD[tokens][None]
+    codes = denoiser.posterior.embeddings_VxD[tokens][None]
     t = jnp.full((1, 8), 0.1)
     z = path.interpolate(codes, jax.random.normal(jax.random.key(0), codes.shape), t)
-    places = lay_out(jnp.ones((1, 8), jnp.int32))
-    arguments = t, jnp.full((1, 8), UNKNOWN), jnp.zeros_like(z), places
+    layout = token_layout(jnp.ones((1, 8), jnp.int32))
+    arguments = t, jnp.full((1, 8), GENERATED), jnp.zeros_like(z), layout
     said = denoiser(z, *arguments)
     proposed = denoiser(jnp.zeros_like(z), jnp.ones((1, 8)), *arguments[1:])
     assert (jnp.argmax(proposed.logits_BxLxV, -1)[0] != tokens).all()

@@ -9,11 +9,18 @@ from scipy import stats
 
 from ldlm_jax.diffusion import schedule as path
 from ldlm_jax.diffusion import time_sampling as time
-from ldlm_jax.diffusion.conditioning import Shares, draw_known
+from ldlm_jax.diffusion.conditioning import ObservedShares, draw_observed
 from ldlm_jax.diffusion.guidance import guide, guide_by_context
 from ldlm_jax.diffusion.objective import Objective
-from ldlm_jax.diffusion.solvers import EVALUATIONS, SOLVERS, Guess, Solver, Watch, row_noise, sample
-from ldlm_jax.models.token_layout import lay_out
+from ldlm_jax.diffusion.solvers import (
+    EVALUATIONS,
+    SOLVERS,
+    EarlyStop,
+    Estimate,
+    Solver,
+    row_noise,
+)
+from ldlm_jax.models.token_layout import token_layout
 
 MEAN = np.array([1.0, -2.0])
 COVARIANCE = np.array([[1.5, 0.8], [0.8, 0.7]])
@@ -26,7 +33,7 @@ def gaussian_denoiser(z, t, _, rows):
     gain = (1 - t) * COVARIANCE @ jnp.linalg.inv(marginal)
     clean = MEAN + (z - (1 - t) * MEAN) @ gain.T
     spread = jnp.linalg.cholesky((jnp.eye(2) - (1 - t) * gain) @ COVARIANCE)
-    return Guess(clean, clean, clean + row_noise(rows, (2,)) @ spread.T)
+    return Estimate(clean, clean, clean + row_noise(rows, (2,)) @ spread.T)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -35,7 +42,7 @@ def test_exact_velocity_recovers_the_distribution(solver, law):
     # 20,000 samples: standard error of a mean is below 0.009, of a covariance below 0.016.
     noise = jax.random.normal(jax.random.key(0), (20_000, 2))
     steps = 50 if solver == "heun" else 300
-    z = sample(gaussian_denoiser, noise, times(steps, law), keys(noise), Solver(solver)).z
+    z = solve(gaussian_denoiser, noise, times(steps, law), keys(noise), Solver(solver)).z
     np.testing.assert_allclose(np.mean(z, axis=0), MEAN, atol=0.04)
     np.testing.assert_allclose(np.cov(z.T), COVARIANCE, atol=0.06)
 
@@ -48,7 +55,7 @@ def test_ancestral_steps_may_be_long(churn):
         found = {}
         for solver in ("ancestral", "stochastic"):
             args = gaussian_denoiser, noise, jnp.array(grid)[:, None], keys(noise)
-            found[solver] = sample(*args, Solver(solver, churn)).z
+            found[solver] = solve(*args, Solver(solver, churn)).z
         np.testing.assert_allclose(np.mean(found["ancestral"], axis=0), MEAN, atol=0.04)
         np.testing.assert_allclose(np.cov(found["ancestral"].T), COVARIANCE, atol=0.06)
         assert np.abs(np.cov(found["stochastic"].T) - COVARIANCE).max() > 0.2
@@ -60,15 +67,17 @@ def test_positions_may_run_at_times_of_their_own():
     def denoise(z, t, _, rows):
         marginal = (1 - t) ** 2 + t**2  # E[z_0 | z_t] of a standard normal, and its variance
         clean, variance = (((1 - t) / marginal)[..., None] * z, t**2 / marginal)
-        return Guess(clean, (), clean + jnp.sqrt(variance)[..., None] * row_noise(rows, (2, 1)))
+        return Estimate(clean, (), clean + jnp.sqrt(variance)[..., None] * row_noise(rows, (2, 1)))
 
     noise = jax.random.normal(jax.random.key(0), (20_000, 2, 1))
-    u = time.stagger(time.grid(800), 2, 1.0)[:, None]
+    u = time.rolling(time.quantile_grid(800), 2, 1.0)[:, None]
     assert u[0].tolist() == [[1.0, 1.0]] and u[-1].tolist() == [[0.0, 0.0]]
     assert u[400].tolist() == [[0.0, 1.0]]  # one is done when the other begins
-    np.testing.assert_array_equal(time.stagger(time.grid(5), 3, 0.0)[:, 2], time.grid(5))
+    np.testing.assert_array_equal(
+        time.rolling(time.quantile_grid(5), 3, 0.0)[:, 2], time.quantile_grid(5)
+    )
     for solver in SOLVERS:
-        z = sample(denoise, noise, u, keys(noise), Solver(solver)).z
+        z = solve(denoise, noise, u, keys(noise), Solver(solver)).z
         np.testing.assert_allclose(np.cov(z[..., 0].T), np.eye(2), atol=0.05)
 
 
@@ -77,7 +86,7 @@ def keys(noise):
 
 
 def times(steps, law=None):
-    u = time.grid(steps)
+    u = time.quantile_grid(steps)
     return (u if law is None else law.quantile(u))[:, None]
 
 
@@ -87,7 +96,7 @@ def test_orders_of_the_solvers():
     def error(solver, steps):
         def solve(steps):
             grid = jnp.linspace(0.95, 0.05, steps + 1)[:, None]
-            return sample(gaussian_denoiser, noise, grid, keys(noise), Solver(solver))[0]
+            return solve(gaussian_denoiser, noise, grid, keys(noise), Solver(solver))[0]
 
         return float(jnp.abs(solve(steps) - solve(1024)).mean())
 
@@ -101,9 +110,9 @@ def test_orders_of_the_solvers():
 def test_stochastic_solver_without_churn_is_euler_and_with_it_is_not():
     noise = jax.random.normal(jax.random.key(0), (64, 2))
     args = (gaussian_denoiser, noise, times(10), keys(noise))
-    euler = sample(*args, Solver("euler"))[0]
-    chex.assert_trees_all_close(sample(*args, Solver("stochastic", 0.0))[0], euler, atol=2e-3)
-    assert float(jnp.abs(sample(*args, Solver("stochastic", 1.0))[0] - euler).max()) > 0.1
+    euler = solve(*args, Solver("euler"))[0]
+    chex.assert_trees_all_close(solve(*args, Solver("stochastic", 0.0))[0], euler, atol=2e-3)
+    assert float(jnp.abs(solve(*args, Solver("stochastic", 1.0))[0] - euler).max()) > 0.1
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -112,24 +121,24 @@ def test_a_row_is_solved_alike_whatever_stands_beside_it(solver):
 
     def denoise(z, t, earlier, rows):
         clean = jnp.sin(z) + 0.3 * earlier + t[..., None]
-        return Guess(clean, (), clean + row_noise(rows, z.shape[1:]))
+        return Estimate(clean, (), clean + row_noise(rows, z.shape[1:]))
 
     noise, rows = jax.random.normal(jax.random.key(0), (3, 5, 2)), keys(jnp.zeros(3))
     steps = jnp.array([3, 7, 1])
-    grid = jnp.broadcast_to(time.grid(steps, 7)[..., None], (8, 3, 5))
-    together = sample(denoise, noise, grid, rows, Solver(solver)).z
+    grid = jnp.broadcast_to(time.quantile_grid(steps, 7)[..., None], (8, 3, 5))
+    together = solve(denoise, noise, grid, rows, Solver(solver)).z
     for i, count in enumerate(steps.tolist()):
         part, grid = (
             slice(i, i + 1),
-            jnp.broadcast_to(time.grid(count)[:, None, None], (count + 1, 1, 5)),
+            jnp.broadcast_to(time.quantile_grid(count)[:, None, None], (count + 1, 1, 5)),
         )
-        alone = sample(denoise, noise[part], grid, rows[part], Solver(solver)).z
+        alone = solve(denoise, noise[part], grid, rows[part], Solver(solver)).z
         chex.assert_trees_all_close(together[part], alone, atol=1e-5)
 
 
 def test_estimates_are_kept_for_every_step():
     noise = jax.random.normal(jax.random.key(0), (4, 2))
-    found = sample(gaussian_denoiser, noise, times(7), keys(noise), Solver("euler"))
+    found = solve(gaussian_denoiser, noise, times(7), keys(noise), Solver("euler"))
     chex.assert_shape(found.said, (7, 4, 2))
     chex.assert_trees_all_close(found.said[-1], found.z, atol=1e-5)
     assert found.steps_B.tolist() == [7] * 4
@@ -143,7 +152,7 @@ def test_rows_stop_when_they_are_told_to_and_do_not_care_for_the_others(solver):
     def denoise(z, t, *_):
         jax.debug.callback(lambda: seen.append(1))
         clean = 0.5 * z
-        return Guess(clean, clean, clean)
+        return Estimate(clean, clean, clean)
 
     def look(count, said):
         return count + 1, count + 1 >= limits
@@ -151,8 +160,8 @@ def test_rows_stop_when_they_are_told_to_and_do_not_care_for_the_others(solver):
     start, grid = jax.random.normal(jax.random.key(0), (3, 2)), times(9)
     for limits in (jnp.array([2, 4, 3]), jnp.array([2, 9, 9])):
         seen.clear()
-        watch = Watch(jnp.zeros(3, int), look)
-        found = sample(denoise, start, grid, keys(start), Solver(solver), watch)
+        watch = EarlyStop(jnp.zeros(3, int), look)
+        found = solve(denoise, start, grid, keys(start), Solver(solver), watch)
         jax.effects_barrier()
         assert found.steps_B.tolist() == limits.tolist()
         assert len(seen) == EVALUATIONS[solver] * int(limits.max())
@@ -197,10 +206,10 @@ def test_grid_runs_from_noise_to_data():
         grid = times(20, law)
         assert grid[0] == 1.0 and grid[-1] == 0.0
         assert bool(jnp.all(jnp.diff(grid, axis=0) < 0))
-    rows = time.grid(jnp.array([2, 4]), 4)
+    rows = time.quantile_grid(jnp.array([2, 4]), 4)
     assert rows.T.tolist() == [[1.0, 0.5, 0.0, 0.0, 0.0], [1.0, 0.75, 0.5, 0.25, 0.0]]
     with pytest.raises(ValueError, match="at least 1 step"):
-        time.grid(0)
+        time.quantile_grid(0)
 
 
 @pytest.mark.parametrize("prediction", ["x", "v"])
@@ -243,15 +252,17 @@ SEGMENTS = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 2, 2, 2]])
 
 def test_positions_restart_with_every_document():
     expected = [[0, 1, 2, 3, 0, 1, 2, 0], [0, 0, 1, 2, 3, 4, 5, 6]]
-    assert lay_out(SEGMENTS).positions_BxN.tolist() == expected
+    assert token_layout(SEGMENTS).positions_BxN.tolist() == expected
 
 
 def test_known_parts_have_the_asked_shape_and_never_fill_a_document():
     segments = jnp.tile(SEGMENTS, (500, 1))
-    positions = lay_out(segments).positions_BxN
+    positions = token_layout(segments).positions_BxN
 
     def draw(**shares):
-        return np.asarray(draw_known(jax.random.key(0), segments, positions, Shares(**shares)))
+        return np.asarray(
+            draw_observed(jax.random.key(0), segments, positions, ObservedShares(**shares))
+        )
 
     def documents(known):
         for row, numbers in enumerate(np.asarray(segments)):

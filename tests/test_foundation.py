@@ -11,9 +11,10 @@ import tokenizers
 
 from ldlm_jax.cli import main
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.tokenizer import EOS, SPECIAL_TOKENS, Tokenizer
+from ldlm_jax.data.special_ids import EOS, SPECIAL_TOKENS
+from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
-from ldlm_jax.models.token_layout import lay_out
+from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.plan.flops import Counter
@@ -83,9 +84,9 @@ def test_reading_and_speaking_is_the_model_itself(model, one, layer):
     tokens = jax.random.randint(jax.random.key(0), (2, 7), ROOM, VOCABULARY)
     tokens = tokens.at[0, 2].set(EOS)
     segments = jnp.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1]])
-    places = lay_out(segments)
-    states = foundation.read(weights, tokens, places)
-    features = foundation.speak(weights, states, places)
+    layout = token_layout(segments)
+    states = foundation.read(weights, tokens, layout)
+    features = foundation.speak(weights, states, layout)
     specials = jnp.zeros((foundation.width, ROOM))
     vocab_size = VOCABULARY - 5 + ROOM
     logits = foundation.logits(weights, features, specials, vocab_size)
@@ -104,8 +105,8 @@ def test_reading_and_speaking_is_the_model_itself(model, one, layer):
 
 def test_places_of_tokens_follow_from_those_of_latents():
     segments = jnp.array([[1, 1, 2, 2, 2, 0]])
-    of_latents, of_tokens = lay_out(segments), lay_out(jnp.repeat(segments, 2, axis=1))
-    jax.tree.map(np.testing.assert_array_equal, of_latents.of_parts(2), of_tokens)
+    of_latents, of_tokens = token_layout(segments), token_layout(jnp.repeat(segments, 2, axis=1))
+    jax.tree.map(np.testing.assert_array_equal, of_latents.of_tokens(2), of_tokens)
 
 
 def test_a_tokenizer_beyond_the_models_tables_is_refused(model, one, tmp_path):
@@ -134,17 +135,17 @@ def founded(model, overrides):
 
 @pytest.mark.parametrize("per_latent", [1, 2])
 def test_latents_of_known_text_hold_nothing_of_the_unknown(founded, one, per_latent):
-    options = [f"text_vae.tokens_per_latent={per_latent}", "data.round_to=2"]
+    options = [f"text_vae.tokens_per_latent={per_latent}", "data.pad_to_multiple=2"]
     experiment = resolve(load_config("configs/debug.py", [*founded, *options]))
     foundation, weights, _ = load_foundation(experiment.foundation, one, AxisRules())
-    models = experiment.models(VOCABULARY, foundation=foundation)
+    models = experimentnetworks(VOCABULARY, foundation=foundation)
     params = models.init(jax.random.key(0), 8) | {"foundation": weights}
-    places = lay_out(jnp.ones((1, 8 // per_latent), jnp.int32))
+    layout = token_layout(jnp.ones((1, 8 // per_latent), jnp.int32))
     known = jnp.arange(8 // per_latent)[None] < 4 // per_latent
     tokens = jnp.arange(10, 18)[None]
 
     def means(tokens):
-        return models.text_vae(params, tokens, places, known, method="encode").mean_BxNxD
+        return models.text_vae(params, tokens, layout, known, method="encode").mean_BxNxD
 
     before, half = means(tokens), 4 // per_latent
     np.testing.assert_array_equal(means(tokens.at[0, 5].set(99))[:, :half], before[:, :half])
@@ -168,7 +169,7 @@ def test_only_the_bottleneck_and_the_dit_learn(model, founded, tmp_path, capsys)
     shapes = abstract_foundation(
         experiment.foundation, make_mesh(MeshConfig(data=1), jax.devices()[:1]), AxisRules()
     )
-    models = experiment.models(VOCABULARY, foundation=shapes.foundation)
+    models = experimentnetworks(VOCABULARY, foundation=shapes.foundation)
     names = {str(path) for path, _ in jax.tree.leaves_with_path(models.abstract(32))}
     assert not any("'embed'" in name or "'head'" in name for name in names), names
     capsys.readouterr()

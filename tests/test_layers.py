@@ -6,23 +6,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldlm_jax.models.attention import look_near
+from ldlm_jax.models.attention import neighbour_bias
 from ldlm_jax.models.layers import Attention, Block, Dropout, activation_dtype, matmul
-from ldlm_jax.models.lowering import planning_for
-from ldlm_jax.models.token_layout import lay_out, see_up_to_block
+from ldlm_jax.models.lowering import compile_for
+from ldlm_jax.models.token_layout import block_causal, token_layout
 from tests.conftest import nowhere_zero
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_dropout_drops_the_same_features_of_a_row_and_only_in_training(experiment, remat):
-    dit = experiment.models(50).dit.clone(remat=remat)
+    dit = experimentnetworks(50).dit.clone(remat=remat)
     z = jax.random.normal(jax.random.key(0), (2, 12, dit.latent_channels))
-    marks, places = jnp.zeros((2, 12), jnp.int32), lay_out(jnp.ones((2, 12), jnp.int32))
-    params = nowhere_zero(dit.init(jax.random.key(1), z, 0.3 + marks, marks, z, places), 0.05)
+    marks, layout = jnp.zeros((2, 12), jnp.int32), token_layout(jnp.ones((2, 12), jnp.int32))
+    params = nowhere_zero(dit.init(jax.random.key(1), z, 0.3 + marks, marks, z, layout), 0.05)
 
     def said(rate, key=None):
         rngs = None if key is None else {"dropout": jax.random.key(key)}
-        return dit.clone(dropout=rate).apply(params, z, 0.3 + marks, marks, z, places, rngs=rngs)
+        return dit.clone(dropout=rate).apply(params, z, 0.3 + marks, marks, z, layout, rngs=rngs)
 
     whole, first, second = said(0.0), said(0.5, key=1), said(0.5, key=2)
     chex.assert_trees_all_equal(said(0.5).output_BxNxD, whole.output_BxNxD)  # no key: evaluation
@@ -57,10 +57,10 @@ def test_matmul_on_cpu_equals_the_plain_product():
 
 def test_what_is_compiled_for_accelerators_computes_the_same():
     """Products apart, kernels collected, gradients written down: layout, not arithmetic."""
-    places = lay_out(jnp.ones((2, 8), jnp.int32))
+    layout = token_layout(jnp.ones((2, 8), jnp.int32))
     block = Block(2, 48, jnp.float32)
     x = jax.random.normal(jax.random.key(0), (2, 8, 32))
-    args = (None, see_up_to_block(places), places.positions_BxN)
+    args = (None, block_causal(layout), layout.positions_BxN)
     params = nowhere_zero(block.init(jax.random.key(1), x, *args), 0.2)
 
     def outcome():
@@ -70,13 +70,13 @@ def test_what_is_compiled_for_accelerators_computes_the_same():
         return jax.value_and_grad(loss, argnums=(0, 1))(params, x)
 
     here = outcome()
-    with planning_for("tpu"):
+    with compile_for("tpu"):
         chex.assert_trees_all_close(outcome(), here, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_look_at_their_neighbours_from_the_start():
     """Each head of the first few favours one offset: before, after, two before; the last none."""
-    bias = np.asarray(look_near(None, (4, 9)))
+    bias = np.asarray(neighbour_bias(None, (4, 9)))
     assert (np.argmax(bias, axis=1)[:3] - 4).tolist() == [-1, 1, -2] and not bias[3].any()
 
 
@@ -85,8 +85,8 @@ def test_the_offset_bias_reaches_the_right_keys():
     all that it sees; offsets of R and more share one bias."""
     attention = Attention(1, jnp.float32, offset_radius=3)
     x = jax.random.normal(jax.random.key(0), (1, 8, 16))
-    places = lay_out(jnp.ones((1, 8), jnp.int32))
-    args = (see_up_to_block(places), places.positions_BxN)
+    layout = token_layout(jnp.ones((1, 8), jnp.int32))
+    args = (block_causal(layout), layout.positions_BxN)
     params = nowhere_zero(attention.init(jax.random.key(1), x, *args), 0.2)
 
     def run(offset, x):

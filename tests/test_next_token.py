@@ -11,10 +11,10 @@ import pytest
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.pipeline import train_batches
-from ldlm_jax.losses.next_token import ahead_BxN, next_token_loss
+from ldlm_jax.losses.next_token import next_is_unread, next_token_loss
 from ldlm_jax.models.denoiser import Denoiser
-from ldlm_jax.models.dit import KNOWN, UNKNOWN
-from ldlm_jax.models.token_layout import just_before, lay_out
+from ldlm_jax.models.dit import GENERATED, OBSERVED
+from ldlm_jax.models.token_layout import previous_latent, token_layout
 from ldlm_jax.phases import Phase
 from ldlm_jax.train_state import LatentStats
 from ldlm_jax.train_step import fused_loss
@@ -24,10 +24,10 @@ from tests.conftest import IN_BLOCKS, nowhere_zero
 @pytest.fixture(scope="module")
 def blocks(overrides):
     """Experiment in blocks of four, its networks with parameters nowhere zero, and a batch."""
-    changes = [*IN_BLOCKS, "diffusion.blocks_of_one=0.5", "diffusion.foresight=0.5"]
+    changes = [*IN_BLOCKS, "diffusion.single_token_blocks=0.5", "diffusion.next_token_prior=0.5"]
     experiment = resolve(load_config("configs/debug.py", [*overrides, *changes]))
     prepared = prepare(experiment.data)
-    models = experiment.models(prepared.tokenizer.vocab_size)
+    models = experimentnetworks(prepared.tokenizer.vocab_size)
     params = nowhere_zero(models.init(jax.random.key(0), experiment.data.window), 0.05)
     return experiment, models, params, next(train_batches(prepared, experiment.data, 8))
 
@@ -39,8 +39,8 @@ def test_only_what_has_not_been_read_is_asked_for():
     """
     segments = jnp.array([[1] * 8 + [2] * 3 + [0]] * 3)
     known = jnp.zeros((3, 12), bool).at[2, 2:6].set(True)
-    places = lay_out(segments, 4, known, jnp.array([False, True, True]))
-    asked = [np.flatnonzero(row).tolist() for row in np.asarray(ahead_BxN(places))]
+    layout = token_layout(segments, 4, known, jnp.array([False, True, True]))
+    asked = [np.flatnonzero(row).tolist() for row in np.asarray(next_is_unread(layout))]
     # All that is known is read before position 2 would be written.
     assert asked == 2 * [[0, 1, 2, 3, 4, 5, 6, 8, 9]] + [[0, 2, 3, 4, 5, 6, 8, 9]]
 
@@ -51,19 +51,19 @@ def test_no_position_sees_what_it_is_asked_for(blocks):
     denoiser = Denoiser.create(
         models, params, experiment.diffusion, LatentStats.create(models.vae.latent_channels)
     )
-    places = lay_out(jnp.ones((2, 12), jnp.int32), 4, single_B=jnp.array([True, False]))
+    layout = token_layout(jnp.ones((2, 12), jnp.int32), 4, single_B=jnp.array([True, False]))
     tokens = jnp.tile(jnp.arange(20, 32), (2, 1))
 
     def loss(z_BxNxD):
-        features = denoiser.recall(z_BxNxD, jnp.full((2, 12), KNOWN), places).features_BxNxM
-        return next_token_loss(denoiser, features, tokens, places)
+        features = denoiser.recall(z_BxNxD, jnp.full((2, 12), OBSERVED), layout).features_BxNxM
+        return next_token_loss(denoiser, features, tokens, layout)
 
     z = jax.random.normal(jax.random.key(0), (2, 12, models.vae.latent_channels))
     value, gradient = jax.value_and_grad(loss)(z)
     moves = [np.flatnonzero(row).tolist() for row in np.asarray(jnp.abs(gradient).max(-1) > 1e-7)]
     assert moves == 2 * [list(range(11))]
-    features = denoiser.recall(z, jnp.full((2, 12), KNOWN), places).features_BxNxM
-    told = jax.nn.log_softmax(denoiser.read(features, places))
+    features = denoiser.recall(z, jnp.full((2, 12), OBSERVED), layout).features_BxNxM
+    told = jax.nn.log_softmax(denoiser.read(features, layout))
     asked = [-told[row, i, 21 + i] for row in range(2) for i in range(11)]
     assert float(value) == pytest.approx(float(np.mean(asked)), rel=1e-4)
 
@@ -91,7 +91,7 @@ def test_the_fused_step_asks_for_it_beside_the_denoising_or_alone(blocks):
     assert alone.cost_analysis()["flops"] < 0.6 * both.cost_analysis()["flops"]
     # Every latent is a block of its own, and nothing is known beforehand.
     plain = dataclasses.replace(
-        experiment.diffusion, blocks_of_one=1.0, prefix=0.0, suffix=0.0, infill=0.0
+        experiment.diffusion, single_token_blocks=1.0, prefix=0.0, suffix=0.0, infill=0.0
     )
     (_, as_one), _ = step_of(plain, diffusion=1.0, next_token=3.0)(*arguments)
     assert aux["loss/next_token"] == pytest.approx(float(as_one["loss/next_token"]), rel=1e-5)
@@ -101,8 +101,8 @@ def test_what_stands_just_before_is_of_an_earlier_block():
     """Blocks of four, blocks of one, and a known hole, over two documents and empty space."""
     segments = jnp.array([[1] * 8 + [2] * 3 + [0]] * 3)
     known = jnp.zeros((3, 12), bool).at[2, 2:6].set(True)
-    places = lay_out(segments, 4, known, jnp.array([False, True, True]))
-    index, told, blind = (np.asarray(x) for x in just_before(places, places))
+    layout = token_layout(segments, 4, known, jnp.array([False, True, True]))
+    index, told, blind = (np.asarray(x) for x in previous_latent(layout, layout))
     found = [{i: int(index[row, i]) for i in np.flatnonzero(told[row])} for row in range(3)]
     assert found[0] == {4: 3}
     assert found[1] == {i: i - 1 for i in (1, 2, 3, 4, 5, 6, 7, 9, 10)}
@@ -116,37 +116,37 @@ def test_what_stands_just_before_is_of_an_earlier_block():
 def test_what_stands_before_a_hole_is_blind_to_what_follows_it(single):
     segments = jnp.array([[1] * 12])
     known = jnp.array([[True] * 4 + [False] * 4 + [True] * 4])
-    places = lay_out(segments, 4, known, jnp.array([single]))
-    _, told, blind = (np.asarray(x)[0] for x in just_before(places, places))
+    layout = token_layout(segments, 4, known, jnp.array([single]))
+    _, told, blind = (np.asarray(x)[0] for x in previous_latent(layout, layout))
     assert told[4] and blind[4]
-    # Later ones are told what has been read with all that is known in sight, or nothing.
+    # Later ones are told what has been read with all that is known in mask, or nothing.
     assert told[5:8].all() == single and not blind[5:8][told[5:8]].any()
     assert not blind[:4].any() and not blind[8:].any()
     # Before a known end alone, what is written first has nothing before it, the rest has read all.
-    places = lay_out(segments, 4, known.at[:, :4].set(False), jnp.array([single]))
-    _, told, blind = (np.asarray(x)[0] for x in just_before(places, places))
+    layout = token_layout(segments, 4, known.at[:, :4].set(False), jnp.array([single]))
+    _, told, blind = (np.asarray(x)[0] for x in previous_latent(layout, layout))
     assert not told[0] and told[4] and not blind[told].any()
 
 
 def test_the_features_just_before_are_told_in_training_to_a_share(blocks):
     experiment, models, params, batch = blocks
-    places = lay_out(jnp.asarray(batch["segments"]), 4, single_B=jnp.ones(8, bool))
-    shape = places.segments_BxN.shape
+    layout = token_layout(jnp.asarray(batch["segments"]), 4, single_B=jnp.ones(8, bool))
+    shape = layout.segment_ids_BxN.shape
     z = jax.random.normal(jax.random.key(0), (*shape, models.vae.latent_channels))
 
     def logits(share, key=None, z_clean=z):
-        diffusion = dataclasses.replace(experiment.diffusion, foresight=share)
-        dit = dataclasses.replace(models.dit, foresight=share > 0)
+        diffusion = dataclasses.replace(experiment.diffusion, next_token_prior=share)
+        dit = dataclasses.replace(models.dit, next_token_prior=share > 0)
         asked = dataclasses.replace(models, dit=dit)
         denoiser = Denoiser.create(
             asked, params, diffusion, LatentStats.create(models.vae.latent_channels)
         )
-        memory = denoiser.remember(z_clean, jnp.full(shape, KNOWN), places)
+        memory = denoiser.remember(z_clean, jnp.full(shape, OBSERVED), layout)
         denoiser = dataclasses.replace(denoiser, dropout_key=key)
-        t, state = jnp.full(shape, 0.9), jnp.full(shape, UNKNOWN)
-        return denoiser(-z, t, state, jnp.zeros_like(z), places, memory).logits_BxLxV
+        t, state = jnp.full(shape, 0.9), jnp.full(shape, GENERATED)
+        return denoiser(-z, t, state, jnp.zeros_like(z), layout, memory).logits_BxLxV
 
-    told = np.asarray(just_before(places, places)[1])
+    told = np.asarray(previous_latent(layout, layout)[1])
     without, with_all = logits(0.0), logits(0.5)
     moved = np.asarray(jnp.abs(with_all - without).max(-1) > 1e-4)
     assert (moved == told).all()
@@ -164,33 +164,33 @@ def test_the_features_just_before_are_told_in_training_to_a_share(blocks):
 def test_what_is_foreseen_is_changed_by_noisy_latents_beside_it_alone(blocks):
     """In blocks of one, and beside pure noise, the clean text's own next token is what counts."""
     experiment, models, params, batch = blocks
-    places = lay_out(jnp.asarray(batch["segments"]), 4, single_B=jnp.arange(8) % 2 == 0)
-    shape = places.segments_BxN.shape
+    layout = token_layout(jnp.asarray(batch["segments"]), 4, single_B=jnp.arange(8) % 2 == 0)
+    shape = layout.segment_ids_BxN.shape
     denoiser = Denoiser.create(
         models, params, experiment.diffusion, LatentStats.create(models.vae.latent_channels)
     )
     z = jax.random.normal(jax.random.key(0), (*shape, models.vae.latent_channels))
-    clean = denoiser.recall(z, jnp.full(shape, KNOWN), places)
-    _, told, _ = just_before(places, places)
-    foreseen = jnp.roll(denoiser.read(clean.features_BxNxM, places), 1, axis=1)
+    clean = denoiser.recall(z, jnp.full(shape, OBSERVED), layout)
+    _, told, _ = previous_latent(layout, layout)
+    foreseen = jnp.roll(denoiser.read(clean.features_BxNxM, layout), 1, axis=1)
 
     def logits(t_BxN):
-        inputs = z, t_BxN, jnp.full(shape, UNKNOWN), jnp.zeros_like(z), places, clean.memory
+        inputs = z, t_BxN, jnp.full(shape, GENERATED), jnp.zeros_like(z), layout, clean.memory
         return denoiser(*inputs).logits_BxLxV
 
     def moved(t_BxN):
         away = jnp.abs(logits(t_BxN) - foreseen).max(-1) > 1e-3
         return np.asarray(away)[np.asarray(told)]
 
-    single = np.broadcast_to(np.asarray(places.blocks_BxN == places.positions_BxN), shape)
+    single = np.broadcast_to(np.asarray(layout.block_ids_BxN == layout.positions_BxN), shape)
     single = single[np.asarray(told)]
     assert 0 < single.sum() < single.size
     assert not moved(jnp.ones(shape)).any()
     assert (moved(jnp.full(shape, 0.5)) == ~single).all()
     # One latent that is nearly clean is news enough, unless it is the own one.
-    first = places.positions_BxN % 4 == 0
+    first = layout.positions_BxN % 4 == 0
     assert not moved(jnp.where(first, 0.1, 1.0)).any()
-    assert (moved(jnp.where(places.positions_BxN % 4 == 2, 0.1, 1.0)) == ~single).all()
+    assert (moved(jnp.where(layout.positions_BxN % 4 == 2, 0.1, 1.0)) == ~single).all()
 
 
 def test_in_blocks_of_one_what_is_foreseen_is_not_looked_at_again(blocks):
@@ -204,18 +204,18 @@ def test_in_blocks_of_one_what_is_foreseen_is_not_looked_at_again(blocks):
     poisoned = params | {"dit": params["dit"] | {"begin": marks}}
     z = jax.random.normal(jax.random.key(0), (8, 2, models.vae.latent_channels))
 
-    def second_of(places):
-        clean = denoiser.recall(z[:, :1], jnp.full((8, 1), KNOWN), places.cut(0, 1))
-        noisy = z[:, 1:], jnp.ones((8, 1)), jnp.full((8, 1), UNKNOWN), 0 * z[:, 1:]
+    def second_of(layout):
+        clean = denoiser.recall(z[:, :1], jnp.full((8, 1), OBSERVED), layout.cut(0, 1))
+        noisy = z[:, 1:], jnp.ones((8, 1)), jnp.full((8, 1), GENERATED), 0 * z[:, 1:]
         writing = dataclasses.replace(denoiser, params=poisoned)
-        said = writing(*noisy, places.cut(1, 1), clean.memory).logits_BxLxV
-        return said, denoiser.read(clean.features_BxNxM, places.cut(0, 1))
+        said = writing(*noisy, layout.cut(1, 1), clean.memory).logits_BxLxV
+        return said, denoiser.read(clean.features_BxNxM, layout.cut(0, 1))
 
     segments = jnp.asarray(batch["segments"])[:, :2]
-    np.testing.assert_allclose(*second_of(lay_out(segments, 1)), atol=1e-5)
+    np.testing.assert_allclose(*second_of(token_layout(segments, 1)), atol=1e-5)
     # The second latent of one row is read first, so that the other foretells nothing of it.
     given = jnp.zeros((8, 2), bool).at[3, 1].set(True)
-    assert jnp.isnan(second_of(lay_out(segments, 1, given))[0]).all()
+    assert jnp.isnan(second_of(token_layout(segments, 1, given))[0]).all()
 
 
 def test_the_first_latent_of_a_hole_is_looked_at_for_the_sake_of_what_follows(blocks):
@@ -228,10 +228,10 @@ def test_the_first_latent_of_a_hole_is_looked_at_for_the_sake_of_what_follows(bl
 
     def logits(z, known):
         known_BxN = jnp.broadcast_to(known, (8, 4))
-        places = lay_out(jnp.asarray(batch["segments"])[:, :4], 1, known_BxN)
-        memory = denoiser.remember(z, jnp.full((8, 4), KNOWN), places)
-        noisy = 0 * z[:, 1:2], jnp.ones((8, 1)), jnp.full((8, 1), UNKNOWN), 0 * z[:, 1:2]
-        return denoiser(*noisy, places.cut(1, 1), memory).logits_BxLxV
+        layout = token_layout(jnp.asarray(batch["segments"])[:, :4], 1, known_BxN)
+        memory = denoiser.remember(z, jnp.full((8, 4), OBSERVED), layout)
+        noisy = 0 * z[:, 1:2], jnp.ones((8, 1)), jnp.full((8, 1), GENERATED), 0 * z[:, 1:2]
+        return denoiser(*noisy, layout.cut(1, 1), memory).logits_BxLxV
 
     changed = z.at[:, 3].add(1.0)
     moved = jnp.abs(logits(changed, known) - logits(z, known)).max((1, 2)) > 1e-4

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from ldlm_jax.data.tokenizer import EOS, MASK, PAD, Tokenizer
+from ldlm_jax.data.special_ids import EOS, MASK, PAD
+from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
-from ldlm_jax.sampling.template import Hole, Outline, cut_spans, parse_spans, parse_template
+from ldlm_jax.sampling.template import Span, Template, cut_spans, parse_spans, parse_template
 from tests.conftest import sentences
 
 
@@ -16,10 +17,10 @@ def tokenizer():
 
 def test_templates_are_text_and_holes_in_turn():
     assert parse_template("The king ____ the gates ___{2}.") == (
-        "The king ", Hole(), " the gates ", Hole(2), ".",
+        "The king ", Span(), " the gates ", Span(2), ".",
     )  # fmt: skip
-    assert parse_template("____ came ____") == (Hole(), " came ", Hole(last=True))
-    assert parse_template("came ____{4}") == ("came ", Hole(4))
+    assert parse_template("____ came ____") == (Span(), " came ", Span(open_end=True))
+    assert parse_template("came ____{4}") == ("came ", Span(4))
     assert parse_template("snake_case __init__ ____")[0] == "snake_case __init__ "
     for template, words in (("no hole", "has no hole"), ("a ____{0} b", "no tokens")):
         with pytest.raises(UserError, match=words):
@@ -29,7 +30,13 @@ def test_templates_are_text_and_holes_in_turn():
 def test_spans_are_cut_out_in_order():
     text = "The king went home."
     spans = parse_spans("14:18, 4:8")
-    assert cut_spans(text, spans) == ("The ", Hole(was="king"), " went ", Hole(was="home"), ".")
+    assert cut_spans(text, spans) == (
+        "The ",
+        Span(original="king"),
+        " went ",
+        Span(original="home"),
+        ".",
+    )
     for spec, words in (("4-8", "10:25"), ("5:5", "empty"), ("1:6,4:8", "overlap")):
         with pytest.raises(UserError, match=words):
             parse_spans(spec)
@@ -38,21 +45,21 @@ def test_spans_are_cut_out_in_order():
 
 
 def test_a_row_holds_what_is_known_and_room_for_the_rest(tokenizer):
-    outline = Outline.of(("My son", Hole(3), " the people."), tokenizer)
+    template = Template.of(("My son", Span(3), " the people."), tokenizer)
     before, after = tokenizer.encode(["My son", " the people."])
-    row = outline.lay_out(48, 48, 4, 1)
+    row = template.token_layout(48, 48, 4, 1)
     assert row.tokens_L.tolist()[: len(before) + 3] == [*before, MASK, MASK, MASK]
     length = len(before) + 3 + len(after)
-    assert row.tokens_L[length] == EOS and row.known_L[length]
+    assert row.tokens_L[length] == EOS and row.observed_L[length]
     rounded = -(-(length + 1) // 4) * 4
-    assert row.segments_L.sum() == rounded and row.known_L.sum() == rounded - 3
+    assert row.segments_L.sum() == rounded and row.observed_L.sum() == rounded - 3
     assert set(row.tokens_L[length + 1 : rounded]) <= {PAD}
-    assert row.inside_L.sum() == 3 and not (row.inside_L & row.known_L).any()
+    assert row.no_end_L.sum() == 3 and not (row.no_end_L & row.observed_L).any()
     # A latent of two tokens is known if both are.
-    assert outline.lay_out(48, 48, 4, 2).known_L.sum() % 2 == 0
-    on = Outline.of(("My son", Hole(last=True)), tokenizer).lay_out(48, 20, 4, 1)
-    assert on.segments_L.sum() == 20 and on.known_L.sum() == len(before)
-    assert not on.inside_L.any()
+    assert template.token_layout(48, 48, 4, 2).observed_L.sum() % 2 == 0
+    on = Template.of(("My son", Span(open_end=True)), tokenizer).token_layout(48, 20, 4, 1)
+    assert on.segments_L.sum() == 20 and on.observed_L.sum() == len(before)
+    assert not on.no_end_L.any()
 
 
 def test_given_text_comes_back_to_the_last_byte(tokenizer):
@@ -63,9 +70,9 @@ def test_given_text_comes_back_to_the_last_byte(tokenizer):
         " \u0301x____{2}\x00y",
     ):
         pieces = parse_template(template)
-        outline = Outline.of(pieces, tokenizer)
+        template = Template.of(pieces, tokenizer)
         noise = rng.integers(3, tokenizer.vocab_size, 256)
-        ids, text = outline.read(noise, 256, tokenizer)
+        ids, text = template.read(noise, 256, tokenizer)
         given = [piece for piece in pieces if isinstance(piece, str)]
         at = 0
         for piece in given:  # in order, and none of them changed
@@ -74,11 +81,11 @@ def test_given_text_comes_back_to_the_last_byte(tokenizer):
             assert text.startswith(pieces[0])
         if isinstance(pieces[-1], str):
             assert text.endswith(pieces[-1])
-        assert len(ids) == outline.known_tokens + 1
+        assert len(ids) == template.fixed_tokens + 1
 
 
 def test_free_holes_take_the_lengths_they_are_given(tokenizer):
-    outline = Outline.of(parse_template("My ____ went ____ home"), tokenizer)
-    assert outline.free == [1, 3]
-    longer = outline.with_lengths({1: 2, 3: 5})
-    assert longer.known_tokens == outline.known_tokens + 7
+    template = Template.of(parse_template("My ____ went ____ home"), tokenizer)
+    assert template.open_spans == [1, 3]
+    longer = template.with_lengths({1: 2, 3: 5})
+    assert longer.fixed_tokens == template.fixed_tokens + 7

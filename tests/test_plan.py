@@ -51,7 +51,7 @@ def test_flops_are_those_the_compiler_counts(overrides, changes):
             "dit.width=512", "text_vae.width=512",
         ])
     )  # fmt: skip
-    models = experiment.models(512)
+    models = experimentnetworks(512)
     recipe, rows, window = experiment.recipe(models), 4, experiment.data.window
     from flax.core import meta
 
@@ -195,7 +195,7 @@ def test_no_batch_fits(experiment, monkeypatch):
 
 
 def test_explain_names_everything(experiment):
-    models = experiment.models(128)
+    models = experimentnetworks(128)
     boxed = jax.eval_shape(lambda: models.init(jax.random.key(0), experiment.data.window))
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     placed = placements(boxed, mesh, AxisRules())
@@ -247,7 +247,7 @@ def test_a_plan_with_blocks_of_one_in_the_kernel(tmp_path):
     file = tmp_path / "plan.json"
     done = ldlm_plan(
         "--topology=v4:2x2x1", f"--json={file}", "--programs=train", "train.batch_size=8",
-        "data.vocab_size=512", "data.window=128", *IN_BLOCKS, "diffusion.blocks_of_one=0.5",
+        "data.vocab_size=512", "data.window=128", *IN_BLOCKS, "diffusion.single_token_blocks=0.5",
         "diffusion.infill=0.0", "dit.width=128", "dit.heads=1", "dit.attention=splash",
         "text_vae.width=128",
         "text_vae.encoder_layers=0", "phases=[{'next_token': 1.0, 'encoder_gradient': 1.0}]",

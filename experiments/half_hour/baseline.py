@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.half_hour.training import KINDS, held_out_loss, read_config, train
 from ldlm_jax.data.dataset import prepare
-from ldlm_jax.data.tokenizer import EOS, MASK, PAD
+from ldlm_jax.data.special_ids import EOS, MASK, PAD
 from ldlm_jax.diffusion.guidance import guide_by_context
 from ldlm_jax.evals.quality import PROMPTS, Examiner, beginnings, named
 from ldlm_jax.models.autoregressive import Cache, TokenTransformer

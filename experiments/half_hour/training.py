@@ -18,7 +18,7 @@ from flax.core import meta
 from ldlm_jax.config import Experiment, load_config, resolve
 from ldlm_jax.data.dataset import DataConfig, Prepared, prepare, read_split
 from ldlm_jax.data.pipeline import eval_batches, train_batches
-from ldlm_jax.data.tokenizer import EOS, MASK, PAD
+from ldlm_jax.data.special_ids import EOS, MASK, PAD
 from ldlm_jax.losses.alignment import AlignmentConfig, Projection, alignment_loss
 from ldlm_jax.models.autoregressive import TokenTransformer
 from ldlm_jax.models.token_layout import lay_out, positions_of

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments.half_hour.baseline import Baseline, write_left_to_right
-from ldlm_jax.data.tokenizer import MASK
+from ldlm_jax.data.special_ids import MASK
 from ldlm_jax.evals.text_metrics import text_statistics
 from ldlm_jax.sampling.blockwise import write_tokens
 from ldlm_jax.sampling.spec import Dials, Page, Plan

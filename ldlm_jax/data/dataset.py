@@ -13,10 +13,9 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Annotated, Literal
 
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -24,11 +23,14 @@ from rich.console import Console
 from rich.progress import track
 
 from ldlm_jax.data.corpora import REGISTRY, SPLITS
+from ldlm_jax.data.packing import pack_rows, tokenised
 from ldlm_jax.data.sources import load_documents, parts_of
-from ldlm_jax.data.tokenizer import EOS, PAD, SPECIAL_TOKENS, Tokenizer
+from ldlm_jax.data.special_ids import PAD, SPECIAL_TOKENS
+from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
 from ldlm_jax.pretrained.zoo import find_model
+from ldlm_jax.validate import Count
 
 # How often a log is told of rows that take long.
 _SECONDS_A_LINE = 30
@@ -45,43 +47,27 @@ class DataConfig:
       root: folder that holds prepared corpora.
       text_field: field of JSONL, Parquet or TFDS records that holds the text.
       vocab_size: tokens of the BPE, special tokens and the 256 bytes included.
-      tokenizer: a pretrained model (named, folder or GGUF file, see ``teachers.named``) whose
+      tokenizer: a pretrained model (named, folder or GGUF file, see ``pretrained.zoo``) whose
         byte-level BPE is used instead of one trained on the corpus; ``vocab_size`` then says
         nothing.
       window: tokens in one row of a batch.
-      layout: ``pack`` puts several documents into a row, kept apart by segment numbers; ``pad``
+      packing: ``pack`` puts several documents into a row, kept apart by segment numbers; ``pad``
         gives each document a row of its own.
-      round_to: a document's length (end token included) is rounded up to a multiple of this with
-        padding that belongs to the document and is modelled. 1: the length is drawn before the
-        text is written; ``window``: the model alone decides where the text ends.
+      pad_to_multiple: a document's length (end token included) is rounded up to a multiple of this
+        with padding that belongs to the document and is modelled. 1: the length is drawn before the
+        text is generated; ``window``: the model alone decides where the text ends.
       shuffle_seed: order of the training windows.
     """
 
     source: str = "web"
     root: str = "corpora"
     text_field: str = "text"
-    vocab_size: int = 4096
+    vocab_size: Annotated[int, f"[{256 + len(SPECIAL_TOKENS)}, inf)"] = 4096
     tokenizer: str = ""
-    window: int = 64
-    layout: str = "pack"
-    round_to: int = 1
+    window: Annotated[int, "[2, inf)"] = 64
+    packing: Literal["pack", "pad"] = "pack"
+    pad_to_multiple: Count = 1
     shuffle_seed: int = 0
-
-    def __post_init__(self):
-        if self.layout not in ("pack", "pad"):
-            raise UserError(f"data.layout = {self.layout!r}: choose 'pack' or 'pad'.")
-        if self.window < 2:
-            raise UserError(f"data.window = {self.window}: at least 2 tokens (a word and the end).")
-        if self.round_to < 1 or self.window % self.round_to:
-            raise UserError(
-                f"data.round_to = {self.round_to} must divide data.window = {self.window}."
-            )
-        smallest = 256 + len(SPECIAL_TOKENS)
-        if self.vocab_size < smallest:
-            raise UserError(
-                f"data.vocab_size = {self.vocab_size}: at least {smallest} (the bytes and "
-                "the special tokens)."
-            )
 
     @property
     def folder(self) -> Path:
@@ -204,67 +190,6 @@ def read_texts(folder: Path, split: str) -> Iterator[str]:
         yield source[i]["text"].decode("utf-8")
 
 
-def windows(documents: Iterable[list[int]], config: DataConfig) -> Iterator[dict]:
-    """Cut, round and pack tokenised documents into rows of ``config.window`` tokens.
-
-    A document longer than the window is cut into pieces; only the last carries the end token.
-
-    Yields:
-      ``tokens`` and ``segments`` (0 is empty space, documents count from 1), both int32 (window,).
-    """
-
-    def pieces() -> Iterator[dict]:
-        for ids in documents:
-            ids = [*ids, EOS]
-            for start in range(0, len(ids), config.window):
-                piece = ids[start : start + config.window]
-                piece += [PAD] * (-len(piece) % config.round_to)
-                yield {"tokens": np.asarray(piece, np.int32)}
-
-    pieces_at_a_time = 1 if config.layout == "pad" else None
-    packed = grain.experimental.FirstFitPackIterDataset(
-        _Iterable(pieces),
-        length_struct={"tokens": config.window},
-        num_packing_bins=64,
-        shuffle_bins=False,
-        max_sequences_per_bin=pieces_at_a_time,
-    )
-    for row in packed:
-        yield {"tokens": row["tokens"], "segments": row["tokens_segment_ids"].astype(np.int32)}
-
-
-class _Iterable(grain.IterDataset):
-    """A generator function as a grain dataset (packing is defined on those)."""
-
-    def __init__(self, make):
-        super().__init__()
-        self._make = make
-
-    def __iter__(self):
-        return _Iterator(self._make())
-
-
-class _Iterator(grain.DatasetIterator):
-    def __init__(self, items):
-        super().__init__()
-        self._items = items
-
-    def __next__(self):
-        return next(self._items)
-
-    def get_state(self) -> dict:
-        return {}  # the packer records it; nothing resumes from it
-
-    def set_state(self, state: dict) -> None:
-        raise NotImplementedError("windows are written once, front to back")
-
-
-def _tokenised(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    texts = iter(texts)
-    while batch := list(islice(texts, 1024)):
-        yield from tokenizer.encode(batch)
-
-
 def _segment_lengths(segments: np.ndarray) -> np.ndarray:
     return np.bincount(segments[segments > 0])[1:]
 
@@ -337,13 +262,13 @@ def _prepare(config: DataConfig) -> Prepared:
 
     tokenizer = _tokenizer(config, text)
 
-    layout = [config.window, config.layout, config.round_to, tokenizer.fingerprint]
-    packed = folder / f"packed-{config.layout}{config.window}-{_digest(layout)}"
+    layout = [config.window, config.packing, config.pad_to_multiple, tokenizer.fingerprint]
+    packed = folder / f"packed-{config.packing}{config.window}-{_digest(layout)}"
     stats_file = packed / "stats.json"
     if not stats_file.exists():
         row = tfds.features.Tensor(shape=(config.window,), dtype=np.int32)
         examples = {
-            split: windows(_tokenised(read_texts(text, split), tokenizer), config)
+            split: pack_rows(tokenised(read_texts(text, split), tokenizer), config)
             for split in SPLITS
         }
         write_dataset(packed, {"tokens": row, "segments": row}, examples)

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import tokenizers
 
+from ldlm_jax.data.special_ids import EOS, SPECIAL_TOKENS
 from ldlm_jax.errors import UserError
-
-PAD, MASK, EOS = 0, 1, 2
-SPECIAL_TOKENS = ("<pad>", "<mask>", "<eos>")
 
 
 def _byte_alphabet() -> dict[str, int]:

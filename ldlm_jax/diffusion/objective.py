@@ -1,11 +1,11 @@
-"""What the denoiser is trained to do: predict clean latents or velocities, and how errors count."""
+"""What the denoiser predicts, and how its errors count."""
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.diffusion import schedule as path
+from ldlm_jax.diffusion.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -13,23 +13,24 @@ class Objective:
     """Prediction target and space of the loss.
 
     Attributes:
+      schedule: the noise schedule.
       prediction: ``"x"`` (clean latents) or ``"v"`` (velocity); what the network outputs.
-      loss_space: ``"x"``: squared error of the clean latents; ``"v"``: of the velocities, which is
-        the former divided by t^2 (path.py, equation 3).
+      loss_space: ``"x"``: squared error of the clean latents; ``"v"``: of the velocities.
     """
 
+    schedule: Schedule
     prediction: str = "x"
     loss_space: str = "x"
 
-    # In v space an x-prediction's error is divided by t^2; nearer to data than this it would drown
-    # every other time (ELF, arXiv 2605.10938, clamps at the same place).
+    # In v space an x-prediction's error is divided by about t^2; nearer to data than this it would
+    # drown every other time (ELF, arXiv 2605.10938, clamps at the same place).
     MIN_TIME = 0.05
 
     def clean(self, output_BxNxD, z_t_BxNxD, t_BxN) -> jax.Array:
-        """Clean latents from the network's output."""
+        """Clean latents (B, N, D) from the network's output."""
         if self.prediction == "x":
             return output_BxNxD
-        return path.clean_from_velocity(z_t_BxNxD, output_BxNxD, t_BxN)
+        return self.schedule.clean_from_velocity(z_t_BxNxD, output_BxNxD, t_BxN)
 
     def loss(self, clean_BxNxD, z_0_BxNxD, t_BxN) -> jax.Array:
         """Squared error (B, N) of estimated clean latents, averaged over channels."""
@@ -37,7 +38,7 @@ class Objective:
         if self.loss_space == "x":
             return error_BxN
         floor = self.MIN_TIME if self.prediction == "x" else 1e-4
-        return error_BxN / jnp.square(jnp.maximum(t_BxN, floor))
+        return error_BxN * jnp.square(self.schedule.velocity_error(jnp.maximum(t_BxN, floor)))
 
 
 def masked_mean(value: jax.Array, where: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
-"""When to train and where to step: one law of times for both.
+"""Which times are trained, and at which a sampler stands: quantiles of one distribution.
 
-A logit-normal law, t = sigmoid(location + scale * n) with n ~ N(0, 1) (Esser et al. 2024,
+A logit-normal distribution, t = sigmoid(location + scale * n) with n ~ N(0, 1) (Esser et al. 2024,
 section 3.1). Wider latents need more of their training at high noise; a published fit
 (Cola-DLM, arXiv 2605.06548, figure of RQ1) is location = 1 + 0.5 ln(D / 16) for D channels.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """A law of times on (0, 1).
+    """A distribution of times on (0, 1).
 
     Attributes:
       location: median of logit(t); 0 is symmetric, larger is noisier.
@@ -26,7 +26,7 @@ class LogitNormal:
 
     @classmethod
     def for_channels(cls, channels: int, scale: float = 1.0) -> "LogitNormal":
-        """The law of the published fit for latents of that many channels."""
+        """The published fit for latents of that many channels."""
         return cls(1.0 + 0.5 * math.log(channels / 16), scale)
 
     def quantile(self, u: jax.Array) -> jax.Array:
@@ -37,7 +37,7 @@ class LogitNormal:
 def stratified(key: jax.Array, count: int) -> jax.Array:
     """Uniform draws (count,), one from each of ``count`` equal slices of [0, 1], shuffled.
 
-    Quantiles of such draws have the right law and less variance (Kingma et al. 2021, appendix
+    Their quantiles have the right distribution and less variance (Kingma et al. 2021, appendix
     I.1).
     """
     offset_key, order_key = jax.random.split(key)
@@ -45,34 +45,34 @@ def stratified(key: jax.Array, count: int) -> jax.Array:
     return jax.random.permutation(order_key, u)
 
 
-def draw_progress(
-    key: jax.Array, rows: int, positions: int, block_size: int, own_times: float, single_B=None
+def draw_quantiles(
+    key: jax.Array, shape: tuple[int, int], block_size: int, per_token: float, single_B=None
 ) -> jax.Array:
-    """Stratified draws (rows, positions), one for each block (or text) or for each position.
+    """Stratified draws (B, N), one for each block (or text) or for each position.
 
     Args:
       key: random key.
-      rows: how many rows.
-      positions: of a row.
+      shape: (B, N).
       block_size: positions of a block; 0 draws one for the whole row.
-      own_times: share of rows in which every position draws for itself.
+      per_token: share of rows in which every position draws for itself.
       single_B: true for further rows in which it does; None for no row.
     """
+    rows, positions = shape
     block_key, own_key, choice_key = jax.random.split(key, 3)
     block = block_size or positions
     together = stratified(block_key, rows * positions // block).reshape(rows, -1)
     together = jnp.repeat(together, block, axis=1)
-    if own_times == 0 and single_B is None:
+    if per_token == 0 and single_B is None:
         return together
-    apart = stratified(own_key, rows * positions).reshape(rows, positions)
-    chosen = jax.random.bernoulli(choice_key, own_times, (rows, 1))
+    apart = stratified(own_key, rows * positions).reshape(shape)
+    chosen = jax.random.bernoulli(choice_key, per_token, (rows, 1))
     if single_B is not None:
         chosen |= single_B[:, None]
     return jnp.where(chosen, apart, together)
 
 
-def grid(steps: int | jax.Array, most: int | None = None) -> jax.Array:
-    """Progress from 1 (noise) to 0 (data) at which a sampler stands.
+def quantile_grid(steps: int | jax.Array, most: int | None = None) -> jax.Array:
+    """Quantiles from 1 (noise) to 0 (data) at which a sampler stands.
 
     Args:
       steps: number of equal steps of each row, any shape; at least 1.
@@ -93,22 +93,22 @@ def grid(steps: int | jax.Array, most: int | None = None) -> jax.Array:
     return jnp.maximum(1.0 - done / steps, 0.0)
 
 
-def stagger(u: jax.Array, positions: int, lag: float | jax.Array) -> jax.Array:
-    """Progress of each of some positions, of which the first runs ahead of the last.
+def rolling(u: jax.Array, positions: int, offset: float | jax.Array) -> jax.Array:
+    """Quantiles of each of some positions, of which the first runs ahead of the last.
 
-    (7)  u_i = clip((1 + lag) u - lag (1 - i / (positions - 1)), 0, 1)
+        u_i = clip((1 + offset) u - offset (1 - i / (positions - 1)), 0, 1)
 
-    With lag 0 all run together; each position takes 1 / (1 + lag) of the steps (a wave of noise
-    that recedes; cf. Ruhe et al. 2024, "Rolling Diffusion Models").
+    With offset 0 all run together; each position takes 1 / (1 + offset) of the steps (cf. Ruhe et
+    al. 2024, "Rolling Diffusion Models").
 
     Args:
-      u: progress (steps, ...) of the whole, 1 (noise) to 0 (data).
+      u: quantile (steps, ...) of the whole, 1 (noise) to 0 (data).
       positions: how many.
-      lag: at least 0; one number or as the further dimensions of ``u``.
+      offset: at least 0; one number or as the further dimensions of ``u``.
 
     Returns:
-      Progress (steps, ..., positions).
+      (steps, ..., positions).
     """
     place = jnp.arange(positions) / max(1, positions - 1)
-    lag = jnp.asarray(lag)[..., None]
-    return jnp.clip((1 + lag) * u[..., None] - lag * (1 - place), 0.0, 1.0)
+    offset = jnp.asarray(offset)[..., None]
+    return jnp.clip((1 + offset) * u[..., None] - offset * (1 - place), 0.0, 1.0)

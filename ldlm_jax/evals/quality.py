@@ -1,4 +1,4 @@
-"""How good written text is: a frozen judge, MAUVE, variety, repetition and copying side by side.
+"""How good written text is: a frozen scorer, MAUVE, variety, repetition and copying side by side.
 
 No measure stands alone: perplexity falls with repetition and with dull text, variety rises with
 word salad. Each set of texts gets all of them, and so does real text, in its order and shuffled.
@@ -13,10 +13,10 @@ import numpy as np
 
 from ldlm_jax.data.dataset import Prepared, read_texts
 from ldlm_jax.errors import UserError
-from ldlm_jax.evals import text_metrics as measures
+from ldlm_jax.evals import text_metrics
 from ldlm_jax.evals.base import EvalContext, Results
-from ldlm_jax.evals.scorer import Judge, Reading
-from ldlm_jax.sampling.generate import answer, generate
+from ldlm_jax.evals.scorer import Score, Scorer
+from ldlm_jax.sampling.generate import generate, generate_requests
 from ldlm_jax.sampling.request import Request
 
 MAUVE_BUCKETS = 50
@@ -29,23 +29,23 @@ SHOWN = 8
 PROMPTS = (0.25, 0.5)
 
 
-def judged(readings: Sequence[Reading]) -> dict[str, float]:
-    """Perplexity under the judge, and what must be read beside it.
+def scored(scores: Sequence[Score]) -> dict[str, float]:
+    """Perplexity under the scorer, and what must be read beside it.
 
     Returns:
       ``perplexity`` a token; ``perplexity_without_repeats``: over tokens that do not end a 4-gram
       which the text held before; ``token_entropy``: of all texts' tokens together, in nats;
       ``tokens``: mean length. Without a single token nothing.
     """
-    if not any(len(reading.ids) for reading in readings):
+    if not any(len(score.ids) for score in scores):
         return {}
-    nll = np.concatenate([reading.nll for reading in readings])
-    fresh = ~np.concatenate([measures.seen_before(reading.ids) for reading in readings])
+    nll = np.concatenate([score.nll for score in scores])
+    fresh = ~np.concatenate([text_metrics.seen_before(score.ids) for score in scores])
     return {
         "perplexity": float(np.exp(nll.mean())),
         "perplexity_without_repeats": float(np.exp(nll[fresh].mean())),
-        "token_entropy": measures.entropy(reading.ids for reading in readings),
-        "tokens": len(nll) / len(readings),
+        "token_entropy": text_metrics.entropy(score.ids for score in scores),
+        "tokens": len(nll) / len(scores),
     }
 
 
@@ -77,16 +77,16 @@ def shuffled(texts: Sequence[str], seed: int = 0) -> list[str]:
 
 
 @cache
-def _judge(name: str) -> Judge:
-    return Judge.load(name)
+def _scorer(name: str) -> Scorer:
+    return Scorer.load(name)
 
 
 @cache
-def _memory(folder) -> measures.Memory:
-    return measures.Memory(read_texts(folder, "train"))
+def _train_text(folder) -> text_metrics.TrainingText:
+    return text_metrics.TrainingText(read_texts(folder, "train"))
 
 
-class Examiner:
+class QualityEvaluator:
     """Real texts, and everything that sets of texts are measured against.
 
     Attributes:
@@ -95,30 +95,30 @@ class Examiner:
       trained_on: of the training split, as a perfect model of it would write.
     """
 
-    def __init__(self, prepared: Prepared, judge: str, split: str, window: int, count: int):
+    def __init__(self, prepared: Prepared, scorer: str, split: str, window: int, count: int):
         """Read the real texts.
 
         Args:
           prepared: the corpus.
-          judge: name or path of the model that reads.
+          scorer: name or path of the model that reads.
           split: held-out split to compare with.
           window: longest text in the corpus's tokens.
           count: texts of each kind, fewer where a split is smaller.
 
         Raises:
-          UserError: fewer than two texts, or the judge is not installed.
+          UserError: fewer than two texts, or the scorer is not installed.
         """
         if count < 2:
             raise UserError("the evaluation quality compares texts: ask for at least 2 samples.")
         self._prepared, self._window, self._count = prepared, window, count
-        self._judge = _judge(judge)
-        self._memory = _memory(prepared.text)
+        self._scorer = _scorer(scorer)
+        self._train_text = _train_text(prepared.text)
         self.held_out = self._choose(split)
         self.other = self._choose("test" if split == "validation" else "validation")
         self.trained_on = self._choose("train")
-        self._kept = prepared.text.with_name("readings")
-        reference = self._judge.read_once(self.held_out, self._kept)
-        self._features = np.stack([reading.features for reading in reference])
+        self._kept = prepared.text.with_name("scores")
+        reference = self._scorer.score_once(self.held_out, self._kept)
+        self._features = np.stack([score.features for score in reference])
 
     def _choose(self, split: str) -> list[str]:
         """Documents of a split, drawn evenly from all of it, which fit the window."""
@@ -147,21 +147,21 @@ class Examiner:
         Args:
           texts: the set.
           reference: compare it with held-out text.
-          real: it is of the corpus, so that what the judge makes of it is kept there.
+          real: it is of the corpus, so that what the scorer makes of it is kept there.
         """
-        read = partial(self._judge.read_once, folder=self._kept) if real else self._judge.read
-        readings = read(texts)
-        results = judged(readings) | measures.text_statistics(texts)
+        read = partial(self._scorer.score_once, folder=self._kept) if real else self._scorer.read
+        scores = read(texts)
+        results = scored(scores) | text_metrics.text_statistics(texts)
         if len(texts) > 1 and any(text.strip() for text in texts):
-            results["self_bleu"] = measures.self_bleu(texts)
-            results["copied_longest"] = float(np.mean([self._memory.longest(t) for t in texts]))
-            share = self._memory.share(texts)
+            results["self_bleu"] = text_metrics.self_bleu(texts)
+            results["copied_longest"] = float(np.mean([self._train_text.longest(t) for t in texts]))
+            share = self._train_text.share(texts)
             if share is not None:
                 results["copied_8"] = share
         if reference:
-            features = np.stack([reading.features for reading in readings])
+            features = np.stack([score.features for score in scores])
             results |= mauve(features, self._features)
-            results["length_distance"] = measures.length_distance(texts, self.held_out)
+            results["length_distance"] = text_metrics.length_distance(texts, self.held_out)
         return results | {"texts": "\n".join(f"- {text}" for text in texts[:SHOWN])}
 
 
@@ -172,26 +172,30 @@ def evaluate(context: EvalContext) -> Results:
     and of the other held-out split) and a floor (the former with their words shuffled).
     Continuations are also written with each of ``guidances``.
     """
-    examiner = Examiner(
-        context.prepared, context.judge, context.split, context.writer.window, context.num_samples
+    evaluator = QualityEvaluator(
+        context.prepared,
+        context.scorer,
+        context.split,
+        context.generator.window,
+        context.num_samples,
     )
-    rows = examiner.real_text()
+    rows = evaluator.real_text()
 
     def add(name: str, texts: Sequence[str]) -> None:
-        rows[name] = examiner.measure(texts)
-        context.say(f"quality: {name}: {headline(rows[name])}")
+        rows[name] = evaluator.measure(texts)
+        context.report(f"quality: {name}: {headline(rows[name])}")
 
     for steps in context.step_counts:
         config = replace(context.sample, steps=steps)
-        samples = generate(context.writer, config, context.seed, num_samples=context.num_samples)
+        samples = generate(context.generator, config, context.seed, num_samples=context.num_samples)
         add(f"unconditional_steps_{steps}", [s.text for s in samples])
         for share, guidance in product(PROMPTS, (config.guidance, *context.guidances)):
             guided = replace(config, guidance=guidance)
             requests = [
                 Request(prompt, context.seed, number, guided)
-                for number, prompt in enumerate(beginnings(examiner.held_out, share))
+                for number, prompt in enumerate(beginnings(evaluator.held_out, share))
             ]
-            written = [s.text for s in answer(context.writer, requests)]
+            written = [s.text for s in generate_requests(context.generator, requests)]
             name = f"_guidance_{guidance:g}" if guidance != config.guidance else ""
             add(f"continuation_{share:g}{name}_steps_{steps}", written)
     return named(rows)

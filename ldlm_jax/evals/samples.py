@@ -15,7 +15,7 @@ def evaluate(context: EvalContext) -> Results:
         texts = [
             sample.text
             for sample in generate(
-                context.writer, config, context.seed, num_samples=context.num_samples
+                context.generator, config, context.seed, num_samples=context.num_samples
             )
         ]
         for name, value in text_statistics(texts).items():

@@ -21,7 +21,7 @@ from ldlm_jax.pretrained import decoder_lm
 from ldlm_jax.pretrained.decoder_lm import DecoderConfig
 from ldlm_jax.pretrained.load import Pretrained, load_pretrained
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
-from ldlm_jax.pretrained.zoo import find_model, fingerprint
+from ldlm_jax.pretrained.zoo import checksum, find_model
 
 # Texts are read in rows of a multiple of this many tokens, so that few shapes are compiled.
 _ROUND = 16
@@ -30,8 +30,8 @@ _LONGEST = 1024
 _ROWS = 16
 
 
-class Reading(NamedTuple):
-    """What a judge made of one text.
+class Score(NamedTuple):
+    """What a scorer made of one text.
 
     Attributes:
       ids: its tokens, without the start token.
@@ -45,24 +45,24 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """A frozen causal language model with its tokenizer.
 
     Attributes:
       name: under which it was asked for.
       model: its parameters, fp32.
       tokenizer: its tokenizer.
-      fingerprint: of its files.
+      checksum: of its files.
     """
 
     name: str
     model: Pretrained
     tokenizer: PretrainedTokenizer
-    fingerprint: str
+    checksum: str
 
     @classmethod
-    def load(cls, name: str) -> "Judge":
-        """A judge by name (see ``teachers.named``) or path, on one device.
+    def load(cls, name: str) -> "Scorer":
+        """A scorer by name (see ``pretrained.zoo``) or path, on one device.
 
         Raises:
           UserError: it is not installed or no causal language model.
@@ -72,16 +72,16 @@ class Judge:
         model = load_pretrained(path, mesh=mesh, rules=AxisRules())
         tokenizer = PretrainedTokenizer.load(path)
         if not isinstance(model.config, DecoderConfig):
-            raise UserError(f"the judge {name!r} is no causal language model.")
+            raise UserError(f"the scorer {name!r} is no causal language model.")
         if tokenizer.start is None:
-            raise UserError(f"the judge {name!r} names no start token, so a text's first word "
-                            "could not be judged; use a GGUF file.")  # fmt: skip
-        return cls(name, model, tokenizer, fingerprint(path))
+            raise UserError(f"the scorer {name!r} names no start token, so a text's first word "
+                            "could not be scored; use a GGUF file.")  # fmt: skip
+        return cls(name, model, tokenizer, checksum(path))
 
-    def read(self, texts: Sequence[str]) -> list[Reading]:
+    def read(self, texts: Sequence[str]) -> list[Score]:
         """Read texts, the longest of them cut at 1,024 tokens, in their order."""
         encoded = [e.ids[:_LONGEST] for e in self.tokenizer.encode(texts)]
-        readings: list = [None] * len(texts)
+        scores: list = [None] * len(texts)
         # Texts of like length are read together.
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
         for first in range(0, len(order), _ROWS):
@@ -95,13 +95,13 @@ class Judge:
             nll, features = np.asarray(nll), np.asarray(features)
             for row, i in enumerate(chosen):
                 count = len(encoded[i]) - 1
-                readings[i] = Reading(encoded[i][1:], nll[row, :count], features[row])
-        return readings
+                scores[i] = Score(encoded[i][1:], nll[row, :count], features[row])
+        return scores
 
-    def read_once(self, texts: Sequence[str], folder: Path) -> list[Reading]:
-        """``read`` for texts that every evaluation asks of: readings are kept in a folder."""
-        asked = json.dumps([self.fingerprint, *texts]).encode()
-        file = folder / f"readings-{hashlib.sha256(asked).hexdigest()[:16]}.npz"
+    def score_once(self, texts: Sequence[str], folder: Path) -> list[Score]:
+        """``read`` for texts that every evaluation asks of: scores are kept in a folder."""
+        asked = json.dumps([self.checksum, *texts]).encode()
+        file = folder / f"scores-{hashlib.sha256(asked).hexdigest()[:16]}.npz"
         if not file.exists():
             ids, nll, features = zip(*self.read(texts), strict=True)
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ class Judge:
         with np.load(file) as kept:
             ends = np.cumsum(kept["lengths"])[:-1]
             columns = np.split(kept["ids"], ends), np.split(kept["nll"], ends), kept["features"]
-        return [Reading(ids.tolist(), nll, row) for ids, nll, row in zip(*columns, strict=True)]
+        return [Score(ids.tolist(), nll, row) for ids, nll, row in zip(*columns, strict=True)]
 
 
 @partial(jax.jit, static_argnames="config")

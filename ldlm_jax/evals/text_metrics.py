@@ -64,7 +64,7 @@ def length_distance(texts: Sequence[str], reference: Sequence[str]) -> float:
     return float(np.abs(a - b).mean())
 
 
-class Memory:
+class TrainingText:
     """The words of a training split, to find what a model copied from it."""
 
     # Shorter runs are not worth calling copies.

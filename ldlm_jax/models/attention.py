@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.kernels.ring import ring, ring_axis
+from ldlm_jax.models.kernels.scores import masked_scores, offset_scores
 from ldlm_jax.models.kernels.splash import fits, splash
-from ldlm_jax.models.lowering import constrain, offset_scores, scores_of
-from ldlm_jax.models.token_layout import OWN, Sight
+from ldlm_jax.models.lowering import constrain
+from ldlm_jax.models.masks import SAME_BLOCK, AttentionMask
 
 # xla: the compiler's own, everywhere. cudnn: NVIDIA's fused kernel. splash: a Pallas kernel for
-# TPUs, which skips what nobody sees. ring: for rows that are split over the devices of a mesh axis.
+# TPUs, which skips what is masked. ring: for rows that are split over the devices of a mesh axis.
 IMPLEMENTATIONS = ("xla", "cudnn", "splash", "ring")
 
 
@@ -45,8 +46,8 @@ def rotate(x_BxNxHxK: jax.Array, positions_BxN: jax.Array, frequencies: jax.Arra
     return rotated.astype(x_BxNxHxK.dtype)
 
 
-def look_near(key, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
-    """Initial bias (heads, 2 R + 1) by offset: each head of the first few favours one neighbour.
+def neighbour_bias(key, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
+    """Initial bias (heads, 2 R + 1) by offset: each of the first few heads favours one neighbour.
 
     The first head looks at the position before, the next at the one after, then at two before, two
     after, and so on as far as R reaches; the last head of several favours none. A model that has
@@ -65,7 +66,7 @@ def look_near(key, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
 def masked_attention(
     q_BxNxHxK, k_BxRxGxK, v_BxRxGxK, mask_BxNxR, bias_BxHxNxR=None, implementation="xla"
 ) -> jax.Array:
-    """Scaled dot-product attention with the softmax in fp32; every query needs a visible key."""
+    """Scaled dot-product attention in fp32; every query needs a key that is not masked."""
     return jax.nn.dot_product_attention(
         q_BxNxHxK, k_BxRxGxK, v_BxRxGxK, bias=bias_BxHxNxR, mask=mask_BxNxR[:, None],
         implementation=implementation,
@@ -76,17 +77,17 @@ def attend(
     q_BxNxHxK: jax.Array,
     keys: tuple[jax.Array, ...],
     values: tuple[jax.Array, ...],
-    sight: Sight,
+    mask: AttentionMask,
     offset_bias: jax.Array | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
-    """Attend to the parts of the keys that are in sight, under one softmax.
+    """Attend to the parts of the keys that a mask allows, under one softmax.
 
     Args:
       q_BxNxHxK: queries.
-      keys: (B, R, H, K) for each part of ``sight``.
+      keys: (B, R, H, K) for each part of ``mask``.
       values: likewise.
-      sight: who sees whom; every query sees a key.
+      mask: which keys each query attends to, at least one.
       offset_bias: bias (H, 2 R + 1) by offset, the ends standing for all beyond; None for none.
       implementation: one of ``IMPLEMENTATIONS``, which agree up to rounding. Where there
         is no such device, rows are too short for the kernel, or nothing splits them, the others
@@ -100,9 +101,9 @@ def attend(
     """
     axis = ring_axis(q_BxNxHxK, keys) if implementation == "ring" else None
     if axis is not None:
-        return ring(q_BxNxHxK, keys, values, sight, offset_bias, axis)
-    if implementation == "splash" and fits(q_BxNxHxK, keys) and sight.reach is None:
-        return splash(q_BxNxHxK, keys, values, sight, offset_bias)
+        return ring(q_BxNxHxK, keys, values, mask, offset_bias, axis)
+    if implementation == "splash" and fits(q_BxNxHxK, keys) and mask.window is None:
+        return splash(q_BxNxHxK, keys, values, mask, offset_bias)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r}: choose one of {IMPLEMENTATIONS}.")
     # Whole rows of keys on every device; queries stay split.
@@ -110,31 +111,31 @@ def attend(
         lambda x: constrain(x, "batch", None, "heads", None), (keys, values)
     )
     fused = implementation == "cudnn" and jax.default_backend() == "gpu"
-    if not fused and sight.rules[-1] == OWN and len(keys) > 1:
-        return _blocked(q_BxNxHxK, keys, values, sight, offset_bias)
+    if not fused and mask.rules[-1] == SAME_BLOCK and len(keys) > 1:
+        return _blocked(q_BxNxHxK, keys, values, mask, offset_bias)
     all_keys, all_values = (jnp.concatenate(parts, axis=1) for parts in (keys, values))
-    bias = offset_scores(sight, offset_bias)
+    bias = offset_scores(mask, offset_bias)
     if bias is not None:
         bias = bias.astype(q_BxNxHxK.dtype)
     return masked_attention(
-        q_BxNxHxK, all_keys, all_values, sight.mask_BxQxK, bias, "cudnn" if fused else "xla"
+        q_BxNxHxK, all_keys, all_values, mask.dense_BxQxK, bias, "cudnn" if fused else "xla"
     )
 
 
-def _blocked(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
+def _blocked(q_BxNxHxK, keys, values, mask: AttentionMask, offset_bias) -> jax.Array:
     """The last part holds the queries' own blocks: each is compared with its own keys alone.
 
     This leaves out N - S of N keys, which a mask would have computed and thrown away.
     """
     B, N, H, K = q_BxNxHxK.shape
-    S = sight.query.block_size or N
-    far = sight.replace(keys=sight.keys[:-1], rules=sight.rules[:-1])
-    whole = sight.query.replace(block_size=S)
-    near = Sight(whole.by_block(), (whole.by_block(),), (OWN,), sight.reach)
+    S = mask.query.block_size or N
+    far = mask.replace(keys=mask.keys[:-1], rules=mask.rules[:-1])
+    whole = mask.query.replace(block_size=S)
+    near = AttentionMask(whole.by_block(), (whole.by_block(),), (SAME_BLOCK,), mask.window)
     far_keys, far_values = (jnp.concatenate(parts[:-1], axis=1) for parts in (keys, values))
     by_block = partial(jnp.reshape, shape=(-1, S, H, K))
-    far_BxHxNxR = scores_of(q_BxNxHxK, far_keys, far, offset_bias)
-    near_scores = scores_of(by_block(q_BxNxHxK), by_block(keys[-1]), near, offset_bias)
+    far_BxHxNxR = masked_scores(q_BxNxHxK, far_keys, far, offset_bias)
+    near_scores = masked_scores(by_block(q_BxNxHxK), by_block(keys[-1]), near, offset_bias)
     near_BxHxNxS = near_scores.reshape(B, -1, H, S, S).swapaxes(1, 2).reshape(B, H, N, S)
     weights = jax.nn.softmax(jnp.concatenate([far_BxHxNxR, near_BxHxNxS], axis=-1))
     weights = weights.astype(q_BxNxHxK.dtype)

@@ -1,7 +1,7 @@
 """Building blocks shared by every network: matrix product, norms, attention, transformer stack.
 
 Shape letters: B batch, N positions, M width, H heads, K head width (in masks: keys), F feed-forward
-width, R remembered positions.
+width, R cached positions.
 """
 
 from functools import partial
@@ -10,11 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.layout import Layout, with_layout_constraint
 
-from ldlm_jax.models.attention import attend, look_near, rotary_frequencies, rotate
+from ldlm_jax.models.attention import attend, neighbour_bias, rotary_frequencies, rotate
+from ldlm_jax.models.kernels.cpu_matmul import bf16_matmul
 from ldlm_jax.models.lowering import constrain, platform
-from ldlm_jax.models.token_layout import Sight
+from ldlm_jax.models.masks import AttentionMask
 
 # Stacks of up to so many blocks compile block by block: a loop would copy every activation into and
 # out of stacked arrays (a tenth of the demo's step), and compute what of the last block nobody
@@ -35,35 +35,6 @@ REMAT = {
 DEFAULT_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
-def _row_major_transpose(x: jax.Array) -> jax.Array:
-    """``x.T`` written out in row-major order, which XLA would otherwise fold into the product."""
-    x = with_layout_constraint(jax.lax.optimization_barrier(x.T), Layout((0, 1)))
-    return jax.lax.optimization_barrier(x)
-
-
-def _product(x: jax.Array, w: jax.Array) -> jax.Array:
-    return jax.lax.dot(x, w, preferred_element_type=jnp.float32)
-
-
-@jax.custom_vjp
-def _cpu_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    return _product(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16))
-
-
-def _cpu_matmul_forward(x, w):
-    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    return _product(x, w), (x, w)
-
-
-def _cpu_matmul_backward(residuals, dy):
-    x, w = residuals
-    dy = dy.astype(jnp.bfloat16)
-    return _product(dy, _row_major_transpose(w)), _product(_row_major_transpose(x), dy)
-
-
-_cpu_matmul.defvjp(_cpu_matmul_forward, _cpu_matmul_backward)
-
-
 def activation_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Dtype between products: ``dtype``, but fp32 on CPUs, whose vector units know no bf16."""
     return jnp.float32 if platform() == "cpu" else dtype
@@ -72,26 +43,24 @@ def activation_dtype(dtype: jnp.dtype) -> jnp.dtype:
 def matmul(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """``x (..., M)`` times ``w (M, ...)`` with factors in ``dtype``.
 
-    On x86 CPUs the bf16 matrix unit is only reached by products of two row-major operands, and the
-    two products of the backward pass each have a transposed one; there the transpose is
-    materialised first (4 to 6 times faster on such a machine). Elsewhere this is a plain product.
+    On CPUs bf16 products go through ``kernels.cpu_matmul``; elsewhere this is a plain product.
 
     Returns:
       The product in ``activation_dtype(dtype)``.
     """
     if platform() != "cpu" or dtype != jnp.bfloat16:
         return jnp.tensordot(x.astype(dtype), w.astype(dtype), axes=1)
-    flat = _cpu_matmul(x.astype(jnp.float32).reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1))
+    flat = bf16_matmul(x.astype(jnp.float32).reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1))
     return flat.reshape(*x.shape[:-1], *w.shape[1:])
 
 
 # Logical axes of kernels along which a product itself is split. Along the others a kernel only lies
-# on several devices, and is collected before it is used.
+# on several devices, and is gather_kernel before it is used.
 _SPLIT = ("heads", "mlp", "vocab")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def collected(kernel: jax.Array, axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
+def gather_kernel(kernel: jax.Array, axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
     """A kernel as a product needs it, in its dtype, which halves what is sent.
 
     Said here, as the compiler for TPUs would otherwise cut products into small ones to hide the
@@ -102,15 +71,15 @@ def collected(kernel: jax.Array, axes: tuple[str | None, ...], dtype: jnp.dtype)
     return constrain(kernel, *(axis if axis in _SPLIT else None for axis in axes))
 
 
-def _collected_forward(kernel, axes, dtype):
-    return collected(kernel, axes, dtype), jnp.zeros((), kernel.dtype)
+def _gather_forward(kernel, axes, dtype):
+    return gather_kernel(kernel, axes, dtype), jnp.zeros((), kernel.dtype)
 
 
-def _collected_backward(axes, dtype, like, gradient):
+def _gather_backward(axes, dtype, like, gradient):
     return (constrain(gradient, *axes).astype(like.dtype),)
 
 
-collected.defvjp(_collected_forward, _collected_backward)
+gather_kernel.defvjp(_gather_forward, _gather_backward)
 
 
 class Dense(nn.Module):
@@ -126,7 +95,7 @@ class Dense(nn.Module):
         """Map ``x (..., in)`` to ``(..., features)``, in ``activation_dtype(dtype)``."""
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        return matmul(x, collected(kernel, self.axes, self.dtype), self.dtype)
+        return matmul(x, gather_kernel(kernel, self.axes, self.dtype), self.dtype)
 
 
 class ParallelDense(nn.Module):
@@ -152,7 +121,7 @@ class ParallelDense(nn.Module):
         )
         shape = (x.shape[-1], self.maps, self.features)
         kernel = self.param("kernel", init, shape, jnp.float32)
-        kernel = collected(kernel, (self.axes[0], None, self.axes[1]), self.dtype)
+        kernel = gather_kernel(kernel, (self.axes[0], None, self.axes[1]), self.dtype)
         if platform() != "cpu":
             # What comes out of each is used by itself: cut out of one array it would be copied.
             return [matmul(x, kernel[:, i], self.dtype) for i in range(self.maps)]
@@ -181,7 +150,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with RoPE, QK-norm and a zero-initialised output projection.
 
     With ``offset_radius`` R above 0 a learned bias by offset (Raffel et al. 2020) is added; to it
-    offsets of R and more are alike; see ``attention.look_near``.
+    offsets of R and more are alike; see ``attention.neighbour_bias``.
     """
 
     heads: int
@@ -190,11 +159,11 @@ class Attention(nn.Module):
     implementation: str = "xla"
 
     @nn.compact
-    def __call__(self, x_BxNxM, sight: Sight, positions_BxN, memory=None):
-        """Attend to what is in sight.
+    def __call__(self, x_BxNxM, mask: AttentionMask, positions_BxN, cache=None):
+        """Attend to what the mask allows.
 
-        With a ``memory``, a pair of keys and values (B, R, H, K) that an earlier call returned,
-        the keys are first those R remembered ones and then this call's own.
+        With a ``cache``, a pair of keys and values (B, R, H, K) that an earlier call returned,
+        the keys are first the R cached ones and then this call's own.
 
         Returns:
           (B, N, M), and this call's own keys and values.
@@ -212,13 +181,13 @@ class Attention(nn.Module):
             for name, x in (("query_norm", q_BxNxHxK), ("key_norm", k_BxNxHxK))
         )
         own = keys, values = k_BxNxHxK, v_BxNxHxK
-        parts = ((keys,), (values,)) if memory is None else tuple(zip(memory, own, strict=True))
+        parts = ((keys,), (values,)) if cache is None else tuple(zip(cache, own, strict=True))
         bias = None
         if self.offset_radius:
-            init = nn.with_logical_partitioning(look_near, ("heads", None))
+            init = nn.with_logical_partitioning(neighbour_bias, ("heads", None))
             shape = (self.heads, 2 * self.offset_radius + 1)
             bias = self.param("offset_bias", init, shape, jnp.float32)
-        out_BxNxHxK = attend(q_BxNxHxK, *parts, sight, bias, self.implementation)
+        out_BxNxHxK = attend(q_BxNxHxK, *parts, mask, bias, self.implementation)
         out_BxNxHxK = checkpoint_name(out_BxNxHxK, "attended")
         out = Dense(width, ("heads", "embed"), self.dtype, nn.initializers.zeros, name="out")
         return out(out_BxNxHxK.reshape(x_BxNxM.shape)), own
@@ -230,7 +199,7 @@ def mlp_width(width: int, ratio: float) -> int:
 
 
 @jax.custom_vjp
-def _settled(x: jax.Array) -> jax.Array:
+def _materialised(x: jax.Array) -> jax.Array:
     """The same, with a gradient that is written down before it is used.
 
     Two products use it; fused into both, what leads up to it would be computed for every tile of
@@ -239,15 +208,15 @@ def _settled(x: jax.Array) -> jax.Array:
     return x
 
 
-def _settled_forward(x):
+def _materialised_forward(x):
     return x, None
 
 
-def _settled_backward(_, dx):
+def _materialised_backward(_, dx):
     return (dx if platform() == "cpu" else jax.lax.optimization_barrier(dx),)
 
 
-_settled.defvjp(_settled_forward, _settled_backward)
+_materialised.defvjp(_materialised_forward, _materialised_backward)
 
 
 class SwiGLU(nn.Module):
@@ -260,7 +229,7 @@ class SwiGLU(nn.Module):
     def __call__(self, x_BxNxM: jax.Array) -> jax.Array:
         """Map ``x`` through the gate."""
         project = ParallelDense(2, self.hidden, ("embed", "mlp"), self.dtype, name="gate_up")
-        gate_BxNxF, up_BxNxF = (_settled(y) for y in project(x_BxNxM))
+        gate_BxNxF, up_BxNxF = (_materialised(y) for y in project(x_BxNxM))
         down = Dense(
             x_BxNxM.shape[-1], ("mlp", "embed"), self.dtype, nn.initializers.zeros, name="down"
         )
@@ -299,7 +268,7 @@ class Block(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BxNxM, memory, sight: Sight, positions_BxN, condition_BxNxC=None):
+    def __call__(self, x_BxNxM, cache, mask: AttentionMask, positions_BxN, condition_BxNxC=None):
         """Returns ``(x, ((keys, values), x or None))``, carry and output of a scan over layers."""
         x_BxNxM = constrain(x_BxNxM, "batch", "sequence", None)
         attention = Attention(
@@ -308,7 +277,7 @@ class Block(nn.Module):
         mlp, drop = SwiGLU(self.hidden, self.dtype, name="mlp"), Dropout(self.dropout)
         y_BxNxM = RMSNorm(name="attention_norm")(x_BxNxM)
         if condition_BxNxC is None:
-            attended_BxNxM, own = attention(y_BxNxM, sight, positions_BxN, memory)
+            attended_BxNxM, own = attention(y_BxNxM, mask, positions_BxN, cache)
             x_BxNxM += drop(attended_BxNxM)
             x_BxNxM += drop(mlp(RMSNorm(name="mlp_norm")(x_BxNxM)))
             return x_BxNxM, (own, x_BxNxM if self.keep else None)
@@ -326,7 +295,7 @@ class Block(nn.Module):
         # The output projections start at zero already; a gate that starts at zero as well would
         # leave neither with a gradient, so gates start at one.
         y_BxNxM = y_BxNxM * (1 + scale_a) + shift_a
-        attended_BxNxM, own = attention(y_BxNxM, sight, positions_BxN, memory)
+        attended_BxNxM, own = attention(y_BxNxM, mask, positions_BxN, cache)
         x_BxNxM += (1 + gate_a) * drop(attended_BxNxM)
         y_BxNxM = RMSNorm(name="mlp_norm")(x_BxNxM) * (1 + scale_m) + shift_m
         x_BxNxM += (1 + gate_m) * drop(mlp(y_BxNxM))
@@ -344,7 +313,7 @@ class Transformer(nn.Module):
       remat: what blocks keep for the backward pass, by a name of ``REMAT``.
       offset_radius: see ``Attention``.
       attention: implementation, see ``attention.attend``.
-      tap: also return what comes out of this block (from 1); 0 for none.
+      hidden_layer: also return what comes out of this block (from 1); 0 for none.
       dropout: share of features dropped from the input and from what each layer adds, see
         ``Dropout``.
     """
@@ -356,23 +325,25 @@ class Transformer(nn.Module):
     remat: str = "none"
     offset_radius: int = 0
     attention: str = "xla"
-    tap: int = 0
+    hidden_layer: int = 0
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BxNxM, sight: Sight, positions_BxN, condition_BxNxC=None, memory=None):
+    def __call__(
+        self, x_BxNxM, mask: AttentionMask, positions_BxN, condition_BxNxC=None, cache=None
+    ):
         """Run the stack.
 
         Args:
           x_BxNxM: inputs.
-          sight: who sees whom; remembered keys first, see ``Attention``.
+          mask: which keys each query attends to; cached keys first, see ``Attention``.
           positions_BxN: for the rotary embedding.
           condition_BxNxC: condition of adaLN-zero, or None.
-          memory: keys and values (layers, B, R, H, K) of an earlier call, or None.
+          cache: keys and values (layers, B, R, H, K) of an earlier call, or None.
 
         Returns:
           (B, N, M); this call's keys and values (layers, B, N, H, K); and the output (B, N, M) of
-          block ``tap`` or None.
+          block ``hidden_layer`` or None.
         """
         hidden = mlp_width(x_BxNxM.shape[-1], self.mlp_ratio)
         policy, block = REMAT[self.remat], Block
@@ -389,10 +360,10 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         blocks = stack(
-            self.heads, hidden, self.dtype, self.offset_radius, self.attention, self.tap > 0,
-            self.dropout, name="blocks",
+            self.heads, hidden, self.dtype, self.offset_radius, self.attention,
+            self.hidden_layer > 0, self.dropout, name="blocks",
         )  # fmt: skip
         x_BxNxM = Dropout(self.dropout)(x_BxNxM.astype(activation_dtype(self.dtype)))
-        x_BxNxM, (own, outputs) = blocks(x_BxNxM, memory, sight, positions_BxN, condition_BxNxC)
-        tapped_BxNxM = outputs[self.tap - 1] if self.tap else None
-        return RMSNorm(name="norm")(x_BxNxM), own, tapped_BxNxM
+        x_BxNxM, (own, outputs) = blocks(x_BxNxM, cache, mask, positions_BxN, condition_BxNxC)
+        hidden_BxNxM = outputs[self.hidden_layer - 1] if self.hidden_layer else None
+        return RMSNorm(name="norm")(x_BxNxM), own, hidden_BxNxM

@@ -1,70 +1,72 @@
-"""Scores of queries and keys, and where the arrays of attention live.
-
-Shape letters: B batch, N positions (queries), R positions (keys), H heads, K head width.
-"""
+"""What programs are compiled for, and how their arrays are split."""
 
 import contextlib
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import cache, wraps
+from typing import Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from ldlm_jax.models.token_layout import Sight
-
-# A score that a softmax in fp32 takes for nothing, and whose differences are still finite.
-UNSEEN = -1e30
-
-
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Say which logical axis each dimension is, so that the compiler splits it by ``AxisRules``.
-
-    Without rules in force (one device, tests of a module) nothing happens.
-    """
-    return nn.with_logical_constraint(x, axes)
-
+# Compute dtype of a network; parameters are fp32.
+Dtype = Literal["float32", "bfloat16"]
 
 # For ``jax.jit``: whole products. Cut into small ones that hide what is sent, they would take far
 # longer than the sending.
-COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
+_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
-_PLANNED: ContextVar[str | None] = ContextVar("planned platform", default=None)
+_TARGET: ContextVar[str | None] = ContextVar("target platform", default=None)
+
+
+def compiler_options(platform: str | None = None) -> dict[str, str] | None:
+    """For ``jax.jit`` on a platform, by default the one that is there."""
+    return _OPTIONS.get(platform or jax.default_backend())
+
+
+def jit(**options) -> Callable[[Callable], Callable]:
+    """A decorator: ``jax.jit`` with these options and those of the platform.
+
+    The platform is asked when the function is first called, not when it is defined: asking starts
+    the devices. ``function.jitted()`` is what ``jax.jit`` returned.
+    """
+
+    def decorate(function):
+        @cache
+        def jitted():
+            return jax.jit(function, compiler_options=compiler_options(), **options)
+
+        @wraps(function)
+        def call(*args, **kwargs):
+            return jitted()(*args, **kwargs)
+
+        call.jitted = jitted
+        return call
+
+    return decorate
 
 
 @contextlib.contextmanager
-def planning_for(platform: str):
-    """Compile inside as if for that platform, whatever the devices are (for plans)."""
-    token = _PLANNED.set(platform)
+def compile_for(platform: str):
+    """Trace inside as if for that platform, whatever the devices are (for plans)."""
+    token = _TARGET.set(platform)
     try:
         yield
     finally:
-        _PLANNED.reset(token)
+        _TARGET.reset(token)
 
 
 def platform() -> str:
-    """What is compiled for: the devices of the mesh in force, present or not, or the default."""
-    if _PLANNED.get() is not None:
-        return _PLANNED.get()
+    """What is compiled for: the devices of the mesh in use, present or not, or the default."""
+    if _TARGET.get() is not None:
+        return _TARGET.get()
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
-def offset_scores(sight: Sight, offset_bias: jax.Array | None) -> jax.Array | None:
-    """What the offset adds to each score, (B, H, N, R); see ``attention.attend``."""
-    if offset_bias is None:
-        return None
-    radius = offset_bias.shape[1] // 2
-    index = jnp.clip(sight.offset_BxQxK, -radius, radius) + radius
-    return jnp.swapaxes(jnp.take(offset_bias, index, axis=1), 0, 1)
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Name the logical axis of each dimension, so that the compiler splits it by ``AxisRules``.
 
-
-def scores_of(q_BxNxHxK, k_BxRxHxK, sight: Sight, offset_bias) -> jax.Array:
-    """(B, H, N, R), fp32, with what is not seen far below everything."""
-    scale = q_BxNxHxK.shape[-1] ** -0.5
-    scores = scale * jnp.einsum(
-        "bnhk,brhk->bhnr", q_BxNxHxK, k_BxRxHxK, preferred_element_type=jnp.float32
-    )
-    bias = offset_scores(sight, offset_bias)
-    if bias is not None:
-        scores += bias
-    return jnp.where(sight.mask_BxQxK[:, None], scores, UNSEEN)
+    Without rules in use (one device, tests of a module) nothing happens.
+    """
+    return nn.with_logical_constraint(x, axes)

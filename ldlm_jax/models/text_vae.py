@@ -4,19 +4,20 @@ Shape letters: B batch, L tokens, N latents (N = L / tokens_per_latent), D laten
 M width, V vocabulary.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.models.layers import Dense, RMSNorm, Transformer, collected
-from ldlm_jax.models.lowering import constrain
-from ldlm_jax.models.token_layout import Places, lay_out, see_up_to_block
+from ldlm_jax.models.layers import Dense, RMSNorm, Transformer, gather_kernel
+from ldlm_jax.models.lowering import Dtype, constrain
+from ldlm_jax.models.masks import block_causal
+from ldlm_jax.models.token_layout import TokenLayout, token_layout
 
 
 class Posterior(NamedTuple):
-    """What the encoder says of a text: a diagonal Gaussian per latent, and its trunk features."""
+    """A diagonal Gaussian per latent, and the encoder trunk's features."""
 
     mean_BxNxD: jax.Array
     logvar_BxNxD: jax.Array
@@ -36,33 +37,33 @@ class Encoder(nn.Module):
     dtype: jnp.dtype
     remat: str
     attention: str
-    foundation: Any
+    backbone: Any
 
     @nn.compact
-    def __call__(self, tokens_BxL, places: Places, known_BxN, weights=None) -> Posterior:
-        """See ``TextVAE.encode``; ``weights`` are the foundation's."""
-        # Known and unknown do not see each other, so that the latent of a known text holds nothing
-        # of the text to be written.
-        sides_BxN = 2 * places.segments_BxN + known_BxN
-        places = places.replace(segments_BxN=sides_BxN)
-        if self.foundation is None:
+    def __call__(self, tokens_BxL, layout: TokenLayout, observed_BxN, weights=None) -> Posterior:
+        """See ``TextVAE.encode``; ``weights`` are the backbone's."""
+        # Observed and generated text do not attend to each other, so that the latent of observed
+        # text holds nothing of the text to be generated.
+        sides_BxN = 2 * layout.segment_ids_BxN + observed_BxN
+        layout = layout.replace(segment_ids_BxN=sides_BxN)
+        if self.backbone is None:
             init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
             table_VxM = self.param("embed", init, (self.vocab_size, self.width), jnp.float32)
             # Split by columns, every device would look its own up for the tokens of all.
-            table_VxM = collected(table_VxM, ("vocab", "embed"), self.dtype)
+            table_VxM = gather_kernel(table_VxM, ("vocab", "embed"), self.dtype)
             x_BxLxM = jnp.take(table_VxM, tokens_BxL, axis=0)
         else:
-            states_BxLxH = jnp.zeros((*tokens_BxL.shape, self.foundation.width))
+            states_BxLxH = jnp.zeros((*tokens_BxL.shape, self.backbone.width))
             if weights is not None:
-                of_tokens = places.of_parts(self.tokens_per_latent)
-                states_BxLxH = self.foundation.read(weights, tokens_BxL, of_tokens)
+                tokens_layout = layout.of_tokens(self.tokens_per_latent)
+                states_BxLxH = self.backbone.read(weights, tokens_BxL, tokens_layout)
             x_BxLxM = Dense(self.width, ("feature", "embed"), self.dtype, name="down")(states_BxLxH)
         x_BxLxM = constrain(x_BxLxM, "batch", "sequence", None)
         # tokens_per_latent neighbours become one position.
-        x_BxNxM = x_BxLxM.reshape(*known_BxN.shape, -1)
+        x_BxNxM = x_BxLxM.reshape(*observed_BxN.shape, -1)
         if self.tokens_per_latent > 1:
             x_BxNxM = Dense(self.width, ("embed", "mlp"), self.dtype, name="fold")(x_BxNxM)
-        sight = see_up_to_block(places)
+        mask = block_causal(layout)
         features_BxNxM = x_BxNxM
         if self.layers > 0:
             features_BxNxM, *_ = Transformer(
@@ -73,8 +74,8 @@ class Encoder(nn.Module):
                 self.remat,
                 attention=self.attention,
                 name="trunk",
-            )(x_BxNxM, sight, places.positions_BxN)
-        # Two maps, not one twice as wide: ``codes`` needs the mean alone, of the whole vocabulary.
+            )(x_BxNxM, mask, layout.positions_BxN)
+        # Two maps, not one twice as wide: ``token_embeddings`` needs means alone.
         mean_BxNxD, logvar_BxNxD = (
             Dense(self.latent_channels, ("embed", "latent"), name=name)(features_BxNxM)
             for name in ("mean", "logvar")
@@ -96,7 +97,7 @@ class Decoder(nn.Module):
     dtype: jnp.dtype
     remat: str
     attention: str
-    foundation: Any
+    backbone: Any
 
     def setup(self):
         """Create the parts (called by Flax)."""
@@ -108,41 +109,39 @@ class Decoder(nn.Module):
             )  # fmt: skip
         if self.tokens_per_latent > 1:
             self.unfold = Dense(self.tokens_per_latent * self.width, ("embed", "mlp"), self.dtype)
-        if self.foundation is None:
+        if self.backbone is None:
             self.head = Dense(self.vocab_size, ("embed", "vocab"), self.dtype)
             return
-        width = self.foundation.width
+        width = self.backbone.width
         self.up = Dense(width, ("embed", "feature"), self.dtype)
         init = nn.with_logical_partitioning(nn.initializers.zeros, ("feature", None))
-        self.specials = self.param("specials", init, (width, self.foundation.specials), jnp.float32)
+        self.specials = self.param("specials", init, (width, self.backbone.specials), jnp.float32)
 
-    def features(self, inputs, places: Places, weights=None) -> jax.Array:
-        """See ``TextVAE.token_features``; ``weights`` are the foundation's."""
+    def features(self, inputs, layout: TokenLayout, weights=None) -> jax.Array:
+        """See ``TextVAE.token_features``; ``weights`` are the backbone's."""
         x_BxNxM = inputs
         if self.layers > 0:
-            x_BxNxM, *_ = self.trunk(
-                self.input(inputs), see_up_to_block(places), places.positions_BxN
-            )
+            x_BxNxM, *_ = self.trunk(self.input(inputs), block_causal(layout), layout.positions_BxN)
         if self.tokens_per_latent > 1:
             x_BxNxM = self.unfold(x_BxNxM)
         width = x_BxNxM.shape[-1] // self.tokens_per_latent
         x_BxLxM = x_BxNxM.reshape(x_BxNxM.shape[0], -1, width)
-        if self.foundation is None:
+        if self.backbone is None:
             return x_BxLxM
         states_BxLxH = self.up(x_BxLxM).astype(jnp.float32)
         if weights is None:
             return states_BxLxH
-        of_tokens = places.of_parts(self.tokens_per_latent)
-        return self.foundation.speak(weights, states_BxLxH, of_tokens)
+        tokens_layout = layout.of_tokens(self.tokens_per_latent)
+        return self.backbone.predict(weights, states_BxLxH, tokens_layout)
 
-    def read(self, features_BxLxM, weights=None) -> jax.Array:
-        """See ``TextVAE.read``; ``weights`` are the foundation's."""
-        if self.foundation is None:
+    def logits(self, features_BxLxM, weights=None) -> jax.Array:
+        """See ``TextVAE.logits``; ``weights`` are the backbone's."""
+        if self.backbone is None:
             logits_BxLxV = self.head(features_BxLxM).astype(jnp.float32)
         elif weights is None:
             logits_BxLxV = jnp.zeros((*features_BxLxM.shape[:2], self.vocab_size))
         else:
-            logits_BxLxV = self.foundation.logits(
+            logits_BxLxV = self.backbone.logits(
                 weights, features_BxLxM, self.specials, self.vocab_size
             )
         return constrain(logits_BxLxV, "batch", "sequence", "vocab")
@@ -161,12 +160,12 @@ class TextVAE(nn.Module):
       mlp_ratio: feed-forward width over model width.
       latent_channels: D.
       tokens_per_latent: tokens that share one latent; must divide the window.
-      dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
+      dtype: compute dtype.
       remat: what blocks keep for the backward pass, see ``layers.REMAT``.
       attention: implementation of attention, see ``attention.attend``.
-      foundation: a frozen language model that reads in place of an embedding table and speaks in
-        place of a head (``teachers.foundation``), or None. Its weights are the variable
-        ``foundation/weights``; creating parameters needs none.
+      backbone: a frozen language model in place of the embedding table and of the head
+        (``teachers.backbone``), or None. Its weights are the variable ``backbone/weights``;
+        creating parameters needs none.
     """
 
     vocab_size: int
@@ -177,10 +176,10 @@ class TextVAE(nn.Module):
     mlp_ratio: float = 2.5
     latent_channels: int = 32
     tokens_per_latent: int = 1
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "xla"
-    foundation: Any = None
+    dtype: Dtype = "float32"
+    remat: Literal["none", "dots", "attention", "full"] = "none"
+    attention: Literal["xla", "cudnn", "splash", "ring"] = "xla"
+    backbone: Any = None
 
     def setup(self):
         """Create encoder and decoder (called by Flax)."""
@@ -193,7 +192,7 @@ class TextVAE(nn.Module):
             "dtype": jnp.dtype(self.dtype),
             "remat": self.remat,
             "attention": self.attention,
-            "foundation": self.foundation,
+            "backbone": self.backbone,
         }
         self.encoder = Encoder(
             layers=self.encoder_layers, latent_channels=self.latent_channels, **shared
@@ -202,43 +201,43 @@ class TextVAE(nn.Module):
 
     @property
     def _weights(self):
-        """The foundation's, or None while parameters are created."""
-        return self.get_variable("foundation", "weights")
+        """The backbone's, or None while parameters are created."""
+        return self.get_variable("backbone", "weights")
 
-    def encode(self, tokens_BxL, places: Places, known_BxN) -> Posterior:
+    def encode(self, tokens_BxL, layout: TokenLayout, observed_BxN) -> Posterior:
         """Encode a batch.
 
         Args:
           tokens_BxL: token ids; masked tokens are already replaced.
-          places: where each latent stands; none sees a later block.
-          known_BxN: true where the text is given; known and unknown are encoded apart.
+          layout: where each latent stands; none attends to a later block.
+          observed_BxN: true where the text is observed; the rest is encoded apart from it.
 
         Returns:
           The posterior; its mean has root-mean-square 1 over the channels of each latent.
         """
-        return self.encoder(tokens_BxL, places, known_BxN, self._weights)
+        return self.encoder(tokens_BxL, layout, observed_BxN, self._weights)
 
-    def codes(self) -> jax.Array:
+    def token_embeddings(self) -> jax.Array:
         """Posterior mean (V, D) of every token alone, in a text of one token."""
         tokens_Vx1 = jnp.arange(self.vocab_size)[:, None]
-        places = lay_out(jnp.ones_like(tokens_Vx1))
-        return self.encode(tokens_Vx1, places, jnp.zeros_like(tokens_Vx1, bool)).mean_BxNxD[:, 0]
+        layout = token_layout(jnp.ones_like(tokens_Vx1))
+        return self.encode(tokens_Vx1, layout, jnp.zeros_like(tokens_Vx1, bool)).mean_BxNxD[:, 0]
 
-    def token_features(self, inputs, places: Places) -> jax.Array:
+    def token_features(self, inputs, layout: TokenLayout) -> jax.Array:
         """Features (B, L, M) from which each token is read.
 
         Args:
           inputs: normalised latents (B, N, D) of unit variance a channel; with ``decoder_layers``
             0 the features (B, N, M) of the DiT's trunk for such latents.
-          places: where each latent stands.
+          layout: where each latent stands.
         """
-        return self.decoder.features(inputs, places, self._weights)
+        return self.decoder.features(inputs, layout, self._weights)
 
-    def read(self, features_BxLxM) -> jax.Array:
+    def logits(self, features_BxLxM) -> jax.Array:
         """Logits (B, L, V), fp32, of ``token_features``; each position by itself."""
-        return self.decoder.read(features_BxLxM, self._weights)
+        return self.decoder.logits(features_BxLxM, self._weights)
 
-    def __call__(self, tokens_BxL, places: Places, inputs) -> jax.Array:
+    def __call__(self, tokens_BxL, layout: TokenLayout, inputs) -> jax.Array:
         """Encode, and decode other inputs; used to create the parameters."""
-        self.encode(tokens_BxL, places, jnp.zeros(places.segments_BxN.shape, bool))
-        return self.read(self.token_features(inputs, places))
+        self.encode(tokens_BxL, layout, jnp.zeros(layout.segment_ids_BxN.shape, bool))
+        return self.logits(self.token_features(inputs, layout))

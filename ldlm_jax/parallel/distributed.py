@@ -51,7 +51,7 @@ def join(processes: Processes) -> None:
         return
     if said[0] is not None:
         _check_numbers(processes)
-        call_roll(processes)
+        rendezvous(processes)
         jax.distributed.initialize(*said, initialization_timeout=processes.timeout)
         return
     try:
@@ -90,7 +90,7 @@ def _free_port() -> int:
 _PAUSE = 0.2
 
 
-def call_roll(processes: Processes) -> None:
+def rendezvous(processes: Processes) -> None:
     """Wait until all processes have reported to process 0, so that an absence can be told.
 
     jax's own service ends a process that waits in vain, without saying for whom.
@@ -159,12 +159,12 @@ def _report(host: str, port: int, processes: Processes, deadline: float) -> list
 # ---------------------------------------------------------------------------- one for all
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes what is to be written once."""
     return jax.process_index() == 0
 
 
-def first_alone(name: str, work: Callable[[], Result]) -> Result:
+def main_process_first(name: str, work: Callable[[], Result]) -> Result:
     """Do some work in the first process, and then in the others, which find it done.
 
     Args:
@@ -173,7 +173,7 @@ def first_alone(name: str, work: Callable[[], Result]) -> Result:
     """
     if jax.process_count() == 1:
         return work()
-    if is_first():
+    if is_main_process():
         try:
             return work()
         finally:

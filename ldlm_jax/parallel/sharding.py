@@ -75,6 +75,11 @@ class Placement(NamedTuple):
     bytes_per_device: int
 
 
+def path_names(path) -> tuple[str, ...]:
+    """The names along a tree path."""
+    return tuple(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
+
+
 def split_count(mesh: Mesh, rules: AxisRules, axis: str | None) -> int:
     """Number of parts into which a logical axis is split."""
     return int(np.prod([mesh.shape[name] for name in rules.mesh_axes(axis)]))
@@ -94,7 +99,7 @@ def placements(boxed_params, mesh: Mesh, rules: AxisRules) -> list[Placement]:
     )
     placed = []
     for (path, leaf), sharding in zip(boxed, specs, strict=True):
-        name = "/".join(str(getattr(entry, "key", entry)) for entry in path)
+        name = "/".join(path_names(path))
         value, axes = (leaf.value, leaf.names) if hasattr(leaf, "names") else (leaf, ())
         axes = tuple(axes) + (None,) * (len(value.shape) - len(axes))
         parts = 1
@@ -119,7 +124,7 @@ def param_shardings(boxed_params, mesh: Mesh, rules: AxisRules):
 
 
 @contextlib.contextmanager
-def in_force(mesh: Mesh, rules: AxisRules):
+def use_sharding(mesh: Mesh, rules: AxisRules):
     """What is compiled inside is split over this mesh by these rules."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules.pairs()):
         yield
@@ -145,7 +150,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def everywhere(x: jax.Array) -> jax.Array:
+def replicate(x: jax.Array) -> jax.Array:
     """An array inside a jit that every process is to read: whole on every device of the mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x

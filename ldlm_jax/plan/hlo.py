@@ -142,52 +142,56 @@ class Program:
             self._known[name] = total
         return self._known[name]
 
-    def _instruction(self, said: Instruction, channels: set) -> Cost:
-        cost, opcode = Cost(), said.opcode
-        cycles = _CYCLES.search(said.rest)
+    def _instruction(self, instruction: Instruction, channels: set) -> Cost:
+        cost, opcode = Cost(), instruction.opcode
+        cycles = _CYCLES.search(instruction.rest)
         if cycles:
             cost.cycles = float(cycles.group(1))
         kind = next((k for k in COLLECTIVES if opcode in (k, f"{k}-start")), None)
         if kind:
-            self._count(cost, said, kind, channels, waits=not opcode.endswith("-start"))
+            self._count(cost, instruction, kind, channels, waits=not opcode.endswith("-start"))
         elif opcode == "while":
-            known = _TRIPS.search(said.rest)
-            trips = int(known.group(1)) if known else self.trips(said.called("condition"))
-            cost.add(self._of(said.called("body")), trips)
+            known = _TRIPS.search(instruction.rest)
+            trips = int(known.group(1)) if known else self.trips(instruction.called("condition"))
+            cost.add(self._of(instruction.called("body")), trips)
         elif opcode == "conditional":
-            self._branches(cost, said)
+            self._branches(cost, instruction)
         elif opcode == "call":
-            cost.add(self._of(said.called("to_apply")))
+            cost.add(self._of(instruction.called("to_apply")))
         elif opcode == "fusion":
-            for inner in self._computations.get(said.called("calls"), []):
+            for inner in self._computations.get(instruction.called("calls"), []):
                 kind = next((k for k in COLLECTIVES if inner.opcode == k), None)
                 if kind:
-                    alone = "async" not in said.rest.split("metadata")[0] + said.name
+                    alone = "async" not in instruction.rest.split("metadata")[0] + instruction.name
                     # How this compiler writes a sum of which each device keeps a part.
-                    if "all-reduce-scatter" in said.called("calls"):
+                    if "all-reduce-scatter" in instruction.called("calls"):
                         kind = "reduce-scatter"
                     self._count(cost, inner, kind, channels, waits=alone)
-        elif opcode == "custom-call" and "tpu_custom_call" in said.rest:
-            cost.kernels.append((said.name, 1.0, _SHAPE.findall(said.rest.split("metadata")[0])))
+        elif opcode == "custom-call" and "tpu_custom_call" in instruction.rest:
+            cost.kernels.append(
+                (instruction.name, 1.0, _SHAPE.findall(instruction.rest.split("metadata")[0]))
+            )
         return cost
 
-    def _count(self, cost: Cost, said: Instruction, kind: str, channels: set, waits: bool) -> None:
+    def _count(
+        self, cost: Cost, instruction: Instruction, kind: str, channels: set, waits: bool
+    ) -> None:
         """An operation whose start, middle and end are listed apart counts once."""
-        channel = _CHANNEL.search(said.rest)
+        channel = _CHANNEL.search(instruction.rest)
         if channel and channel.group(1) in channels:
             return
         if channel:
             channels.add(channel.group(1))
-        cost.collectives[kind] += said.result_bytes
+        cost.collectives[kind] += instruction.result_bytes
         if waits:
-            cost.exposed[kind] += said.result_bytes
+            cost.exposed[kind] += instruction.result_bytes
 
-    def _branches(self, cost: Cost, said: Instruction) -> None:
-        listed = _BRANCHES.search(said.rest)
+    def _branches(self, cost: Cost, instruction: Instruction) -> None:
+        listed = _BRANCHES.search(instruction.rest)
         names = (
             [name.strip().lstrip("%") for name in listed.group(1).split(",")]
             if listed
-            else _TWO_WAY.findall(said.rest)
+            else _TWO_WAY.findall(instruction.rest)
         )
         branches = sorted((self._of(name) for name in names), key=lambda branch: branch.cycles)
         cost.add(branches[-1], self._share)

@@ -10,7 +10,6 @@ from ldlm_jax.data.dataset import vocab_size
 from ldlm_jax.errors import UserError
 from ldlm_jax.parallel.mesh import AXES
 from ldlm_jax.parallel.sharding import Placement, placements, split_count
-from ldlm_jax.plan.flops import Counter
 from ldlm_jax.plan.hardware import Chip
 from ldlm_jax.plan.hlo import Cost, Program
 from ldlm_jax.plan.target import OutOfMemory, Target
@@ -101,23 +100,22 @@ def plan_step(target: Target, number: int) -> dict:
     """Memory, communication and forecast of the fused step in one phase."""
     experiment, chip = target.experiment, target.chip
     phase = experiment.phases[number]
-    recipe, _ = target.recipe()
     compiled = target.compile_step(phase)
     cost = Program(compiled.as_text(), experiment.diffusion.self_condition).cost()
     rows, window = experiment.train.batch_size, experiment.data.window
-    parts = Counter(recipe, rows, window).step(phase)
+    flops = target.flops(phase)
     result = {
         "memory": memory_of(compiled, chip),
         "collective_bytes": dict(cost.collectives),
         "exposed_bytes": dict(cost.exposed),
-        "flops": parts,
+        "flops": flops,
     }
     if chip.clock:
-        forecast = Forecast.of(cost, chip, sum(parts.values()), target.mesh)
+        forecast = Forecast.of(cost, chip, flops, target.mesh)
         result["forecast"] = asdict(forecast)
         result["tokens_per_second"] = rows * window / forecast.seconds
     else:
-        arithmetic = _products_seconds(sum(parts.values()), chip, target.mesh)
+        arithmetic = _products_seconds(flops, chip, target.mesh)
         network = _network_seconds(cost.collectives, chip, target.mesh)
         result["bounds"] = {"arithmetic_seconds": arithmetic, "network_seconds": network,
                             "mfu_at_most": arithmetic / max(arithmetic, network)}  # fmt: skip
@@ -149,8 +147,6 @@ def plan(target: Target, topology: str, programs: tuple[str, ...]) -> dict:
       programs: of ``"train"``, ``"eval"`` and ``"sample"``, which to compile.
     """
     placed = target.placements()
-    recipe, _ = target.recipe()
-    _, state = target.state(recipe)
     result = {
         "topology": topology,
         "chip": target.chip.kind,
@@ -160,7 +156,7 @@ def plan(target: Target, topology: str, programs: tuple[str, ...]) -> dict:
         "window": target.experiment.data.window,
         "parameters": sum(math.prod(p.shape) for p in placed),
         "parameter_bytes_per_chip": sum(p.bytes_per_device for p in placed),
-        "state_bytes_per_chip": _bytes_per_chip(state),
+        "state_bytes_per_chip": _bytes_per_chip(target.state()),
     }
     if "train" in programs:
         result["phases"] = [plan_step(target, i) for i in range(len(target.experiment.phases))]
@@ -246,9 +242,8 @@ def _phase_lines(phase: dict) -> list[str]:
         f"{kind} {size / gib:.2f} GiB ({phase['exposed_bytes'].get(kind, 0) / gib:.2f} exposed)"
         for kind, size in sorted(phase["collective_bytes"].items())
     )
-    flops = ", ".join(f"{name} {value:.2e}" for name, value in phase["flops"].items())
     lines = [f"  memory     {_memory_line(phase['memory'])}", f"  sent       {sent or 'nothing'}",
-             f"  FLOPs      {flops}"]  # fmt: skip
+             f"  FLOPs      {phase['flops']:.2e}"]  # fmt: skip
     if "forecast" not in phase:
         said = phase["bounds"]
         return [
@@ -286,7 +281,7 @@ def explain(placed: list[Placement]) -> str:
 def sharding_table(experiment: Experiment, devices: int) -> list[list]:
     """Name, shape, split axes and bytes on a device of every parameter, on absent devices."""
     mesh = jax.sharding.AbstractMesh(experiment.mesh.shape(devices), AXES)
-    boxed = experiment.models(vocab_size(experiment.data), 1).abstract(experiment.data.window)
+    boxed = experiment.networks(vocab_size(experiment.data), 1).abstract(experiment.data.window)
     return [
         [p.name, list(p.shape), str(p.spec), p.bytes_per_device]
         for p in placements(boxed, mesh, experiment.sharding)

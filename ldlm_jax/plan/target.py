@@ -1,36 +1,42 @@
-"""Compile a config for devices that are not there, and say what it needs and how fast it should be.
+"""Compile a config for devices that are not there.
 
-The programs are the very ones that ``train`` runs: the fused step of each phase, the evaluation of
-the denoiser, and the sampler. For TPUs their own compiler is asked. That for GPUs needs one to be
-there: instead the program is split over as many simulated CPU devices, which tells what lies where
-and what is sent; temporary memory is then only an estimate, and of speed only bounds are known.
+The programs are the very ones that ``train``, ``eval`` and ``sample`` run, with the same compiler
+options: the fused step of each phase, the evaluation of the denoiser, and the sampler. For TPUs
+their own compiler is asked. That for GPUs needs one to be there: instead the program is split over
+as many simulated CPU devices, which tells what lies where and what is sent; temporary memory is
+then only an estimate, and of speed only bounds are known.
 """
 
 import re
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.config import Experiment
+from ldlm_jax.config import Assembly, Experiment, build
 from ldlm_jax.data.dataset import vocab_size
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals.denoising import errors_at
-from ldlm_jax.models.lowering import COMPILER_OPTIONS, planning_for
-from ldlm_jax.optimizer import make_optimizer
+from ldlm_jax.models.lowering import compile_for, compiler_options
+from ldlm_jax.models.networks import with_backbone
 from ldlm_jax.parallel.mesh import make_mesh
-from ldlm_jax.parallel.sharding import Placement, batch_sharding, in_force, placements, replicated
+from ldlm_jax.parallel.sharding import (
+    Placement,
+    batch_sharding,
+    placements,
+    replicated,
+    use_sharding,
+)
 from ldlm_jax.phases import Phase
+from ldlm_jax.plan.flops import step_flops
 from ldlm_jax.plan.hardware import CHIPS, Chip, chip_of, count_of, gpu_of
-from ldlm_jax.pretrained.load import abstract_pretrained
-from ldlm_jax.pretrained.zoo import find_model
-from ldlm_jax.sampling.blockwise import write_tokens
-from ldlm_jax.sampling.spec import Dials, Page, Plan
-from ldlm_jax.teachers.backbone import abstract_foundation
-from ldlm_jax.teachers.teacher import PretrainedTeacher
-from ldlm_jax.train_state import abstract_state, with_foundation
-from ldlm_jax.train_step import Frozen, Recipe, train_step
+from ldlm_jax.sampling.blockwise import generate_tokens
+from ldlm_jax.sampling.config import ROW, knobs
+from ldlm_jax.sampling.spec import ConditioningBatch, Spec
+from ldlm_jax.teachers.loader import abstract_teacher
+from ldlm_jax.train_state import abstract_average, abstract_state
+from ldlm_jax.train_step import train_step
 from ldlm_jax.validate import check_mesh
 
 
@@ -52,7 +58,7 @@ def devices_of(topology: str, num_slices: int = 1) -> list:
         reason = str(error).splitlines()[0]
         if "not installed" in reason:
             raise UserError(
-                f"plans need the compiler for TPUs: pip install 'ldlm_jax[tpu]' ({reason})."
+                f"plans need the compiler for TPUs: pip install '.[tpu]' ({reason})."
             ) from error
         kinds = ", ".join(chip.name for chip in CHIPS)
         raise UserError(
@@ -106,25 +112,19 @@ class Target:
         check_mesh(experiment, mesh)
         return cls(experiment, mesh, vocab_size(experiment.data), chip)
 
-    def recipe(self) -> tuple[Recipe, Frozen]:
-        """The recipe, and what never learns, as shapes."""
-        experiment, rules = self.experiment, self.experiment.sharding
-        said = experiment.teacher
-        founded = abstract_foundation(experiment.foundation, self.mesh, rules)
-        if not experiment.aligned:
-            models = experiment.models(self.vocab_size, foundation=founded.foundation)
-            return experiment.recipe(models), Frozen(None, founded.weights)
-        model = abstract_pretrained(
-            find_model(said.model), mesh=self.mesh, rules=rules, dtype=jnp.dtype(said.dtype),
-            layers=said.layers,
-        )  # fmt: skip
-        teacher = PretrainedTeacher.of(said, model, experiment.text_vae["tokens_per_latent"])
-        models = experiment.models(self.vocab_size, teacher.width, founded.foundation)
-        return experiment.recipe(models, teacher), Frozen(model.params, founded.weights)
+    @cached_property
+    def assembly(self) -> Assembly:
+        """What the config names, weights as shapes."""
+        teacher = abstract_teacher(self.experiment, self.mesh)
+        return build(self.experiment, self.mesh, self.vocab_size, teacher, abstract=True)
+
+    @property
+    def _placing(self) -> tuple:
+        return self.experiment.data.window, self.mesh, self.experiment.sharding
 
     def placements(self) -> list[Placement]:
         """Where each parameter lives."""
-        boxed = self.recipe()[0].models.abstract(self.experiment.data.window)
+        boxed = self.assembly.networks.abstract(self.experiment.data.window)
         return placements(boxed, self.mesh, self.experiment.sharding)
 
     def batch(self) -> dict:
@@ -143,66 +143,63 @@ class Target:
                       "teacher_spans": (tokens, 2), "spans": (window, 2)}  # fmt: skip
         return batch | {name: ints(*shape) for name, shape in of_teacher.items()}
 
-    def state(self, recipe: Recipe):
+    def state(self):
         """The training state as shapes."""
-        optimizer = make_optimizer(self.experiment.optim, self.experiment.train.num_steps)
-        return optimizer, abstract_state(
-            recipe.models, optimizer, self.experiment.data.window, self.mesh,
-            self.experiment.sharding,
-        )  # fmt: skip
+        return abstract_state(self.assembly.networks, self.assembly.optimizer, *self._placing)
 
+    def average(self):
+        """Averaged parameters, with a backbone's, and latent statistics, as shapes."""
+        average = abstract_average(self.assembly.networks, *self._placing)
+        return with_backbone(average.ema, self.assembly.frozen.backbone), average.latents
+
+    def flops(self, phase: Phase) -> float:
+        """FLOPs of the fused step, on all devices together."""
+        return step_flops(self.assembly.recipe, self.assembly.frozen, self.batch(), phase)
+
+    def array(self, shape, dtype) -> jax.ShapeDtypeStruct:
+        """An array that is whole on every device, as shape."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(self.mesh))
+
+    @property
     def key(self) -> jax.ShapeDtypeStruct:
         """A random key as shape."""
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.ShapeDtypeStruct((), key.dtype, sharding=replicated(self.mesh))
+        return self.array((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
 
     def compile_step(self, phase: Phase):
         """The fused step."""
-        recipe, frozen = self.recipe()
-        optimizer, state = self.state(recipe)
-        step = jax.jit(
-            partial(train_step, phase=phase, recipe=recipe, optimizer=optimizer), donate_argnums=0
-        )
-        return self._compile(step, state, self.batch(), self.key(), frozen)
+        made = self.assembly
+        step = partial(train_step, phase=phase, recipe=made.recipe, optimizer=made.optimizer)
+        arguments = self.state(), self.batch(), self.key, made.frozen
+        return self._compile(jax.jit(step, donate_argnums=0), *arguments)
 
     def compile_evaluation(self):
         """The denoiser's error on held-out text."""
-        recipe, frozen = self.recipe()
-        _, state = self.state(recipe)
-        params = with_foundation(state.ema, frozen.foundation)
+        made = self.assembly
         batch = {name: self.batch()[name] for name in ("tokens", "segments")}
-        run = partial(errors_at, models=recipe.models, diffusion=recipe.diffusion)
-        t = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(self.mesh))
-        return self._compile(jax.jit(run), params, state.latents, batch, self.key(), t)
+        run = partial(
+            errors_at.__wrapped__, networks=made.networks, diffusion=made.recipe.diffusion
+        )
+        arguments = *self.average(), batch, self.key, self.array((), jnp.float32)
+        return self._compile(jax.jit(run), *arguments)
 
     def compile_sampler(self):
-        """Writing one batch of texts."""
-        recipe, frozen = self.recipe()
-        _, state = self.state(recipe)
-        params = with_foundation(state.ema, frozen.foundation)
-        config, models = self.experiment.sample, recipe.models
+        """Generating one batch of texts."""
+        config, networks = self.experiment.sample, self.assembly.networks
         rows, window = config.batch_size, self.experiment.data.window
-        everywhere = replicated(self.mesh)
-
-        def array(shape, dtype):
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
-
-        keys = array((rows,), self.key().dtype)
-        dials = Dials(keys, *[array((rows,), jnp.float32)] * (len(Dials._fields) - 1))
-        plan = Plan.of(models, recipe.diffusion, config, window)
-        page = Page.blank(rows, window, models.vae.tokens_per_latent)
-        page = jax.tree.map(lambda x: array(x.shape, x.dtype), page)
-        run = partial(write_tokens, plan=plan)
-        return self._compile(run, params, state.latents, page, dials)
+        options = {name: self.array((rows,), jnp.float32) for name in knobs(ROW)}
+        options["keys"] = self.array((rows,), self.key.dtype)
+        spec = Spec.of(networks, self.experiment.diffusion, [config], window)
+        given = ConditioningBatch.blank(rows, window, networks.vae.tokens_per_latent)
+        given = jax.tree.map(lambda x: self.array(x.shape, x.dtype), given)
+        run = jax.jit(partial(generate_tokens.__wrapped__, spec=spec))
+        return self._compile(run, *self.average(), given, options)
 
     def _compile(self, function, *arguments):
         platform = "gpu" if self.chip.is_gpu else "tpu"
-        with planning_for(platform), in_force(self.mesh, self.experiment.sharding):
-            lowered = (function if hasattr(function, "lower") else jax.jit(function)).lower(
-                *arguments
-            )
+        with compile_for(platform), use_sharding(self.mesh, self.experiment.sharding):
+            lowered = function.lower(*arguments)
             try:
-                return lowered.compile(compiler_options=COMPILER_OPTIONS.get(platform))
+                return lowered.compile(compiler_options=compiler_options(platform))
             except jax.errors.JaxRuntimeError as error:
                 raise _too_large(str(error)) from error
 
@@ -224,7 +221,7 @@ def _too_large(message: str) -> UserError:
     return OutOfMemory(
         f"out of memory at compile time: {needed:.2f} GiB needed on each chip, which has "
         f"{there:.2f}: {needed - there:.2f} GiB too much. What helps: a larger mesh.fsdp or "
-        "mesh.tensor, train.microbatches, train.logit_parts, dit.remat=full and "
+        "mesh.tensor, train.microbatches, train.logit_chunks, dit.remat=full and "
         "text_vae.remat=full, a smaller train.batch_size."
     )
 

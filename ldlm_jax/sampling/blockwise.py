@@ -6,77 +6,81 @@ Shape letters: B rows, L tokens, N latents, S latents of a block, T its tokens, 
 from dataclasses import dataclass, replace
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.data.tokenizer import EOS
-from ldlm_jax.diffusion.solvers import row_keys
-from ldlm_jax.models.denoiser import Denoiser, places_of
-from ldlm_jax.models.dit import KNOWN, Memory
-from ldlm_jax.models.token_layout import Places
-from ldlm_jax.parallel.sharding import everywhere
-from ldlm_jax.sampling.block import Block, decode, remember, solve
+from ldlm_jax.data.special_ids import EOS
+from ldlm_jax.diffusion.solvers import EarlyStop, Solution, row_keys, row_noise, solve
+from ldlm_jax.models.denoiser import Denoiser, latent_layout
+from ldlm_jax.models.dit import OBSERVED, KVCache
+from ldlm_jax.models.lowering import jit
+from ldlm_jax.models.networks import LatentStats
+from ldlm_jax.models.token_layout import TokenLayout
+from ldlm_jax.parallel.sharding import replicate
+from ldlm_jax.sampling.guided import Block, guided_estimate
+from ldlm_jax.sampling.logits import likeliest, logits_processor
 from ldlm_jax.sampling.rerank import log_likelihood
-from ldlm_jax.sampling.spec import Dials, Page, Plan, Trace, View, Written
-from ldlm_jax.train_state import LatentStats
+from ldlm_jax.sampling.spec import FULL, Branch, ConditioningBatch, Generated, Spec, Trace
 
 
-@partial(jax.jit, static_argnames="plan")
-def write_tokens(params, latents: LatentStats, page: Page, dials: Dials, *, plan: Plan) -> Written:
+@jit(static_argnames="spec")
+def generate_tokens(
+    params, latents: LatentStats, given: ConditioningBatch, rows: dict, *, spec: Spec
+) -> Generated:
     """Denoise and decode one batch, of which no row depends on another.
 
-    An outer scan runs over the blocks (a single one where whole texts are written), an inner scan
-    over the steps. A finished block is decoded and read back by the encoder: what later blocks
-    remember are the latents of its tokens, as in training. A block in which no row has anything to
-    write costs nothing.
+    An outer scan runs over the blocks (a single one where whole texts are generated), an inner scan
+    over the steps. A finished block is decoded and encoded again: the cache of later blocks is made
+    of the latents of its tokens, as in training. A block in which no row has anything to generate
+    costs nothing.
 
     Args:
       params: parameters.
       latents: statistics of the latent channels.
-      page: what is given.
-      dials: random key and settings of each row.
-      plan: everything static.
+      given: what is given.
+      rows: random keys and options of each row, see ``config.row_params``.
+      spec: everything static.
     """
-    denoiser = Denoiser.create(
-        plan.models, params, plan.diffusion, latents,
-        dials.temperature_B[:, None, None],
-        dials.top_p_B[:, None, None] if plan.truncated else None,
-    )  # fmt: skip
-    places = places_of(page.segments_BxL, plan.models, plan.diffusion, page.known_BxN)
-    desk = Desk(plan, denoiser, page, places, dials)
-    carry = page.tokens_BxL, desk.first_memories(), jnp.zeros(len(page.tokens_BxL), bool)
-    (tokens_BxL, *_), (steps, said) = jax.lax.scan(desk.next_block, carry, jnp.arange(desk.blocks))
+    chex.assert_equal_shape([given.tokens_BxL, given.segments_BxL, given.no_end_BxL])
+    chex.assert_equal_shape_prefix([given.tokens_BxL, given.observed_BxN, *rows.values()], 1)
+    denoiser = Denoiser.create(spec.networks, params, spec.diffusion, latents)
+    layout = latent_layout(given.segments_BxL, spec.networks, spec.diffusion, given.observed_BxN)
+    sampler = BlockwiseSampler(spec, denoiser, given, layout, rows)
+    ended_B = jnp.zeros(len(given.tokens_BxL), bool)
+    carry = given.tokens_BxL, sampler.first_caches(), ended_B
+    blocks = jnp.arange(sampler.blocks)
+    (tokens_BxL, *_), (steps_KxB, extra) = jax.lax.scan(sampler.next_block, carry, blocks)
     likelihood_B = jnp.zeros(len(tokens_BxL))
-    if plan.scored:
-        plain = replace(denoiser, temperature=1.0, top_p=None)
-        keys_B = row_keys(dials.keys_B, desk.blocks)
-        likelihood_B = log_likelihood(plain, tokens_BxL, places, page.known_BxN, keys_B)
+    if spec.scored:
+        keys_B = row_keys(rows["keys"], sampler.blocks)
+        likelihood_B = log_likelihood(denoiser, tokens_BxL, layout, given.observed_BxN, keys_B)
     trace = None
-    if plan.traced:  # both are (blocks, steps, B, tokens of a block)
-        trace = Trace(*(x.transpose(2, 1, 0, 3).reshape(*x.shape[2:0:-1], -1) for x in said))
-    evaluations_B = jnp.sum(steps, 0) * plan.evaluations(dials)
-    return jax.tree.map(everywhere, Written(tokens_BxL, evaluations_B, likelihood_B, trace))
+    if spec.traced:  # both are (blocks, steps, B, tokens of a block)
+        trace = Trace(*(x.transpose(2, 1, 0, 3).reshape(*x.shape[2:0:-1], -1) for x in extra))
+    evaluations_B = jnp.sum(steps_KxB, 0) * spec.evaluations(rows)
+    return jax.tree.map(replicate, Generated(tokens_BxL, evaluations_B, likelihood_B, trace))
 
 
 @dataclass(frozen=True)
-class Desk:
-    """All that stays the same while a batch is written. Made inside the jitted function."""
+class BlockwiseSampler:
+    """All that stays the same while a batch is generated. Made inside the jitted function."""
 
-    plan: Plan
+    spec: Spec
     denoiser: Denoiser
-    page: Page
-    places: Places
-    dials: Dials
+    given: ConditioningBatch
+    layout: TokenLayout
+    rows: dict
 
     @property
     def positions(self) -> int:
         """Latents of a row."""
-        return self.page.known_BxN.shape[1]
+        return self.given.observed_BxN.shape[1]
 
     @property
     def size(self) -> int:
         """Latents of a block."""
-        return self.plan.diffusion.block_size or self.positions
+        return self.spec.diffusion.block_size or self.positions
 
     @property
     def blocks(self) -> int:
@@ -84,86 +88,156 @@ class Desk:
         return self.positions // self.size
 
     @property
-    def reach(self) -> int:
-        """Latents that are remembered."""
-        return min(self.plan.memory or self.positions, self.positions)
+    def cached(self) -> int:
+        """Latents in the cache."""
+        return min(self.spec.cached_latents or self.positions, self.positions)
 
     @property
-    def per_latent(self) -> int:
+    def tokens_per_latent(self) -> int:
         """Tokens of a latent."""
-        return self.plan.models.vae.tokens_per_latent
+        return self.spec.networks.vae.tokens_per_latent
 
     def encode(self, tokens_BxL, first) -> jax.Array:
-        """Latents of as much text as is remembered, from this position on."""
+        """Latents of as much text as is cached, from this position on."""
+        count = self.tokens_per_latent
         return self.denoiser.encode(
-            _cut(tokens_BxL, first * self.per_latent, self.reach * self.per_latent),
-            self.places.cut(first, self.reach), _cut(self.page.known_BxN, first, self.reach),
-        )  # fmt: skip
+            _slice(tokens_BxL, first * count, self.cached * count),
+            self.layout.slice(first, self.cached),
+            _slice(self.given.observed_BxN, first, self.cached),
+        )
 
-    def first_memories(self) -> dict[View, Memory]:
-        """Of all that is known, wherever it stands, with nothing written yet.
+    def first_caches(self) -> dict[Branch, KVCache]:
+        """Of all observed text, wherever it stands, with nothing generated yet.
 
-        What else is remembered here is overwritten before anything sees it.
+        What else is in the cache here is overwritten before anything attends to it.
         """
         if self.blocks == 1:
             return {}
-        z_BxRxD, of_reach = self.encode(self.page.tokens_BxL, 0), self.places.cut(0, self.reach)
-        known_BxR = _cut(self.page.known_BxN, 0, self.reach)
+        z_BxRxD = self.encode(self.given.tokens_BxL, 0)
+        layout = self.layout.slice(0, self.cached)
+        observed_BxR = _slice(self.given.observed_BxN, 0, self.cached)
 
-        def remember(view: View) -> Memory:
-            state_BxR = jnp.where(known_BxR, view.mark, KNOWN)
-            return self.denoiser.remember(z_BxRxD, state_BxR, of_reach, near=view.near)
+        def prefill(branch: Branch) -> KVCache:
+            conditioning_BxR = jnp.where(observed_BxR, branch.conditioning, OBSERVED)
+            return self.denoiser.prefill(
+                z_BxRxD, conditioning_BxR, layout, window=branch.window
+            ).cache
 
-        return {view: remember(view) for view in self.plan.views}
+        return {branch: prefill(branch) for branch in self.spec.branches}
 
-    def block(self, tokens_BxL, index, memories) -> Block:
+    def block(self, tokens_BxL, index, caches) -> Block:
         """The block of that number."""
-        start, per_latent = index * self.size, self.per_latent
-        first = jnp.clip(start + self.size - self.reach, 0, self.positions - self.reach)
+        start, count = index * self.size, self.tokens_per_latent
+        first = jnp.clip(start + self.size - self.cached, 0, self.positions - self.cached)
         return Block(
-            self.places.cut(start, self.size),
-            _cut(self.page.known_BxN, start, self.size),
-            _cut(self.encode(tokens_BxL, first), start - first, self.size),
-            _cut(self.page.inside_BxL, start * per_latent, self.size * per_latent),
-            memories,
+            self.layout.slice(start, self.size),
+            _slice(self.given.observed_BxN, start, self.size),
+            _slice(self.encode(tokens_BxL, first), start - first, self.size),
+            _slice(self.given.no_end_BxL, start * count, self.size * count),
+            caches,
         )
 
-    def write_block(self, tokens_BxL, memories, index):
-        """Its tokens, steps that each row took, and what else the solver was told."""
-        block = self.block(tokens_BxL, index, memories)
-        dials = self.dials._replace(keys_B=row_keys(self.dials.keys_B, index))
-        denoiser = replace(self.denoiser, inside_BxL=block.inside_BxT)
-        found = solve(denoiser, self.plan, block, dials)
-        steps_B = jnp.minimum(found.steps_B, dials.steps_B.astype(int))
-        return decode(denoiser, block, found.z), steps_B, found.said
+    def generate_block(self, tokens_BxL, caches, index):
+        """Its tokens, steps that each row took, and what else the solver kept."""
+        block = self.block(tokens_BxL, index, caches)
+        rows = self.rows | {"keys": row_keys(self.rows["keys"], index)}
+        top_p_B = rows["top_p"] if "top_p" in self.spec.in_use else None
+        process = logits_processor(rows["temperature"], top_p_B, block.no_end_BxT)
+        denoiser = replace(self.denoiser, logits_processor=process)
+        found = _solve(denoiser, self.spec, block, rows)
+        steps_B = jnp.minimum(found.steps_B, rows["steps"].astype(int))
+        return _decode(denoiser, block, found.z), steps_B, found.extra
 
     def next_block(self, carry, index):
-        """Write a block where there is something to write; for a scan."""
-        tokens_BxL, memories, ended_B = carry
-        if memories:
-            # The block before this one. The first has none, and sees nothing of what this adds.
+        """Generate a block where there is something to generate; for a scan."""
+        tokens_BxL, caches, ended_B = carry
+        if caches:
+            # The block before this one. The first has none, and attends to nothing of this.
             before = jnp.maximum(index - 1, 0)
-            finished = self.block(tokens_BxL, before, memories)
-            slot = before * self.size % self.reach
-            memories = remember(self.denoiser, finished, slot)
-        to_write_BxN = ~self.page.known_BxN & (self.places.segments_BxN > 0)
-        needed_B = jnp.any(_cut(to_write_BxN, index * self.size, self.size), axis=1) & ~ended_B
-        arguments = tokens_BxL, memories, index
-        blank = jax.eval_shape(self.write_block, *arguments)
+            finished = self.block(tokens_BxL, before, caches)
+            slot = before * self.size % self.cached
+            caches = _update_caches(self.denoiser, finished, slot)
+        to_generate_BxN = ~self.given.observed_BxN & self.layout.in_document_BxN
+        here_BxS = _slice(to_generate_BxN, index * self.size, self.size)
+        needed_B = jnp.any(here_BxS, axis=1) & ~ended_B
+        arguments = tokens_BxL, caches, index
+        blank = jax.eval_shape(self.generate_block, *arguments)
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
-        written_BxT, steps_B, said = jax.lax.cond(
-            jnp.any(needed_B), self.write_block, lambda *_: blank, *arguments
+        new_BxT, steps_B, extra = jax.lax.cond(
+            jnp.any(needed_B), self.generate_block, lambda *_: blank, *arguments
         )
-        T = written_BxT.shape[1]
-        known_BxL = jnp.repeat(self.page.known_BxN, self.per_latent, axis=1)
-        given_BxT, old_BxT = (_cut(x, index * T, T) for x in (known_BxL, tokens_BxL))
-        written_BxT = jnp.where(given_BxT, old_BxT, written_BxT)
-        tokens_BxL = jax.lax.dynamic_update_slice_in_dim(tokens_BxL, written_BxT, index * T, axis=1)
-        ended_B |= jnp.any((written_BxT == EOS) & ~given_BxT, axis=1)
-        if self.plan.on_block:
-            jax.debug.callback(self.plan.on_block, index, written_BxT, ordered=True)
-        return (tokens_BxL, memories, ended_B), (jnp.where(needed_B, steps_B, 0), said)
+        T = new_BxT.shape[1]
+        observed_BxL = jnp.repeat(self.given.observed_BxN, self.tokens_per_latent, axis=1)
+        observed_BxT, old_BxT = (_slice(x, index * T, T) for x in (observed_BxL, tokens_BxL))
+        new_BxT = jnp.where(observed_BxT, old_BxT, new_BxT)
+        tokens_BxL = jax.lax.dynamic_update_slice_in_dim(tokens_BxL, new_BxT, index * T, axis=1)
+        ended_B |= jnp.any((new_BxT == EOS) & ~observed_BxT, axis=1)
+        if self.spec.on_block:
+            jax.debug.callback(self.spec.on_block, index, new_BxT, ordered=True)
+        return (tokens_BxL, caches, ended_B), (jnp.where(needed_B, steps_B, 0), extra)
 
 
-def _cut(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+def _solve(denoiser: Denoiser, spec: Spec, block: Block, rows: dict) -> Solution:
+    """Latents of the block."""
+    times_KxBxS = spec.times(block.observed_BxS.shape[1], rows)
+    noise_BxSxD = row_noise(row_keys(rows["keys"], 0), block.given_BxSxD.shape[1:])
+    # From pure noise, or from what is to be revised with noise on it.
+    start_BxSxD = spec.solver.schedule.interpolate(block.given_BxSxD, noise_BxSxD, times_KxBxS[0])
+    return solve(
+        guided_estimate(denoiser, spec, block, rows),
+        start_BxSxD,
+        jnp.where(block.observed_BxS, 0.0, times_KxBxS),
+        row_keys(rows["keys"], 1),
+        spec.solver,
+        _early_stop(block, rows) if spec.early else None,
+    )
+
+
+def _early_stop(block: Block, rows: dict) -> EarlyStop:
+    """Stop once the tokens have stayed the same, all of them probable, for so many steps."""
+    T = block.no_end_BxT.shape[1]
+    watched_BxT = jnp.repeat(block.to_generate_BxS, T // block.observed_BxS.shape[1], axis=1)
+
+    def update(state, tokens_and_confidence):
+        before_BxT, count_B = state
+        tokens_BxT, confidence_BxT = tokens_and_confidence
+        sure_BxT = confidence_BxT >= rows["confidence"][:, None]
+        stable_BxT = ((tokens_BxT == before_BxT) & sure_BxT) | ~watched_BxT
+        count_B = jnp.where(jnp.all(stable_BxT, axis=1), count_B + 1, 0)
+        wanted_B = rows["stable_steps"]
+        return (tokens_BxT, count_B), (count_B >= wanted_B) & (wanted_B > 0)
+
+    return EarlyStop((jnp.full(watched_BxT.shape, -1), jnp.zeros(len(watched_BxT), int)), update)
+
+
+def _decode(denoiser: Denoiser, block: Block, z_BxSxD) -> jax.Array:
+    """The likeliest tokens of the block."""
+    sigma_BxS = jnp.zeros(block.observed_BxS.shape)
+    logits = denoiser.decode(
+        block.with_observed(z_BxSxD), sigma_BxS, block.layout, block.caches.get(FULL)
+    )
+    return likeliest(logits)[0]
+
+
+def _update_caches(denoiser: Denoiser, block: Block, slot) -> dict[Branch, KVCache]:
+    """The caches with a finished block in this slot, whatever was there."""
+
+    def put(whole, own, axis):
+        return jax.lax.dynamic_update_slice_in_dim(whole, own, slot, axis)
+
+    updated = {}
+    for branch, cache in block.caches.items():
+        conditioning_BxS = jnp.where(block.observed_BxS, branch.conditioning, OBSERVED)
+        new = denoiser.prefill(
+            block.given_BxSxD, conditioning_BxS, block.layout, cache, branch.window
+        ).cache
+        updated[branch] = KVCache(
+            jax.tree.map(partial(put, axis=2), cache.keys_and_values, new.keys_and_values),
+            put(cache.features_BxRxM, new.features_BxRxM, axis=1),
+            jax.tree.map(partial(put, axis=1), cache.layout, block.layout),
+        )
+    return updated
+
+
+def _slice(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)

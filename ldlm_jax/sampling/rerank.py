@@ -1,88 +1,88 @@
-"""Of several texts, one: how likely the model finds a text, and how like the others it is."""
+"""Of several texts, one: by the model's own likelihood, or by likeness to the others.
+
+Shape letters: B rows, L tokens, N latents.
+"""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.data.tokenizer import EOS
-from ldlm_jax.diffusion import schedule as path
+from ldlm_jax.data.special_ids import EOS
 from ldlm_jax.diffusion.objective import masked_mean
 from ldlm_jax.diffusion.solvers import row_keys, row_noise
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.denoiser import Denoiser
-from ldlm_jax.models.dit import KNOWN, UNKNOWN
-from ldlm_jax.models.token_layout import Places, lay_out
+from ldlm_jax.models.dit import GENERATED, OBSERVED, NoisyInputs
+from ldlm_jax.models.token_layout import TokenLayout, token_layout
 
-# At so many times a text is asked for, where it is asked for in noise.
+# Times at which a text is scored, where it is scored in noise.
 _TIMES = 8
 
 
 def log_likelihood(
-    denoiser: Denoiser, tokens_BxL: jax.Array, places: Places, known_BxN: jax.Array, keys_B
+    denoiser: Denoiser, tokens_BxL: jax.Array, layout: TokenLayout, observed_BxN: jax.Array, keys_B
 ) -> jax.Array:
-    """How likely the model finds what it wrote, (B,): logarithm, mean over the tokens written.
+    """Log-likelihood (B,) of what was generated, mean over its tokens.
 
-    Of a model that foretells (``diffusion.foresight``) one token after another; and there known
-    text counts that follows, by its whole likelihood: of several fillings of a hole, drawn as what
-    stands before it lets expect, each is worth what it makes of the rest (Bayes' rule). Any other
-    model is asked for what it wrote in noise, see ``_in_noise``.
+    With a next-token prior, one token after another; and there observed text counts that follows,
+    by its whole likelihood: of several fillings of a span, drawn given what stands before it, each
+    is worth what it makes of the rest (Bayes' rule). Without one, see ``_in_noise``.
 
     Args:
       denoiser: DiT and decoder.
       tokens_BxL: texts; what stands after their end tokens does not count.
-      places: of their latents.
-      known_BxN: true where the text was given.
+      layout: of their latents.
+      observed_BxN: true where the text was given.
       keys_B: random keys.
     """
-    to_write_BxN = ~known_BxN & (places.segments_BxN > 0)
-    begun_BxN = (jnp.cumsum(to_write_BxN, axis=1) > 0) & (places.segments_BxN > 0)
-    per_latent = denoiser.models.vae.tokens_per_latent
-    to_write_BxL, begun_BxL = (jnp.repeat(x, per_latent, axis=1) for x in (to_write_BxN, begun_BxN))
+    generated_BxN = ~observed_BxN & layout.in_document_BxN
+    begun_BxN = (jnp.cumsum(generated_BxN, axis=1) > 0) & layout.in_document_BxN
+    count = denoiser.networks.vae.tokens_per_latent
+    generated_BxL, begun_BxL = (jnp.repeat(x, count, axis=1) for x in (generated_BxN, begun_BxN))
     ends_BxL = (tokens_BxL == EOS) & begun_BxL
     begun_BxL &= jnp.cumsum(ends_BxL, axis=1) - ends_BxL == 0
-    written_BxL = begun_BxL & to_write_BxL
-    if not denoiser.config.foresight:
-        loss_BxL = _in_noise(denoiser, tokens_BxL, places, known_BxN, keys_B)
-        return -jax.vmap(masked_mean)(loss_BxL, written_BxL)
-    loss_BxL = _one_by_one(denoiser, tokens_BxL, places)
-    after_B = jnp.sum(loss_BxL * (begun_BxL & ~to_write_BxL), axis=1)
-    return -jax.vmap(masked_mean)(loss_BxL, written_BxL) - after_B
+    scored_BxL = begun_BxL & generated_BxL
+    if not denoiser.config.next_token_prior:
+        loss_BxL = _in_noise(denoiser, tokens_BxL, layout, observed_BxN, keys_B)
+        return -jax.vmap(masked_mean)(loss_BxL, scored_BxL)
+    loss_BxL = one_by_one(denoiser, tokens_BxL, layout)
+    after_B = jnp.sum(loss_BxL * (begun_BxL & ~generated_BxL), axis=1)
+    return -jax.vmap(masked_mean)(loss_BxL, scored_BxL) - after_B
 
 
-def _one_by_one(denoiser: Denoiser, tokens_BxL: jax.Array, places: Places) -> jax.Array:
+def one_by_one(denoiser: Denoiser, tokens_BxL: jax.Array, layout: TokenLayout) -> jax.Array:
     """Cross-entropy (B, L) of each latent's tokens given the clean text before it and no other."""
-    places = lay_out(places.segments_BxN, block_size=1)
-    nowhere_BxN = jnp.zeros(places.segments_BxN.shape, bool)
-    z_0_BxNxD = denoiser.encode(tokens_BxL, places, nowhere_BxN)
-    memory = denoiser.remember(z_0_BxNxD, jnp.full(nowhere_BxN.shape, KNOWN), places)
+    layout = token_layout(layout.segment_ids_BxN, block_size=1)
+    nowhere_BxN = jnp.zeros(layout.segment_ids_BxN.shape, bool)
+    z_0_BxNxD = denoiser.encode(tokens_BxL, layout, nowhere_BxN)
+    cache = denoiser.prefill(z_0_BxNxD, jnp.full(nowhere_BxN.shape, OBSERVED), layout).cache
     # Pure noise tells nothing, so that none is as good as any.
-    blank_BxNxD = jnp.zeros_like(z_0_BxNxD)
-    t_BxN, state_BxN = jnp.ones(nowhere_BxN.shape), jnp.full(nowhere_BxN.shape, UNKNOWN)
-    inputs = blank_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory, tokens_BxL
-    return denoiser(*inputs).scores.loss_BxL
+    blank_BxNxD, t_BxN = jnp.zeros_like(z_0_BxNxD), jnp.ones(nowhere_BxN.shape)
+    generated_BxN = jnp.full(nowhere_BxN.shape, GENERATED)
+    inputs = NoisyInputs(blank_BxNxD, t_BxN, generated_BxN, blank_BxNxD, layout)
+    return denoiser.denoise(inputs, cache, tokens_BxL).metrics.loss_BxL
 
 
-def _in_noise(denoiser: Denoiser, tokens_BxL, places: Places, known_BxN, keys_B) -> jax.Array:
-    """Cross-entropy (B, L) of the tokens given their own noisy latents and all that is known.
+def _in_noise(denoiser: Denoiser, tokens_BxL, layout: TokenLayout, observed_BxN, keys_B):
+    """Cross-entropy (B, L) of the tokens given their own noisy latents and all observed text.
 
-    The mean over the training law of times: what ``diffusion.token_loss`` trains, no bound on the
+    The mean over the training times: what ``diffusion.token_loss`` trains, no bound on the
     likelihood of the text, but it tells apart texts of one request.
     """
-    z_0_BxNxD = denoiser.encode(tokens_BxL, places, known_BxN)
-    memory = None
-    if places.block_size:
-        memory = denoiser.remember(z_0_BxNxD, jnp.full(known_BxN.shape, KNOWN), places)
-    state_BxN = jnp.where(known_BxN, KNOWN, UNKNOWN)
-    law = denoiser.config.law(z_0_BxNxD.shape[-1])
+    z_0_BxNxD, noise = denoiser.encode(tokens_BxL, layout, observed_BxN), denoiser.config.noise
+    cache = None
+    if layout.block_size:
+        cache = denoiser.prefill(z_0_BxNxD, jnp.full(observed_BxN.shape, OBSERVED), layout).cache
+    conditioning_BxN = jnp.where(observed_BxN, OBSERVED, GENERATED)
+    distribution = denoiser.config.times(z_0_BxNxD.shape[-1])
 
     def at_time(index):
-        t_BxN = jnp.where(known_BxN, 0.0, law.quantile((index + 0.5) / _TIMES))
+        t_BxN = jnp.where(observed_BxN, 0.0, distribution.quantile((index + 0.5) / _TIMES))
         noise_BxNxD = row_noise(row_keys(keys_B, index), z_0_BxNxD.shape[1:])
-        z_t_BxNxD = path.interpolate(z_0_BxNxD, noise_BxNxD, t_BxN)
-        blank_BxNxD = jnp.zeros_like(z_t_BxNxD)
-        said = denoiser(z_t_BxNxD, t_BxN, state_BxN, blank_BxNxD, places, memory, tokens_BxL)
-        return said.scores.loss_BxL
+        z_t_BxNxD = noise.interpolate(z_0_BxNxD, noise_BxNxD, t_BxN)
+        inputs = NoisyInputs(z_t_BxNxD, t_BxN, conditioning_BxN, jnp.zeros_like(z_t_BxNxD), layout)
+        return denoiser.denoise(inputs, cache, tokens_BxL).metrics.loss_BxL
 
     return jnp.mean(jax.lax.map(at_time, jnp.arange(_TIMES)), axis=0)
 
@@ -99,11 +99,9 @@ def most_like_the_others(texts: Sequence[str]) -> int:
     try:
         from sacrebleu import sentence_chrf
     except ImportError as error:
-        raise UserError(
-            "choose = 'consensus' needs sacrebleu: pip install 'ldlm_jax[eval]'."
-        ) from error
-    likeness = [
+        raise UserError("rerank = 'mbr' needs sacrebleu: pip install '.[eval]'.") from error
+    scores = [
         sum(sentence_chrf(text, [other]).score for j, other in enumerate(texts) if j != i)
         for i, text in enumerate(texts)
     ]
-    return max(range(len(texts)), key=likeness.__getitem__)
+    return max(range(len(texts)), key=scores.__getitem__)

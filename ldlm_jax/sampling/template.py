@@ -1,4 +1,4 @@
-"""A text with holes: how it is spelled, laid out in a row of tokens, and read back."""
+"""A text with spans to be generated: how it is spelled, laid out in tokens, and read back."""
 
 import re
 from dataclasses import dataclass, replace
@@ -6,32 +6,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldlm_jax.data.tokenizer import EOS, MASK, PAD, Tokenizer
+from ldlm_jax.data.special_ids import EOS, MASK, PAD
+from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class Hole:
-    """A part of a text that is to be written.
+class Span:
+    """A part of a text that is to be generated.
 
     Attributes:
       tokens: how many; 0 leaves that open.
-      was: text that stands there now, to be revised; empty for none.
-      last: nothing comes after it, so that the text ends within it, wherever it likes.
+      original: text that stands there now, to be revised; empty for none.
+      open_end: nothing comes after it, so that the text ends within it, wherever it likes.
     """
 
     tokens: int = 0
-    was: str = ""
-    last: bool = False
+    original: str = ""
+    open_end: bool = False
 
     @property
-    def free(self) -> bool:
-        """Whether its length must be chosen before it is written."""
-        return self.tokens == 0 and not self.was and not self.last
+    def open_length(self) -> bool:
+        """Whether its length must be chosen before it is generated."""
+        return self.tokens == 0 and not self.original and not self.open_end
 
 
-Pieces = tuple[str | Hole, ...]
-_HOLE = re.compile(r"_{3,}(?:\{(\d+)\})?")
+Pieces = tuple[str | Span, ...]
+_SPAN = re.compile(r"_{3,}(?:\{(\d+)\})?")
 
 
 def parse_template(template: str) -> Pieces:
@@ -45,11 +46,11 @@ def parse_template(template: str) -> Pieces:
       UserError: there is no hole, or one of no tokens.
     """
     pieces, at = [], 0
-    for found in _HOLE.finditer(template):
+    for found in _SPAN.finditer(template):
         if found[1] and int(found[1]) < 1:
             raise UserError(f"template {template!r}: {found[0]} is a hole of no tokens.")
         last = found.end() == len(template) and not found[1]
-        pieces += [template[at : found.start()], Hole(int(found[1] or 0), last=last)]
+        pieces += [template[at : found.start()], Span(int(found[1] or 0), open_end=last)]
         at = found.end()
     if not pieces:
         raise UserError(f"template {template!r} has no hole: write ____ or ____{{5}} where one is.")
@@ -88,29 +89,29 @@ def cut_spans(text: str, spans: list[tuple[int, int]]) -> Pieces:
         raise UserError(f"span {begin}:{end} ends outside the text of {len(text)} characters.")
     pieces, at = [], 0
     for begin, end in spans:
-        pieces += [text[at:begin], Hole(was=text[begin:end])]
+        pieces += [text[at:begin], Span(original=text[begin:end])]
         at = end
     return tuple(piece for piece in (*pieces, text[at:]) if piece)
 
 
-class Row(NamedTuple):
+class TokenRow(NamedTuple):
     """A text laid out in a window of L tokens.
 
     Attributes:
-      tokens_L: known tokens, what is to be revised, and masks elsewhere.
+      tokens_L: observed tokens, what is to be revised, and masks elsewhere.
       segments_L: 1 within the text, 0 beyond its length.
-      known_L: true where tokens are known.
-      inside_L: true where the text cannot end.
+      observed_L: true where tokens are observed.
+      no_end_L: true where the text cannot end.
     """
 
     tokens_L: np.ndarray
     segments_L: np.ndarray
-    known_L: np.ndarray
-    inside_L: np.ndarray
+    observed_L: np.ndarray
+    no_end_L: np.ndarray
 
 
 @dataclass(frozen=True)
-class Outline:
+class Template:
     """Pieces of a text with their tokens; every hole but a last one has its length.
 
     Attributes:
@@ -122,12 +123,14 @@ class Outline:
     tokens: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, pieces: Pieces, tokenizer: Tokenizer) -> "Outline":
+    def of(cls, pieces: Pieces, tokenizer: Tokenizer) -> "Template":
         """The outline of these pieces, free holes with no tokens yet."""
         tokens = []
         for i, piece in enumerate(pieces):
-            if isinstance(piece, Hole):
-                ids = _encode(tokenizer, piece.was) if piece.was else [MASK] * piece.tokens
+            if isinstance(piece, Span):
+                ids = (
+                    _encode(tokenizer, piece.original) if piece.original else [MASK] * piece.tokens
+                )
             else:
                 # Words bring the space before them along: one at the end belongs to the hole.
                 follows = i + 1 < len(pieces)
@@ -136,11 +139,11 @@ class Outline:
         return cls(pieces, tuple(tokens))
 
     @property
-    def free(self) -> list[int]:
+    def open_spans(self) -> list[int]:
         """Which pieces are holes of open length."""
-        return [i for i, p in enumerate(self.pieces) if isinstance(p, Hole) and p.free]
+        return [i for i, p in enumerate(self.pieces) if isinstance(p, Span) and p.open_length]
 
-    def with_lengths(self, lengths: dict[int, int]) -> "Outline":
+    def with_lengths(self, lengths: dict[int, int]) -> "Template":
         """The same with so many tokens in these pieces."""
         tokens = list(self.tokens)
         for i, length in lengths.items():
@@ -148,53 +151,55 @@ class Outline:
         return replace(self, tokens=tuple(tokens))
 
     @property
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         """Whether the text ends wherever it likes."""
-        return isinstance(self.pieces[-1], Hole) and self.pieces[-1].last
+        return isinstance(self.pieces[-1], Span) and self.pieces[-1].open_end
 
     @property
-    def has_holes(self) -> bool:
-        """Whether known text, if only its end, follows what is to be written."""
-        return any(isinstance(piece, Hole) and not piece.last for piece in self.pieces)
+    def infills(self) -> bool:
+        """Whether observed text, if only its end, follows what is to be generated."""
+        return any(isinstance(piece, Span) and not piece.open_end for piece in self.pieces)
 
     @property
-    def known_tokens(self) -> int:
-        """How many tokens are known, or have their place."""
+    def fixed_tokens(self) -> int:
+        """How many tokens are observed, or have their place."""
         return sum(map(len, self.tokens))
 
-    def lay_out(self, window: int, length: int, round_to: int, per_latent: int) -> Row:
+    def to_row(
+        self, window: int, length: int, pad_to_multiple: int, tokens_per_latent: int
+    ) -> TokenRow:
         """The text in a row of ``window`` tokens.
 
         Args:
           window: L.
           length: of a text that goes on, end token included.
-          round_to: texts end at multiples of this.
-          per_latent: tokens of a latent, which is known if all of them are.
+          pad_to_multiple: texts end at multiples of this.
+          tokens_per_latent: tokens of a latent, which is observed if all of them are.
         """
-        tokens, known = [], []
+        tokens, observed = [], []
         for piece, ids in zip(self.pieces, self.tokens, strict=True):
             tokens += ids
-            known += [not isinstance(piece, Hole)] * len(ids)
-        if not self.goes_on:
+            observed += [not isinstance(piece, Span)] * len(ids)
+        if not self.continues:
             tokens.append(EOS)
-            tokens += [PAD] * (-len(tokens) % round_to)
-            known += [True] * (len(tokens) - len(known))
+            tokens += [PAD] * (-len(tokens) % pad_to_multiple)
+            observed += [True] * (len(tokens) - len(observed))
             length = len(tokens)
         rest = window - len(tokens)
-        inside_L = np.array([not k for k in known] + [False] * rest)
-        known_L = np.array(known + [False] * rest).reshape(-1, per_latent).all(axis=1)
-        return Row(
+        no_end_L = np.array([not o for o in observed] + [False] * rest)
+        observed_L = np.array(observed + [False] * rest).reshape(-1, tokens_per_latent).all(axis=1)
+        return TokenRow(
             np.array(tokens + [MASK] * rest, np.int32),
             (np.arange(window) < length).astype(np.int32),
-            np.repeat(known_L, per_latent),
-            inside_L,
+            np.repeat(observed_L, tokens_per_latent),
+            no_end_L,
         )
 
-    def read(self, written_L: np.ndarray, length: int, tokenizer: Tokenizer):
-        """Token ids and text of a finished row, known text as it was given to the last byte.
+    def from_row(self, generated_L: np.ndarray, length: int, tokenizer: Tokenizer):
+        """Token ids and text of a finished row, observed text as it was given to the last byte.
 
         Args:
-          written_L: the row.
+          generated_L: the row.
           length: of a text that goes on; it ends before, at its end token.
           tokenizer: of the model.
 
@@ -203,19 +208,19 @@ class Outline:
         """
         ids, text = [], ""
         for piece, given in zip(self.pieces, self.tokens, strict=True):
-            if not isinstance(piece, Hole):
+            if not isinstance(piece, Span):
                 ids += given
                 text += piece
                 continue
-            end = length if piece.last else len(ids) + len(given)
-            filled = [int(token) for token in written_L[len(ids) : end]]
-            if piece.last:
+            end = length if piece.open_end else len(ids) + len(given)
+            filled = [int(token) for token in generated_L[len(ids) : end]]
+            if piece.open_end:
                 stop = next((i for i, t in enumerate(filled) if t in (EOS, PAD)), len(filled) - 1)
                 filled = filled[: stop + 1]
             ids += filled
             words = tokenizer.decode(filled)
             text += words.removeprefix(" ") if text.endswith(" ") else words
-        if not self.goes_on:
+        if not self.continues:
             ids.append(EOS)
         return ids, text
 

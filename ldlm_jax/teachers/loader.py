@@ -10,20 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldlm_jax.config import Experiment
 from ldlm_jax.data.dataset import Prepared, read_split, write_features
 from ldlm_jax.errors import UserError
-from ldlm_jax.pretrained.load import load_pretrained
+from ldlm_jax.pretrained.load import abstract_pretrained, load_pretrained
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
-from ldlm_jax.pretrained.zoo import find_model, fingerprint
+from ldlm_jax.pretrained.zoo import checksum, find_model
 from ldlm_jax.teachers.teacher import PretrainedTeacher
-from ldlm_jax.teachers.token_alignment import TeacherRows
+from ldlm_jax.teachers.token_alignment import AddTeacherTokens
 
 # Rows of which features are computed at once when a cache is written.
 _ROWS = 16
 
 
-class Guide(NamedTuple):
+class LoadedTeacher(NamedTuple):
     """What the step needs of a teacher.
 
     Attributes:
@@ -41,43 +40,57 @@ class Guide(NamedTuple):
     add: Callable[[dict], dict] | None = None
 
 
-def load_guide(experiment: Experiment, prepared: Prepared, mesh) -> Guide | None:
+def load_teacher(experiment, prepared: Prepared, mesh) -> LoadedTeacher | None:
     """The teacher of an experiment; None if no phase aligns with one.
 
     Raises:
       UserError: it cannot be had, or does not fit this run.
     """
-    said = experiment.teacher
+    config = experiment.teacher
     if not experiment.aligned:
         return None
-    if said.cached:
+    if config.cached:
         return _from_cache(experiment, prepared)
     return _pretrained(experiment, prepared, mesh)
 
 
-def _pretrained(experiment: Experiment, prepared: Prepared, mesh) -> Guide:
-    said, path = experiment.teacher, find_model(experiment.teacher.model)
-    model = load_pretrained(
-        path, mesh=mesh, rules=experiment.sharding, dtype=jnp.dtype(said.dtype), layers=said.layers
-    )
+def _pretrained(experiment, prepared: Prepared, mesh) -> LoadedTeacher:
+    config, path = experiment.teacher, find_model(experiment.teacher.model)
+    model = load_pretrained(path, **_placed(experiment, mesh))
     tokenizer = PretrainedTokenizer.load(path)
-    add = TeacherRows(prepared.tokenizer, tokenizer, said.tokens(experiment.data.window))
-    teacher = PretrainedTeacher.of(said, model, experiment.text_vae["tokens_per_latent"])
-    return Guide(teacher.width, teacher, model.params, add=add)
+    add = AddTeacherTokens(prepared.tokenizer, tokenizer, config.tokens(experiment.data.window))
+    teacher = PretrainedTeacher.of(config, model, experiment.text_vae["tokens_per_latent"])
+    return LoadedTeacher(teacher.width, teacher, model.params, add=add)
+
+
+def abstract_teacher(experiment, mesh) -> LoadedTeacher | None:
+    """What ``load_teacher`` would return, parameters as shapes: for plans."""
+    if not experiment.aligned:
+        return None
+    config = experiment.teacher
+    model = abstract_pretrained(find_model(config.model), **_placed(experiment, mesh))
+    teacher = PretrainedTeacher.of(config, model, experiment.text_vae["tokens_per_latent"])
+    return LoadedTeacher(teacher.width, teacher, model.params)
+
+
+def _placed(experiment, mesh) -> dict:
+    config = experiment.teacher
+    return {"mesh": mesh, "rules": experiment.sharding, "dtype": jnp.dtype(config.dtype),
+            "layers": config.layers}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- cache
 
 
-def _stamp(experiment: Experiment) -> dict:
+def _stamp(experiment) -> dict:
     """All that the features of a row depend on but the row itself."""
-    said = experiment.teacher
+    config = experiment.teacher
     return {
-        "teacher": said.model,
-        "files": fingerprint(find_model(said.model)),
-        "layer": said.layer,
-        "dtype": said.dtype,
-        "tokens": said.tokens(experiment.data.window),
+        "teacher": config.model,
+        "files": checksum(find_model(config.model)),
+        "layer": config.layer,
+        "dtype": config.dtype,
+        "tokens": config.tokens(experiment.data.window),
         "tokens_per_latent": experiment.text_vae["tokens_per_latent"],
     }
 
@@ -87,7 +100,7 @@ def _cache_folder(stamp: dict, prepared: Prepared) -> Path:
     return prepared.packed.with_name(f"{prepared.packed.name}-features-{digest}")
 
 
-def _from_cache(experiment: Experiment, prepared: Prepared) -> Guide:
+def _from_cache(experiment, prepared: Prepared) -> LoadedTeacher:
     stamp = _stamp(experiment)
     folder = _cache_folder(stamp, prepared)
     file = folder / "stamp.json"
@@ -101,11 +114,11 @@ def _from_cache(experiment: Experiment, prepared: Prepared) -> Guide:
     def add(row: dict) -> dict:
         return row | {"teacher": row.pop("features").view(jnp.bfloat16)}
 
-    return Guide(json.loads(file.read_text())["width"], cache=folder, add=add)
+    return LoadedTeacher(json.loads(file.read_text())["width"], cache=folder, add=add)
 
 
-def write_cache(experiment: Experiment, prepared: Prepared, mesh) -> Path:
-    """Write the features of every training row, bf16; with all in place, just find them.
+def write_cache(experiment, prepared: Prepared, mesh) -> Path:
+    """Write the features of every training row, bf16; with all there, just find them.
 
     Raises:
       UserError: the config names no open model.
@@ -116,20 +129,20 @@ def write_cache(experiment: Experiment, prepared: Prepared, mesh) -> Path:
     folder = _cache_folder(stamp, prepared)
     if (folder / "stamp.json").is_file():
         return folder
-    guide = _pretrained(experiment, prepared, mesh)
-    places = experiment.data.window // experiment.text_vae["tokens_per_latent"]
-    write_features(folder, (places, guide.width), _features(guide, prepared))
-    (folder / "stamp.json").write_text(json.dumps(stamp | {"width": guide.width}) + "\n")
+    loaded = _pretrained(experiment, prepared, mesh)
+    positions = experiment.data.window // experiment.text_vae["tokens_per_latent"]
+    write_features(folder, (positions, loaded.width), _features(loaded, prepared))
+    (folder / "stamp.json").write_text(json.dumps(stamp | {"width": loaded.width}) + "\n")
     return folder
 
 
-def _features(guide: Guide, prepared: Prepared) -> Iterator[dict]:
-    run = jax.jit(guide.teacher.features)
+def _features(loaded: LoadedTeacher, prepared: Prepared) -> Iterator[dict]:
+    run = jax.jit(loaded.teacher.features)
     source = read_split(prepared.packed, "train")
     for first in range(0, len(source), _ROWS):
-        rows = [guide.add(source[i]) for i in range(first, min(first + _ROWS, len(source)))]
+        rows = [loaded.add(source[i]) for i in range(first, min(first + _ROWS, len(source)))]
         rows += [rows[-1]] * (_ROWS - len(rows))
         batch = jax.tree.map(lambda *x: np.stack(x), *rows)
-        features = np.asarray(run(guide.params, batch).astype(jnp.bfloat16)).view(np.uint16)
+        features = np.asarray(run(loaded.params, batch).astype(jnp.bfloat16)).view(np.uint16)
         for row in features[: len(source) - first]:
             yield {"features": row}

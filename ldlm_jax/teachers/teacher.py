@@ -8,16 +8,19 @@ Shape letters: B rows, L tokens, N latents, T teacher tokens, H feature width.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.errors import UserError, fits_type
+from ldlm_jax.errors import UserError
 from ldlm_jax.models.kernels.splash import LANES
+from ldlm_jax.models.lowering import Dtype
 from ldlm_jax.pretrained import decoder_lm, encoder_lm
 from ldlm_jax.pretrained.decoder_lm import DecoderConfig
 from ldlm_jax.pretrained.encoder_lm import EncoderConfig
 from ldlm_jax.pretrained.load import Pretrained
+from ldlm_jax.validate import Natural, fits_type
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class TeacherConfig:
     """Whose features the latents are aligned with; nobody's without a ``model``.
 
     Attributes:
-      model: a named model (``teachers.named``), a folder with ``config.json`` and safetensors, or
+      model: a named model (``pretrained.zoo``), a folder with ``config.json`` and safetensors, or
         a ``.gguf`` file.
       layer: hidden state of the model, 0 (embeddings) up to its number of blocks; negative ones
         count from the last. The third from last is TextLDM's choice (arXiv 2605.07748). Or several,
@@ -40,22 +43,16 @@ class TeacherConfig:
 
     model: str = ""
     layer: int | tuple[int, ...] = -3
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     cached: bool = False
-    window: int = 0
-    attention: str = "xla"
+    window: Natural = 0
+    attention: Literal["xla", "splash"] = "xla"
 
     def __post_init__(self):
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"teacher.dtype = {self.dtype!r}: choose 'float32' or 'bfloat16'.")
-        if self.attention not in ("xla", "splash"):
-            raise UserError(f"teacher.attention = {self.attention!r}: choose 'xla' or 'splash'.")
         if not self.layers or not all(fits_type(layer, int) for layer in self.layers):
             raise UserError(
                 f"teacher.layer = {self.layer!r}: give a whole number, or several as (3, -3)."
             )
-        if self.window < 0:
-            raise UserError(f"teacher.window = {self.window}: at least 0.")
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ def decodable(raw: bytes) -> tuple[str, int]:
 
 
 @dataclass(frozen=True)
-class TeacherRows:
+class AddTeacherTokens:
     """Adds what a teacher needs to a row of ``tokens`` and ``segments`` (L,).
 
     Attributes:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.parallel.distributed import Processes, call_roll, join
+from ldlm_jax.parallel.distributed import Processes, join, rendezvous
 
 DEVICES = 4
 
@@ -105,7 +105,7 @@ def test_the_roll_names_who_is_missing():
 
     def report(index):
         try:
-            call_roll(Processes(address, 4, index, timeout=3))
+            rendezvous(Processes(address, 4, index, timeout=3))
         except UserError as error:
             errors[index] = str(error)
 
@@ -119,14 +119,14 @@ def test_the_roll_names_who_is_missing():
 
 def test_nobody_answers():
     with pytest.raises(UserError, match="process 0 of 2 did not join within 1 s"):
-        call_roll(Processes(f"localhost:{free_port()}", 2, 1, timeout=1))
+        rendezvous(Processes(f"localhost:{free_port()}", 2, 1, timeout=1))
 
 
 def test_all_present():
     address, done = f"localhost:{free_port()}", []
 
     def report(index):
-        call_roll(Processes(address, 3, index, timeout=20))
+        rendezvous(Processes(address, 3, index, timeout=20))
         done.append(index)
 
     threads = [threading.Thread(target=report, args=(i,)) for i in range(3)]

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ldlm_jax.models.lowering import UNSEEN, scores_of
-from ldlm_jax.models.token_layout import ALL, OWN, Sight
+from ldlm_jax.models.kernels.scores import MASKED, masked_scores
+from ldlm_jax.models.masks import ALL, SAME_BLOCK, AttentionMask
 
 # Of this the exponential is nothing in fp32, and still an ordinary number on every backend.
 _LEAST = -80.0
 
 
 def ring_axis(q_BxNxHxK: jax.Array, keys: tuple[jax.Array, ...]) -> str | None:
-    """The mesh axis that splits positions, if there is one in force and these rows divide."""
+    """The mesh axis that splits positions, if there is one in use and these rows divide."""
     (axis,) = nn.logical_to_mesh_axes(("sequence",))
     mesh = jax.sharding.get_abstract_mesh()
     if axis is None or axis not in mesh.axis_names:
@@ -27,14 +27,14 @@ def ring_axis(q_BxNxHxK: jax.Array, keys: tuple[jax.Array, ...]) -> str | None:
     return axis if all(length % mesh.shape[axis] == 0 for length in lengths) else None
 
 
-def ring(q_BxNxHxK, keys, values, sight: Sight, offset_bias, axis: str) -> jax.Array:
+def ring(q_BxNxHxK, keys, values, mask: AttentionMask, offset_bias, axis: str) -> jax.Array:
     """Ring attention (Liu et al. 2023): keys travel from device to device along the mesh axis that
     splits the positions, and each device keeps a running softmax of its own queries.
 
-    Blocks that only see themselves lie within a device and do not travel.
+    Blocks that attend to themselves alone lie within a device and do not travel.
     """
-    if ALL in sight.rules:
-        raise ValueError("attention 'ring' knows no time tokens: set dit.time_tokens=0.")
+    if ALL in mask.rules:
+        raise ValueError("attention 'ring' takes no time tokens: set dit.time_tokens=0.")
     split = PartitionSpec(None, axis)
     rows = jax.shard_map(
         partial(_ring_of_one, axis=axis),
@@ -43,10 +43,12 @@ def ring(q_BxNxHxK, keys, values, sight: Sight, offset_bias, axis: str) -> jax.A
         axis_names={axis},
         check_vma=False,
     )
-    return rows(q_BxNxHxK, keys, values, sight, offset_bias)
+    return rows(q_BxNxHxK, keys, values, mask, offset_bias)
 
 
-def _ring_of_one(q_BxNxHxK, keys, values, sight: Sight, offset_bias, *, axis: str) -> jax.Array:
+def _ring_of_one(
+    q_BxNxHxK, keys, values, mask: AttentionMask, offset_bias, *, axis: str
+) -> jax.Array:
     """The attention of this device's queries."""
     size = jax.lax.axis_size(axis)
     B, N, H, K = q_BxNxHxK.shape
@@ -54,12 +56,12 @@ def _ring_of_one(q_BxNxHxK, keys, values, sight: Sight, offset_bias, *, axis: st
     total = (
         jnp.zeros((B, N, H, K), jnp.float32),
         jnp.zeros((B, H, N, 1), jnp.float32),
-        jnp.full((B, H, N, 1), UNSEEN, jnp.float32),
+        jnp.full((B, H, N, 1), MASKED, jnp.float32),
     )
     travelling = []
-    for index, rule in enumerate(sight.rules):
-        part = keys[index], values[index], sight.part(index)
-        if rule == OWN and sight.query.block_size and N % sight.query.block_size == 0:
+    for index, rule in enumerate(mask.rules):
+        part = keys[index], values[index], mask.part(index)
+        if rule == SAME_BLOCK and mask.query.block_size and N % mask.query.block_size == 0:
             total = add(total, *part)
         else:
             travelling.append(part)
@@ -81,15 +83,15 @@ def _ring_of_one(q_BxNxHxK, keys, values, sight: Sight, offset_bias, *, axis: st
     return (weighted / weight.swapaxes(1, 2)).astype(q_BxNxHxK.dtype)
 
 
-def _add_part(q_BxNxHxK, total, k, v, sight: Sight, offset_bias):
+def _add_part(q_BxNxHxK, total, k, v, mask: AttentionMask, offset_bias):
     """A running softmax (sum, weight, largest score) with another part of the keys."""
     weighted, weight, largest = total
-    scores = scores_of(q_BxNxHxK, k, sight, offset_bias)
+    scores = masked_scores(q_BxNxHxK, k, mask, offset_bias)
     # The result does not depend on what is subtracted, so no gradient need flow through it.
     new_largest = jax.lax.stop_gradient(jnp.maximum(largest, scores.max(-1, keepdims=True)))
     shrink = jnp.exp(jnp.maximum(largest - new_largest, _LEAST))
-    # Where nothing has been seen yet every score is equally low; none of it may count.
-    seen = scores > UNSEEN
+    # Where all keys so far are masked every score is equally low; none of it may count.
+    seen = scores > MASKED
     p = jnp.where(seen, jnp.exp(jnp.where(seen, scores - new_largest, 0.0)), 0.0)
     added = jnp.einsum("bhnr,brhk->bnhk", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
     weighted = weighted * shrink.swapaxes(1, 2) + added

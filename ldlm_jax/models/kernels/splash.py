@@ -10,7 +10,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from ldlm_jax.models.lowering import platform
-from ldlm_jax.models.token_layout import ALL, EARLIER, OWN, READ, UP_TO, Places, Sight, positions_of
+from ldlm_jax.models.masks import (
+    ALL,
+    BLOCK_CAUSAL,
+    CAUSAL,
+    PREVIOUS_BLOCKS,
+    SAME_BLOCK,
+    AttentionMask,
+)
+from ldlm_jax.models.token_layout import TokenLayout, positions_in
 
 # Rows are multiples of this; queries and keys that the kernel handles at once, the most first.
 LANES = 128
@@ -24,27 +32,27 @@ def fits(q_BxNxHxK, keys) -> bool:
 
 
 def _span(rules: tuple[str, ...], place, start, end):
-    """Where queries' blocks begin and end, as one number each; of text that is read, the end is
-    the query itself."""
-    return (start << _BITS) + (place + 1 if READ in rules else end)
+    """Where queries' blocks begin and end, as one number each; of clean text the end is the
+    query itself."""
+    return (start << _BITS) + (place + 1 if CAUSAL in rules else end)
 
 
-def _spans(places: Places, rules: tuple[str, ...]) -> jax.Array:
+def _spans(layout: TokenLayout, rules: tuple[str, ...]) -> jax.Array:
     """The span of every query (B, N), int32, which may differ by row."""
-    place_N = jnp.arange(places.blocks_BxN.shape[1])
+    place_N = jnp.arange(layout.block_ids_BxN.shape[1])
     # Of blocks alone: a document's positions need not lie together, and the kernel knows segments.
-    start_BxN = place_N - positions_of(places.blocks_BxN)
-    end_BxN = place_N + 1 + positions_of(places.blocks_BxN[:, ::-1])[:, ::-1]
+    start_BxN = place_N - positions_in(layout.block_ids_BxN)
+    end_BxN = place_N + 1 + positions_in(layout.block_ids_BxN[:, ::-1])[:, ::-1]
     return _span(rules, place_N, start_BxN, end_BxN)
 
 
-def _sees(rules: tuple[str, ...], length: int):
-    """Whether a query sees a key, from its span and the key's place among all parts."""
+def _attends(rules: tuple[str, ...], length: int):
+    """Whether a query attends to a key, from its span and the key's place among all parts."""
     seen = {
-        UP_TO: lambda place, start, end: place < end,
-        READ: lambda place, start, end: place < end,
-        EARLIER: lambda place, start, end: place < start,
-        OWN: lambda place, start, end: (place >= start) & (place < end),
+        BLOCK_CAUSAL: lambda place, start, end: place < end,
+        CAUSAL: lambda place, start, end: place < end,
+        PREVIOUS_BLOCKS: lambda place, start, end: place < start,
+        SAME_BLOCK: lambda place, start, end: (place >= start) & (place < end),
     }
 
     def sees(span, key):
@@ -68,17 +76,17 @@ def _kernel(rules: tuple[str, ...], length: int, block_size: int, heads: int, sh
         splash_attention_kernel as kernels,
     )
     from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_mask as masks,
+        splash_attention_mask as splash_masks,
     )
 
-    class InSight(masks._ComputableMask):
+    class InBlocks(splash_masks._ComputableMask):
         __hash__ = object.__hash__
         __eq__ = object.__eq__
 
     place, size = np.arange(length, dtype=np.int32), block_size or length
     start = place // size * size
-    mask = InSight((length, length * len(rules)), _sees(rules, length))
-    mask.q_sequence = _span(rules, place, start, start + size)
+    tiles = InBlocks((length, length * len(rules)), _attends(rules, length))
+    tiles.q_sequence = _span(rules, place, start, start + size)
     tile = next(size for size in _TILES if length % size == 0)
     sizes = kernels.BlockSizes(
         block_q=tile, block_kv=tile, block_kv_compute=tile, block_q_dkv=tile, block_kv_dkv=tile,
@@ -90,8 +98,9 @@ def _kernel(rules: tuple[str, ...], length: int, block_size: int, heads: int, sh
         else kernels.make_splash_mqa_single_device
     )
     made = make(
-        masks.MultiHeadMask([mask] * (heads if sharing == 1 else sharing)), block_sizes=sizes,
-        residual_checkpoint_name="attended", interpret=platform() == "cpu",
+        splash_masks.MultiHeadMask([tiles] * (heads if sharing == 1 else sharing)),
+        block_sizes=sizes, residual_checkpoint_name="attended",
+        interpret=platform() == "cpu",
     )  # fmt: skip
 
     def of_row(q, k, v, query_segments, key_segments, span):
@@ -109,30 +118,30 @@ def _kernel(rules: tuple[str, ...], length: int, block_size: int, heads: int, sh
     return of_row
 
 
-def splash(q_BxNxHxK, keys, values, sight: Sight, offset_bias) -> jax.Array:
+def splash(q_BxNxHxK, keys, values, mask: AttentionMask, offset_bias) -> jax.Array:
     """The TPU kernel, which computes no tile that the mask leaves empty.
 
     Each device runs it on its rows and heads; other backends interpret it (slowly, for tests).
     """
-    if offset_bias is not None or ALL in sight.rules:
+    if offset_bias is not None or ALL in mask.rules:
         raise ValueError(
-            "attention 'splash' knows neither a bias by offset nor time tokens: set "
+            "attention 'splash' takes neither a bias by offset nor time tokens: set "
             "dit.offset_radius=0 and dit.time_tokens=0."
         )
     N, K = q_BxNxHxK.shape[1], q_BxNxHxK.shape[-1]
 
-    def of_device(q, keys, values, *of_places):
+    def of_device(q, keys, values, *of_layout):
         sharing = q.shape[2] // keys.shape[2]
-        of_row = _kernel(sight.rules, N, sight.query.block_size, q.shape[2], sharing)
+        of_row = _kernel(mask.rules, N, mask.query.block_size, q.shape[2], sharing)
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (q * K**-0.5, keys, values))
-        return jax.vmap(of_row)(*heads_first, *of_places).swapaxes(1, 2)
+        return jax.vmap(of_row)(*heads_first, *of_layout).swapaxes(1, 2)
 
     inputs = (
         q_BxNxHxK,
         *(jnp.concatenate(parts, axis=1) for parts in (keys, values)),
-        sight.query.segments_BxN,
-        jnp.concatenate([part.segments_BxN for part in sight.keys], axis=1),
-        _spans(sight.query, sight.rules),
+        mask.query.segment_ids_BxN,
+        jnp.concatenate([part.segment_ids_BxN for part in mask.keys], axis=1),
+        _spans(mask.query, mask.rules),
     )
     if jax.sharding.get_abstract_mesh().empty:
         return of_device(*inputs)
