@@ -22,7 +22,7 @@ def get_config() -> dict:
         runpy.run_path(str(Path(__file__).with_name(name)))["get_config"]()
         for name in ("web_cpu.py", "ldlm_130m_v5e_16.py")
     )
-    config["data"] |= {"round_to": 4}
+    config["data"] |= {"pad_to_multiple": 4}
     config["text_vae"] = demo["text_vae"] | {"width": 1536, "heads": 12}
     config["autoencoding"] = demo["autoencoding"]
     config["diffusion"] = demo["diffusion"] | {"prefix": 0.3, "suffix": 0.0, "infill": 0.0}

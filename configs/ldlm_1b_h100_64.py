@@ -17,6 +17,6 @@ def get_config() -> dict:
     config = runpy.run_path(str(Path(__file__).with_name("ldlm_1b_v5e_256.py")))["get_config"]()
     config["text_vae"] |= {"attention": "cudnn", "remat": "attention"}
     config["dit"] |= {"attention": "cudnn"}
-    config["train"] |= {"batch_size": 2048, "microbatches": 2, "logit_parts": 8}
+    config["train"] |= {"batch_size": 2048, "microbatches": 2, "logit_chunks": 8}
     config["mesh"] = {"slice": 8, "data": 1, "fsdp": -1}
     return config

@@ -29,7 +29,7 @@ def get_config() -> dict:
         "dtype": "bfloat16",
         "cached": True,
     }
-    config["alignment"] = {"site": "reading", "block": 3}
+    config["alignment"] = {"site": "clean_pass", "block": 3}
     for phase in config["phases"]:
         phase["alignment"] = 4.0
     return config

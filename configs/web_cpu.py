@@ -19,7 +19,7 @@ def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
     together = {"reconstruction": 0.0, "encoder_gradient": 1.0}
     return {
-        "data": {"source": "web", "vocab_size": 4096, "window": 64, "round_to": 4},
+        "data": {"source": "web", "vocab_size": 4096, "window": 64, "pad_to_multiple": 4},
         # A latent for each token alone, and a decoder that reads the DiT's trunk.
         "text_vae": {
             "width": 192,
@@ -41,9 +41,9 @@ def get_config() -> dict:
             "token_posterior": True,
             "token_loss": 1.0,
             "self_condition": 0.0,
-            "own_times": 0.5,
-            "blocks_of_one": 0.5,
-            "foresight": 0.5,
+            "per_token_times": 0.5,
+            "single_token_blocks": 0.5,
+            "next_token_prior": 0.5,
             "time_location": 2.5,
             "prefix": 0.1,
             "suffix": 0.05,
@@ -56,7 +56,7 @@ def get_config() -> dict:
             "eval_every": 1500,
             "checkpoint_every": 500,
         },
-        "sample": {"steps": 20, "solver": "ancestral", "top_p": 0.8, "lag": 3.0},
+        "sample": {"steps": 20, "solver": "ancestral", "top_p": 0.8, "time_offset": 3.0},
         # First a language model at half the cost of a step, then what writes from noise beside it.
         # Latents and denoiser learn together: the tokens' cross-entropy keeps the latents apart.
         "phases": [

@@ -8,7 +8,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from jax.sharding import NamedSharding
+import jax
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from ldlm_jax.checkpoint import Checkpoints
@@ -197,7 +198,18 @@ class LoadedRun:
         return rows, sharding
 
 
-def load_run(path: str | Path, step: int | None = None, mesh: MeshConfig | None = None):
+def _sampling_mesh(experiment: Experiment, vocab_size: int, devices: list) -> Mesh:
+    """Each device holds a share of the parameters, or all where they do not divide."""
+    split = make_mesh(MeshConfig(data=1, fsdp=-1), devices)
+    networks = experiment.networks(vocab_size)
+    try:
+        abstract_average(networks, experiment.data.window, split, experiment.sharding)
+    except UserError:
+        return make_mesh(MeshConfig(), devices)
+    return split
+
+
+def load_run(path: str | Path, step: int | None = None, devices: list | None = None) -> LoadedRun:
     """Read a run: its newest readable checkpoint, or the one of a step.
 
     Of the checkpoint the averaged parameters alone are read, onto the devices of this process: the
@@ -206,14 +218,15 @@ def load_run(path: str | Path, step: int | None = None, mesh: MeshConfig | None 
     Args:
       path: the run's folder.
       step: a certain step instead of the newest.
-      mesh: how the devices are arranged; by default, copies on all of them.
+      devices: which to use; all by default.
 
     Raises:
       UserError: no run folder, no checkpoint, or none that can be read; or its backbone is gone.
     """
     workdir = Workdir(Path(path))
     experiment, tokenizer, facts = workdir.open()
-    mesh = make_mesh(mesh or MeshConfig())
+    devices = jax.local_devices() if devices is None else devices
+    mesh = _sampling_mesh(experiment, tokenizer.vocab_size, devices)
     assembly = build(experiment, mesh, tokenizer.vocab_size)
     if assembly.backbone.checksum != _backbone_of(facts):
         raise UserError(

@@ -33,7 +33,8 @@ OBJECTS = ("the people", "his father", "the LORD", "Jerusalem", "the whole house
 
 # Overrides that make a model of blocks of configs/debug.py.
 IN_BLOCKS = (
-    "diffusion.block_size=4", "data.pad_to_multiple=4", "dit.time_tokens=0", "text_vae.decoder_layers=0",
+    "diffusion.block_size=4", "data.pad_to_multiple=4", "dit.time_tokens=0",
+    "text_vae.decoder_layers=0",
 )  # fmt: skip
 # The demo's recipe.
 DEMO = (

@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 
 from ldlm_jax.models.attention import attend
-from ldlm_jax.models.token_layout import (
-    block_causal,
-    denoising_mask,
-    prefill_mask,
-    token_layout,
-)
+from ldlm_jax.models.masks import block_causal, denoising_mask, prefill_mask
+from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
 

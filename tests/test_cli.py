@@ -1,5 +1,6 @@
 """The commands as a user types them: train, resume, sample, eval, and every refusal."""
 
+import argparse
 import json
 import math
 import os
@@ -10,14 +11,14 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from ldlm_jax.sampling.flags import DIALS
 
 from ldlm_jax.cli import main
 from ldlm_jax.data import pipeline
 from ldlm_jax.evals import quality
 from ldlm_jax.evals.report import rows_of
 from ldlm_jax.evals.scorer import Score
-from ldlm_jax.sampling.request import SampleConfig
+from ldlm_jax.sampling.config import SampleConfig
+from ldlm_jax.sampling.output import add_knobs
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +67,12 @@ def test_sample_prints_and_writes(trained, tmp_path, capsys):
     assert [r["steps"] for r in mixed] == [4, 2] and mixed[0]["text"].startswith("My son")
 
 
-def test_every_setting_has_a_flag_and_every_flag_a_setting():
-    settings = {field.name: field.type for field in fields(SampleConfig)}
-    assert {name: kind for name, kind, _ in DIALS} == settings
+def test_every_knob_has_a_flag_and_old_names_are_understood():
+    parser = argparse.ArgumentParser()
+    add_knobs(parser)
+    args = parser.parse_args(["--workdir", "x", "--lag", "2", "--choose", "mbr", "--top-p", "0.5"])
+    assert (args.time_offset, args.rerank, args.top_p, args.steps) == (2.0, "mbr", 0.5, None)
+    assert {field.name for field in fields(SampleConfig)} <= set(vars(args))
 
 
 def test_holes_are_filled_and_files_revised(trained, tmp_path, capsys):

@@ -18,9 +18,9 @@ from ldlm_jax.data.dataset import (
     prepare,
     read_split,
     read_texts,
-    windows,
     write_dataset,
 )
+from ldlm_jax.data.packing import pack_rows
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.sources import load_documents
 from ldlm_jax.data.special_ids import EOS, PAD
@@ -61,8 +61,8 @@ def documents_of(rows):
 def test_windows_hold_every_document_once_and_whole(layout, round_to):
     rng = np.random.default_rng(0)
     documents = [list(rng.integers(3, 99, n)) for n in rng.integers(1, 15, 200)]
-    config = DataConfig(window=16, layout=layout, round_to=round_to)
-    rows = list(windows(documents, config))
+    config = DataConfig(window=16, packing=layout, pad_to_multiple=round_to)
+    rows = list(pack_rows(documents, config))
     found = list(documents_of(rows))
     assert all(len(d) % round_to == 0 for d in found)
     stripped = sorted(tuple(d[d != PAD]) for d in found)
@@ -78,7 +78,7 @@ def test_windows_hold_every_document_once_and_whole(layout, round_to):
 
 
 def test_long_documents_are_cut_and_only_the_last_piece_ends():
-    rows = list(windows([list(range(3, 43))], DataConfig(window=16)))
+    rows = list(pack_rows([list(range(3, 43))], DataConfig(window=16)))
     pieces = sorted(documents_of(rows), key=lambda p: p[0])
     assert np.concatenate(pieces).tolist() == [*range(3, 43), EOS]
     assert sum(EOS in p for p in pieces) == 1

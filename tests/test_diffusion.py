@@ -7,42 +7,47 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ldlm_jax.diffusion import schedule as path
 from ldlm_jax.diffusion import time_sampling as time
 from ldlm_jax.diffusion.conditioning import ObservedShares, draw_observed
 from ldlm_jax.diffusion.guidance import guide, guide_by_context
 from ldlm_jax.diffusion.objective import Objective
-from ldlm_jax.diffusion.solvers import (
-    EVALUATIONS,
-    SOLVERS,
-    EarlyStop,
-    Estimate,
-    Solver,
-    row_noise,
-)
+from ldlm_jax.diffusion.schedule import SCHEDULES, Cosine, RectifiedFlow
+from ldlm_jax.diffusion.solvers import SOLVERS, EarlyStop, Estimate, Solver, row_noise, solve
 from ldlm_jax.models.token_layout import token_layout
 
 MEAN = np.array([1.0, -2.0])
 COVARIANCE = np.array([[1.5, 0.8], [0.8, 0.7]])
 
 
-def gaussian_denoiser(z, t, _, rows):
-    """Exact law of z_0 given z_t when z_0 ~ N(MEAN, COVARIANCE) and z_t = (1 - t) z_0 + t eps."""
-    t = jnp.ravel(t)[0]
-    marginal = (1 - t) ** 2 * COVARIANCE + t**2 * jnp.eye(2)
-    gain = (1 - t) * COVARIANCE @ jnp.linalg.inv(marginal)
-    clean = MEAN + (z - (1 - t) * MEAN) @ gain.T
-    spread = jnp.linalg.cholesky((jnp.eye(2) - (1 - t) * gain) @ COVARIANCE)
-    return Estimate(clean, clean, clean + row_noise(rows, (2,)) @ spread.T)
+STRAIGHT = RectifiedFlow()
 
 
+def exact_denoiser(schedule):
+    """Exact distribution of z_0 given z_t = alpha z_0 + sigma eps, z_0 ~ N(MEAN, COVARIANCE)."""
+
+    def denoise(z, t, _, rows):
+        alpha, sigma = schedule.alpha(jnp.ravel(t)[0]), schedule.sigma(jnp.ravel(t)[0])
+        marginal = alpha**2 * COVARIANCE + sigma**2 * jnp.eye(2)
+        gain = alpha * COVARIANCE @ jnp.linalg.inv(marginal)
+        clean = MEAN + (z - alpha * MEAN) @ gain.T
+        spread = jnp.linalg.cholesky((jnp.eye(2) - alpha * gain) @ COVARIANCE)
+        return Estimate(clean, clean, clean + row_noise(rows, (2,)) @ spread.T)
+
+    return denoise
+
+
+gaussian_denoiser = exact_denoiser(STRAIGHT)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("law", [None, time.LogitNormal(0.5, 1.0)])
-def test_exact_velocity_recovers_the_distribution(solver, law):
+@pytest.mark.parametrize("distribution", [None, time.LogitNormal(0.5, 1.0)])
+def test_exact_velocity_recovers_the_distribution(solver, distribution, name):
     # 20,000 samples: standard error of a mean is below 0.009, of a covariance below 0.016.
     noise = jax.random.normal(jax.random.key(0), (20_000, 2))
-    steps = 50 if solver == "heun" else 300
-    z = solve(gaussian_denoiser, noise, times(steps, law), keys(noise), Solver(solver)).z
+    schedule, steps = SCHEDULES[name], 100 if solver == "heun" else 300
+    how = Solver(solver, schedule=schedule)
+    z = solve(exact_denoiser(schedule), noise, times(steps, distribution), keys(noise), how).z
     np.testing.assert_allclose(np.mean(z, axis=0), MEAN, atol=0.04)
     np.testing.assert_allclose(np.cov(z.T), COVARIANCE, atol=0.06)
 
@@ -85,20 +90,20 @@ def keys(noise):
     return jax.random.split(jax.random.key(1), len(noise))
 
 
-def times(steps, law=None):
+def times(steps, distribution=None):
     u = time.quantile_grid(steps)
-    return (u if law is None else law.quantile(u))[:, None]
+    return (u if distribution is None else distribution.quantile(u))[:, None]
 
 
 def test_orders_of_the_solvers():
     noise = jax.random.normal(jax.random.key(0), (256, 2))
 
     def error(solver, steps):
-        def solve(steps):
+        def solution(steps):
             grid = jnp.linspace(0.95, 0.05, steps + 1)[:, None]
             return solve(gaussian_denoiser, noise, grid, keys(noise), Solver(solver))[0]
 
-        return float(jnp.abs(solve(steps) - solve(1024)).mean())
+        return float(jnp.abs(solution(steps) - solution(1024)).mean())
 
     assert 1.7 < error("euler", 16) / error("euler", 32) < 2.4
     assert 3.3 < error("heun", 16) / error("heun", 32) < 5.0
@@ -139,8 +144,8 @@ def test_a_row_is_solved_alike_whatever_stands_beside_it(solver):
 def test_estimates_are_kept_for_every_step():
     noise = jax.random.normal(jax.random.key(0), (4, 2))
     found = solve(gaussian_denoiser, noise, times(7), keys(noise), Solver("euler"))
-    chex.assert_shape(found.said, (7, 4, 2))
-    chex.assert_trees_all_close(found.said[-1], found.z, atol=1e-5)
+    chex.assert_shape(found.extra, (7, 4, 2))
+    chex.assert_trees_all_close(found.extra[-1], found.z, atol=1e-5)
     assert found.steps_B.tolist() == [7] * 4
 
 
@@ -154,43 +159,63 @@ def test_rows_stop_when_they_are_told_to_and_do_not_care_for_the_others(solver):
         clean = 0.5 * z
         return Estimate(clean, clean, clean)
 
-    def look(count, said):
+    def update(count, extra):
         return count + 1, count + 1 >= limits
 
     start, grid = jax.random.normal(jax.random.key(0), (3, 2)), times(9)
     for limits in (jnp.array([2, 4, 3]), jnp.array([2, 9, 9])):
         seen.clear()
-        watch = EarlyStop(jnp.zeros(3, int), look)
+        watch = EarlyStop(jnp.zeros(3, int), update)
         found = solve(denoise, start, grid, keys(start), Solver(solver), watch)
         jax.effects_barrier()
         assert found.steps_B.tolist() == limits.tolist()
-        assert len(seen) == EVALUATIONS[solver] * int(limits.max())
+        assert len(seen) == Solver(solver).evaluations * int(limits.max())
         # It ends at its last estimate, which is kept in what it said.
-        chex.assert_trees_all_close(found.z[0], found.said[1, 0], atol=1e-6)
-        chex.assert_trees_all_close(found.said[8, 0], found.said[1, 0], atol=1e-6)
+        chex.assert_trees_all_close(found.z[0], found.extra[1, 0], atol=1e-6)
+        chex.assert_trees_all_close(found.extra[8, 0], found.extra[1, 0], atol=1e-6)
 
 
-def test_path_identities():
-    key = jax.random.key(0)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule_identities(name):
+    """Velocity and clean latents by the formulas; a step and forward noise keep to the path."""
+    schedule, key = SCHEDULES[name], jax.random.key(0)
     z_0, noise = jax.random.normal(key, (2, 3, 5, 4))
-    t = jax.random.uniform(key, (3, 5), minval=0.1)
-    z_t = path.interpolate(z_0, noise, t)
-    chex.assert_trees_all_close(path.clean_from_velocity(z_t, noise - z_0, t), z_0, atol=1e-5)
-    moved = path.move(z_t, z_0, t[..., None], 0.3)
-    chex.assert_trees_all_close(
-        moved, path.interpolate(z_0, noise, jnp.full((3, 5), 0.3)), atol=1e-4
-    )
+    t = jax.random.uniform(key, (3, 5), minval=0.1, maxval=0.95)
+    z_t = schedule.interpolate(z_0, noise, t)
+    forward = jax.jvp(lambda t: schedule.interpolate(z_0, noise, t), (t,), (jnp.ones_like(t),))[1]
+    chex.assert_trees_all_close(schedule.velocity(z_t, z_0, t), forward, atol=1e-4)
+    chex.assert_trees_all_close(schedule.clean_from_velocity(z_t, forward, t), z_0, atol=1e-4)
+    s = jnp.full((3, 5), 0.07)
+    stepped = schedule.step(z_t, z_0, t, s)
+    chex.assert_trees_all_close(stepped, schedule.interpolate(z_0, noise, s), atol=1e-4)
+    chex.assert_trees_all_equal(schedule.step(z_t, z_0, t, t), z_t)
+    chex.assert_trees_all_close(schedule.step(z_t, z_0, t, 0 * t), z_0, atol=1e-6)
+    # From s forward to t with fresh noise: the marginal variance is that of the path.
+    many = jax.random.normal(key, (2, 100_000, 1))
+    r, s = jnp.full(100_000, 0.3), jnp.full(100_000, 0.7)
+    again = schedule.add_noise(schedule.sigma(r)[:, None] * many[0], many[1], r, s)
+    assert float(again.std()) == pytest.approx(float(schedule.sigma(s)[0]), rel=0.02)
+    ratio = schedule.sigma(t) / schedule.alpha(t)
+    chex.assert_trees_all_close(schedule.time_at(ratio), t, atol=1e-5)
+    assert schedule.alpha(jnp.zeros(())) == 1 and schedule.sigma(jnp.zeros(())) == 0
 
 
+def test_the_cosine_schedule_preserves_variance():
+    t = jnp.linspace(0, 1, 11)
+    chex.assert_trees_all_close(Cosine().alpha(t) ** 2 + Cosine().sigma(t) ** 2, 1 + 0 * t)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.9, 1.0])
-def test_no_linear_estimate_is_better(t):
+def test_no_linear_estimate_is_better(t, name):
     """Against least squares on data of unit variance that is far from Gaussian."""
-    rng = np.random.default_rng(0)
-    z_0 = rng.choice([-1.0, 1.0], size=200_000)
-    z_t = (1 - t) * z_0 + t * rng.normal(size=z_0.shape)
-    slope = z_t @ z_0 / (z_t @ z_t)
-    estimate = path.linear_estimate(jnp.asarray(z_t, jnp.float32)[:, None], jnp.full(len(z_t), t))
-    np.testing.assert_allclose(estimate[:, 0], slope * z_t, atol=0.03)
+    rng, schedule = np.random.default_rng(0), SCHEDULES[name]
+    z_0 = rng.choice([-1.0, 1.0], size=(200_000, 1))
+    t = jnp.full(len(z_0), t)
+    z_t = np.asarray(schedule.interpolate(z_0, rng.normal(size=z_0.shape), t))
+    slope = (z_t * z_0).sum() / (z_t * z_t).sum()
+    estimate = schedule.linear_estimate(jnp.asarray(z_t, jnp.float32), t)
+    np.testing.assert_allclose(estimate, slope * z_t, atol=0.03)
 
 
 def test_law_of_times_is_the_logit_normal():
@@ -218,8 +243,8 @@ def test_losses_agree_between_predictions_and_spaces(prediction, space):
     key = jax.random.key(0)
     z_0, noise, output = jax.random.normal(key, (3, 2, 4, 8))
     t = jnp.full((2, 4), 0.4)
-    z_t = path.interpolate(z_0, noise, t)
-    objective = Objective(prediction, space)
+    z_t = STRAIGHT.interpolate(z_0, noise, t)
+    objective = Objective(STRAIGHT, prediction, space)
     clean = objective.clean(output, z_t, t)
     loss = objective.loss(clean, z_0, t)
     target = z_0 if prediction == "x" else noise - z_0
@@ -269,14 +294,14 @@ def test_known_parts_have_the_asked_shape_and_never_fill_a_document():
             for number in set(numbers) - {0}:
                 yield known[row, numbers == number].astype(int)
 
-    cases = {name: draw(**{name: 1.0}) for name in ("prefix", "suffix", "infill", "spans")}
+    cases = {name: draw(**{name: 1.0}) for name in ("prefix", "suffix", "infill", "random_spans")}
     for known in cases.values():
         assert not known[np.asarray(segments) == 0].any() and known.mean() > 0.25
         assert not any(document.all() for document in documents(known))
     assert all((np.diff(known) <= 0).all() for known in documents(cases["prefix"]))
     assert all((np.diff(known) >= 0).all() for known in documents(cases["suffix"]))
     assert all((np.diff(1 - known) == 1).sum() <= 1 for known in documents(cases["infill"]))
-    holes = [(np.diff(1 - known) == 1).sum() for known in documents(cases["spans"])]
+    holes = [(np.diff(1 - known) == 1).sum() for known in documents(cases["random_spans"])]
     assert max(holes) >= 2
     mixed = draw(prefix=0.2, infill=0.1)
     some = [mixed[r, np.asarray(segments[r]) == 2].any() for r in range(len(mixed))]

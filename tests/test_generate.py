@@ -10,6 +10,7 @@ import pytest
 
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
+from ldlm_jax.data.packing import pack_rows
 from ldlm_jax.data.special_ids import EOS, PAD
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
@@ -58,7 +59,7 @@ def train_on_sixteen(overrides, steps, copies):
     rows = list(pack_rows(ids, experiment.data))
     batch = {k: np.stack([row[k] for row in rows]) for k in ("tokens", "segments")}
     batch = jax.tree.map(lambda x: np.concatenate([x] * copies), batch)
-    models = experimentnetworks(tokenizer.vocab_size)
+    models = experiment.networks(tokenizer.vocab_size)
     recipe, optimizer = experiment.recipe(models), make_optimizer(experiment.optim, steps)
     mesh = make_mesh(dataclasses.replace(experiment.mesh, data=1), jax.devices()[:1])
     state = init_state(models, optimizer, 0, experiment.data.window, mesh, experiment.sharding)
@@ -183,9 +184,9 @@ def test_likelihood_is_of_one_token_after_another(overfitted_in_blocks):
 
     def ask(known_BxL):
         denoiser = Denoiser.create(
-            generator.models, generator.params, generator.diffusion, generator.latents
+            generator.networks, generator.params, generator.diffusion, generator.latents
         )
-        layout = latent_layout(segments, generator.models, generator.diffusion, known_BxL)
+        layout = latent_layout(segments, generator.networks, generator.diffusion, known_BxL)
         return np.asarray(log_likelihood(denoiser, batch["tokens"], layout, known_BxL, sixteen))
 
     context = EvalContext(generator, recipe, [batch], SampleConfig(), 4, (4,), 0, None)

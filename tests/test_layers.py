@@ -7,22 +7,25 @@ import numpy as np
 import pytest
 
 from ldlm_jax.models.attention import neighbour_bias
+from ldlm_jax.models.dit import NoisyInputs
 from ldlm_jax.models.layers import Attention, Block, Dropout, activation_dtype, matmul
 from ldlm_jax.models.lowering import compile_for
-from ldlm_jax.models.token_layout import block_causal, token_layout
+from ldlm_jax.models.masks import block_causal
+from ldlm_jax.models.token_layout import token_layout
 from tests.conftest import nowhere_zero
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_dropout_drops_the_same_features_of_a_row_and_only_in_training(experiment, remat):
-    dit = experimentnetworks(50).dit.clone(remat=remat)
+    dit = experiment.networks(50).dit.clone(remat=remat)
     z = jax.random.normal(jax.random.key(0), (2, 12, dit.latent_channels))
     marks, layout = jnp.zeros((2, 12), jnp.int32), token_layout(jnp.ones((2, 12), jnp.int32))
-    params = nowhere_zero(dit.init(jax.random.key(1), z, 0.3 + marks, marks, z, layout), 0.05)
+    args = NoisyInputs(z, 0.3 + marks, marks, z, layout), block_causal(layout)
+    params = nowhere_zero(dit.init(jax.random.key(1), *args), 0.05)
 
     def said(rate, key=None):
         rngs = None if key is None else {"dropout": jax.random.key(key)}
-        return dit.clone(dropout=rate).apply(params, z, 0.3 + marks, marks, z, layout, rngs=rngs)
+        return dit.clone(dropout=rate).apply(params, *args, rngs=rngs)
 
     whole, first, second = said(0.0), said(0.5, key=1), said(0.5, key=2)
     chex.assert_trees_all_equal(said(0.5).output_BxNxD, whole.output_BxNxD)  # no key: evaluation

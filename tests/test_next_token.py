@@ -13,10 +13,11 @@ from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.pipeline import train_batches
 from ldlm_jax.losses.next_token import next_is_unread, next_token_loss
 from ldlm_jax.models.denoiser import Denoiser
-from ldlm_jax.models.dit import GENERATED, OBSERVED
-from ldlm_jax.models.token_layout import previous_latent, token_layout
+from ldlm_jax.models.dit import GENERATED, OBSERVED, NoisyInputs
+from ldlm_jax.models.networks import LatentStats
+from ldlm_jax.models.next_token_prior import previous_latent
+from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.phases import Phase
-from ldlm_jax.train_state import LatentStats
 from ldlm_jax.train_step import fused_loss
 from tests.conftest import IN_BLOCKS, nowhere_zero
 
@@ -27,7 +28,7 @@ def blocks(overrides):
     changes = [*IN_BLOCKS, "diffusion.single_token_blocks=0.5", "diffusion.next_token_prior=0.5"]
     experiment = resolve(load_config("configs/debug.py", [*overrides, *changes]))
     prepared = prepare(experiment.data)
-    models = experimentnetworks(prepared.tokenizer.vocab_size)
+    models = experiment.networks(prepared.tokenizer.vocab_size)
     params = nowhere_zero(models.init(jax.random.key(0), experiment.data.window), 0.05)
     return experiment, models, params, next(train_batches(prepared, experiment.data, 8))
 
@@ -55,14 +56,14 @@ def test_no_position_sees_what_it_is_asked_for(blocks):
     tokens = jnp.tile(jnp.arange(20, 32), (2, 1))
 
     def loss(z_BxNxD):
-        features = denoiser.recall(z_BxNxD, jnp.full((2, 12), OBSERVED), layout).features_BxNxM
+        features = denoiser.prefill(z_BxNxD, jnp.full((2, 12), OBSERVED), layout).features_BxNxM
         return next_token_loss(denoiser, features, tokens, layout)
 
     z = jax.random.normal(jax.random.key(0), (2, 12, models.vae.latent_channels))
     value, gradient = jax.value_and_grad(loss)(z)
     moves = [np.flatnonzero(row).tolist() for row in np.asarray(jnp.abs(gradient).max(-1) > 1e-7)]
     assert moves == 2 * [list(range(11))]
-    features = denoiser.recall(z, jnp.full((2, 12), OBSERVED), layout).features_BxNxM
+    features = denoiser.prefill(z, jnp.full((2, 12), OBSERVED), layout).features_BxNxM
     told = jax.nn.log_softmax(denoiser.read(features, layout))
     asked = [-told[row, i, 21 + i] for row in range(2) for i in range(11)]
     assert float(value) == pytest.approx(float(np.mean(asked)), rel=1e-4)
@@ -136,15 +137,15 @@ def test_the_features_just_before_are_told_in_training_to_a_share(blocks):
 
     def logits(share, key=None, z_clean=z):
         diffusion = dataclasses.replace(experiment.diffusion, next_token_prior=share)
-        dit = dataclasses.replace(models.dit, next_token_prior=share > 0)
-        asked = dataclasses.replace(models, dit=dit)
+        asked = dataclasses.replace(models, has_prior=share > 0)
         denoiser = Denoiser.create(
             asked, params, diffusion, LatentStats.create(models.vae.latent_channels)
         )
-        memory = denoiser.remember(z_clean, jnp.full(shape, OBSERVED), layout)
+        cache = denoiser.prefill(z_clean, jnp.full(shape, OBSERVED), layout).cache
         denoiser = dataclasses.replace(denoiser, dropout_key=key)
         t, state = jnp.full(shape, 0.9), jnp.full(shape, GENERATED)
-        return denoiser(-z, t, state, jnp.zeros_like(z), layout, memory).logits_BxLxV
+        inputs = NoisyInputs(-z, t, state, jnp.zeros_like(z), layout)
+        return denoiser.denoise(inputs, cache).logits_BxLxV
 
     told = np.asarray(previous_latent(layout, layout)[1])
     without, with_all = logits(0.0), logits(0.5)
@@ -170,13 +171,13 @@ def test_what_is_foreseen_is_changed_by_noisy_latents_beside_it_alone(blocks):
         models, params, experiment.diffusion, LatentStats.create(models.vae.latent_channels)
     )
     z = jax.random.normal(jax.random.key(0), (*shape, models.vae.latent_channels))
-    clean = denoiser.recall(z, jnp.full(shape, OBSERVED), layout)
+    clean = denoiser.prefill(z, jnp.full(shape, OBSERVED), layout)
     _, told, _ = previous_latent(layout, layout)
     foreseen = jnp.roll(denoiser.read(clean.features_BxNxM, layout), 1, axis=1)
 
     def logits(t_BxN):
-        inputs = z, t_BxN, jnp.full(shape, GENERATED), jnp.zeros_like(z), layout, clean.memory
-        return denoiser(*inputs).logits_BxLxV
+        inputs = NoisyInputs(z, t_BxN, jnp.full(shape, GENERATED), jnp.zeros_like(z), layout)
+        return denoiser.denoise(inputs, clean.cache).logits_BxLxV
 
     def moved(t_BxN):
         away = jnp.abs(logits(t_BxN) - foreseen).max(-1) > 1e-3
@@ -205,11 +206,12 @@ def test_in_blocks_of_one_what_is_foreseen_is_not_looked_at_again(blocks):
     z = jax.random.normal(jax.random.key(0), (8, 2, models.vae.latent_channels))
 
     def second_of(layout):
-        clean = denoiser.recall(z[:, :1], jnp.full((8, 1), OBSERVED), layout.cut(0, 1))
+        clean = denoiser.prefill(z[:, :1], jnp.full((8, 1), OBSERVED), layout.slice(0, 1))
         noisy = z[:, 1:], jnp.ones((8, 1)), jnp.full((8, 1), GENERATED), 0 * z[:, 1:]
         writing = dataclasses.replace(denoiser, params=poisoned)
-        said = writing(*noisy, layout.cut(1, 1), clean.memory).logits_BxLxV
-        return said, denoiser.read(clean.features_BxNxM, layout.cut(0, 1))
+        inputs = NoisyInputs(*noisy, layout.slice(1, 1))
+        said = writing.denoise(inputs, clean.cache).logits_BxLxV
+        return said, denoiser.read(clean.features_BxNxM, layout.slice(0, 1))
 
     segments = jnp.asarray(batch["segments"])[:, :2]
     np.testing.assert_allclose(*second_of(token_layout(segments, 1)), atol=1e-5)
@@ -229,9 +231,9 @@ def test_the_first_latent_of_a_hole_is_looked_at_for_the_sake_of_what_follows(bl
     def logits(z, known):
         known_BxN = jnp.broadcast_to(known, (8, 4))
         layout = token_layout(jnp.asarray(batch["segments"])[:, :4], 1, known_BxN)
-        memory = denoiser.remember(z, jnp.full((8, 4), OBSERVED), layout)
+        cache = denoiser.prefill(z, jnp.full((8, 4), OBSERVED), layout).cache
         noisy = 0 * z[:, 1:2], jnp.ones((8, 1)), jnp.full((8, 1), GENERATED), 0 * z[:, 1:2]
-        return denoiser(*noisy, layout.cut(1, 1), memory).logits_BxLxV
+        return denoiser.denoise(NoisyInputs(*noisy, layout.slice(1, 1)), cache).logits_BxLxV
 
     changed = z.at[:, 3].add(1.0)
     moved = jnp.abs(logits(changed, known) - logits(z, known)).max((1, 2)) > 1e-4

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.evals import text_metrics as measures
-from ldlm_jax.evals.quality import judged, mauve, shuffled
+from ldlm_jax.evals import text_metrics
+from ldlm_jax.evals.quality import mauve, scored, shuffled
 from ldlm_jax.evals.report import report
 from ldlm_jax.evals.scorer import Score, Scorer
 from ldlm_jax.pretrained.zoo import find_model
@@ -38,7 +38,7 @@ def replaced(texts, share=0.1):
 
 
 def test_copied_text_is_found_and_told_from_new_text():
-    memory = measures.KVCache(PROSE)
+    memory = text_metrics.KVCache(PROSE)
     assert memory.longest("they said The king gathered all the people and left") == 6
     assert memory.longest("of the city and told") == 5
     assert memory.longest("entirely other words stand here") == 0
@@ -50,35 +50,35 @@ def test_copied_text_is_found_and_told_from_new_text():
 
 
 def test_tokens_that_end_a_repeated_run_are_marked():
-    assert measures.seen_before([1, 2, 3, 4, 9, 1, 2, 3, 4, 5]).nonzero()[0].tolist() == [8]
-    assert not measures.seen_before([1, 2]).any()
+    assert text_metrics.seen_before([1, 2, 3, 4, 9, 1, 2, 3, 4, 5]).nonzero()[0].tolist() == [8]
+    assert not text_metrics.seen_before([1, 2]).any()
 
 
 def test_entropy_catches_spam_and_lengths_are_compared():
     spam = [["king"] * 20] * 10
-    assert measures.entropy(spam) == 0.0
-    assert measures.entropy([list("abcd")]) == pytest.approx(math.log(4))
+    assert text_metrics.entropy(spam) == 0.0
+    assert text_metrics.entropy([list("abcd")]) == pytest.approx(math.log(4))
     texts = ["a b c d"] * 5
-    assert measures.length_distance(texts, texts) == 0.0
-    assert measures.length_distance(texts, ["a b"] * 7) == pytest.approx(2.0)
+    assert text_metrics.length_distance(texts, texts) == 0.0
+    assert text_metrics.length_distance(texts, ["a b"] * 7) == pytest.approx(2.0)
 
 
 def test_self_bleu_is_high_where_texts_are_alike():
     pytest.importorskip("sacrebleu")
-    alike = measures.self_bleu(["the king went to the city again"] * 5)
-    assert alike > 99 > 60 > measures.self_bleu(PROSE)
+    alike = text_metrics.self_bleu(["the king went to the city again"] * 5)
+    assert alike > 99 > 60 > text_metrics.self_bleu(PROSE)
 
 
 def test_perplexity_stands_beside_what_keeps_it_honest():
     loop = [1, 2, 3, 4] * 5
     surprise = np.array([4.0] * 7 + [0.1] * 13)
-    results = judged([Score(loop, surprise, np.zeros(2))])
+    results = scored([Score(loop, surprise, np.zeros(2))])
     # All tokens after the first two rounds of the loop count once only.
     assert results["perplexity"] < 5 < results["perplexity_without_repeats"]
     assert results["perplexity_without_repeats"] == pytest.approx(np.exp(4.0))
     assert results["token_entropy"] == pytest.approx(math.log(4)) and results["tokens"] == 20
     # Empty texts leave numbers out; they never give NaN.
-    assert judged([Score([], np.zeros(0), np.zeros(2))] * 3) == {}
+    assert scored([Score([], np.zeros(0), np.zeros(2))] * 3) == {}
 
 
 def test_mauve_tells_likeness_and_small_sets_get_none():
@@ -118,13 +118,13 @@ def test_the_judge_gives_the_perplexities_of_another_implementation(judge):
 @pytest.mark.slow
 def test_the_judge_puts_planted_texts_in_order(judge):
     sets = (PROSE, replaced(PROSE), shuffled(PROSE))
-    real, errors, salad = (judged(judge.read(texts))["perplexity"] for texts in sets)
+    real, errors, salad = (scored(judge.read(texts))["perplexity"] for texts in sets)
     assert 1.3 * real < errors < salad / 1.3
     # Repetition pleases the judge; the measures beside it do not hide that.
     loops = [" ".join([sentence] * 4) for sentence in sentences()[:4]]
-    looped = judged(judge.read(loops))
+    looped = scored(judge.read(loops))
     assert looped["perplexity"] < real < looped["perplexity_without_repeats"]
-    assert measures.text_statistics(loops)["loop_rate"] == 1.0
+    assert text_metrics.text_statistics(loops)["loop_rate"] == 1.0
 
 
 @pytest.mark.slow

@@ -13,11 +13,12 @@ from ldlm_jax.data.special_ids import EOS, PAD
 from ldlm_jax.diffusion.solvers import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.denoiser import Denoiser, latent_layout
-from ldlm_jax.sampling.blockwise import Desk
+from ldlm_jax.models.networks import LatentStats
+from ldlm_jax.sampling.blockwise import BlockwiseSampler
+from ldlm_jax.sampling.config import SampleConfig, row_params
 from ldlm_jax.sampling.generate import Generator, generate, generate_requests
-from ldlm_jax.sampling.request import Request, SampleConfig, read_requests
-from ldlm_jax.sampling.spec import ConditioningBatch, Dials, Plan
-from ldlm_jax.train_state import LatentStats
+from ldlm_jax.sampling.request import Request, read_requests
+from ldlm_jax.sampling.spec import ConditioningBatch, Spec
 from tests.conftest import DEMO, nowhere_zero
 
 
@@ -25,34 +26,33 @@ def babbling(overrides):
     """An untrained generator whose words hang on everything: its parameters are nowhere zero."""
     experiment = resolve(load_config("configs/debug.py", overrides))
     prepared = prepare(experiment.data)
-    models = experimentnetworks(prepared.tokenizer.vocab_size)
+    models = experiment.networks(prepared.tokenizer.vocab_size)
     params = nowhere_zero(models.init(jax.random.key(0), experiment.data.window), 0.1, seed=1)
     latents = LatentStats.create(models.vae.latent_channels)
     lengths = tuple(prepared.stats["lengths"])
     return Generator(models, experiment.diffusion, params, latents, prepared.tokenizer, lengths)
 
 
-def test_the_memory_holds_the_latest_blocks(overrides):
-    """One window of them, in turn; what is not yet written takes its place beforehand."""
+def test_the_cache_holds_the_latest_blocks(overrides):
+    """One window of them, in turn; what is not yet generated takes its place beforehand."""
     generator = babbling([*overrides, *DEMO])
-    reach, size, rows = generator.window, 4, 2
-    page = ConditioningBatch.blank(rows, 3 * reach, 1, endless=True)
-    dials = Dials.of(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=1)] * rows)
-    plan = Plan(generator.models, generator.diffusion, Solver("euler"), 1, memory=reach)
-    layout = latent_layout(page.segments_BxL, generator.models, generator.diffusion, page.known_BxN)
-    denoiser = Denoiser.create(
-        generator.models, generator.params, generator.diffusion, generator.latents
-    )
-    desk = Desk(plan, denoiser, page, layout, dials)
-    next_block = jax.jit(lambda carry, index: desk.next_block(carry, index)[0])
-    memories = jax.jit(desk.first_memories)()
-    carry = jax.numpy.asarray(page.tokens_BxL), memories, jax.numpy.zeros(rows, bool)
-    for index in range(desk.blocks):
+    window, size, rows = generator.window, 4, 2
+    networks, diffusion = generator.networks, generator.diffusion
+    given = ConditioningBatch.blank(rows, 3 * window, 1, endless=True)
+    options = row_params(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=1)] * rows)
+    spec = Spec(networks, diffusion, Solver("euler"), 1, cached_latents=window)
+    layout = latent_layout(given.segments_BxL, networks, diffusion, given.observed_BxN)
+    denoiser = Denoiser.create(networks, generator.params, diffusion, generator.latents)
+    sampler = BlockwiseSampler(spec, denoiser, given, layout, options)
+    next_block = jax.jit(lambda carry, index: sampler.next_block(carry, index)[0])
+    caches = jax.jit(sampler.first_caches)()
+    carry = jax.numpy.asarray(given.tokens_BxL), caches, jax.numpy.zeros(rows, bool)
+    for index in range(sampler.blocks):
         carry = next_block(carry, index)
-        (memory,) = carry[1].values()
-        held = np.unique(np.asarray(memory.layout.block_ids_BxN))
-        first = max(0, index - reach // size)
-        assert held.tolist() == list(range(first, first + reach // size)), index
+        (cache,) = carry[1].values()
+        held = np.unique(np.asarray(cache.layout.block_ids_BxN))
+        first = max(0, index - window // size)
+        assert held.tolist() == list(range(first, first + window // size)), index
 
 
 def test_context_guidance_costs_an_evaluation_and_changes_the_text(overrides):
@@ -82,12 +82,14 @@ def test_unlike_requests_are_written_as_if_alone(overrides, changes):
     generator = babbling([*overrides, *changes])
     cold = 0.6 if generator.diffusion.token_posterior else 1.0
     by_context = 1.5 if generator.diffusion.block_size else 1.0
-    dials = SampleConfig(steps=6, guidance=3.0, guidance_to=0.8, self_condition_guidance=2.0,
-                         context_guidance=by_context,
-                         temperature=cold, time_offset=1.0, stable_steps=2, confidence=0.0)  # fmt: skip
+    own = SampleConfig(
+        steps=6, guidance=3.0, guidance_to=0.8, self_condition_guidance=2.0,
+        context_guidance=by_context, temperature=cold, time_offset=1.0, stable_steps=2,
+        confidence=0.0,
+    )  # fmt: skip
     few = SampleConfig(steps=3)
     hole = Request(template="My ____{4} went ____{3} home", seed=4, config=few)
-    asked = [Request("", 1, 0, few), Request("My son", 2, 5, dials), hole]
+    asked = [Request("", 1, 0, few), Request("My son", 2, 5, own), hole]
     together = [s.tokens for s in generate_requests(generator, asked)]
     assert together == [s.tokens for one in asked for s in generate_requests(generator, [one])]
     plain = [dataclasses.replace(r, config=few) for r in asked]
@@ -125,8 +127,8 @@ def test_requests_are_read_line_by_line(tmp_path):
     assert two == Request("", 9, 2, SampleConfig(steps=7, churn=0.5, time_offset=0.5))
     for line, words in (
         ('{"promt": ""}', "did you mean 'prompt'"),
-        ('{"steps": "5"}', "steps = '5' is not of type int"),
-        ('{"steps": 0}', "at least 1 denoising step"),
+        ('{"steps": "5"}', "steps = '5': must be a whole number"),
+        ('{"steps": 0}', "steps = 0: must be at least 1"),
         ("[3]", "not a JSON object"),
         ("{nonsense", "asked.jsonl:2"),
         ("", "holds no request"),

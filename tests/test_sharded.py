@@ -17,8 +17,8 @@ from ldlm_jax.optimizer import make_optimizer
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules, batch_sharding, own_rows, put_batch, use_sharding
 from ldlm_jax.sampling.blockwise import generate_tokens
-from ldlm_jax.sampling.request import SampleConfig
-from ldlm_jax.sampling.spec import ConditioningBatch, Dials, Plan
+from ldlm_jax.sampling.config import SampleConfig, row_params
+from ldlm_jax.sampling.spec import ConditioningBatch, Spec
 from ldlm_jax.train_state import abstract_state, init_state
 from ldlm_jax.train_step import train_step
 from ldlm_jax.validate import check_mesh
@@ -48,7 +48,7 @@ class Setup:
         self.experiment = resolve(load_config("configs/debug.py", [*overrides, *changes]))
         self.prepared = prepare(self.experiment.data)
         width = self.experiment.text_vae["width"] if self.experiment.aligned else 0
-        models = self.experimentnetworks(self.prepared.tokenizer.vocab_size, width)
+        models = self.experiment.networks(self.prepared.tokenizer.vocab_size, width)
         self.recipe = self.experiment.recipe(models)
         self.batch = next(train_batches(self.prepared, self.experiment.data, 8))
         if self.experiment.aligned:
@@ -149,13 +149,13 @@ def test_text_is_the_same_on_a_mesh(made, changes):
     setup = made(*changes)
     models, rows = setup.recipe.models, 4
     page = ConditioningBatch.blank(rows, setup.window, 1)
-    dials = Dials.of(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=3)] * rows)
-    plan = Plan(models, setup.experiment.diffusion, Solver("stochastic"), steps=3)
+    dials = row_params(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=3)] * rows)
+    spec = Spec(models, setup.experiment.diffusion, Solver("stochastic"), steps=3)
 
     def write(shape, devices=None):
         mesh, state = setup.on(shape, devices)
         with use_sharding(mesh, RULES):
-            written = generate_tokens(state.ema, state.latents, page, dials, plan=plan)
+            written = generate_tokens(state.ema, state.latents, page, dials, spec=spec)
             return np.asarray(written.tokens_BxL)
 
     expected = write(ONE, jax.devices()[:1])
@@ -196,7 +196,7 @@ def test_what_does_not_divide_is_named(experiment, change, said):
 
 
 def test_a_parameter_that_does_not_divide_is_named(experiment):
-    models = experimentnetworks(101)
+    models = experiment.networks(101)
     optimizer = make_optimizer(experiment.optim, 10)
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with pytest.raises(UserError, match="'vocab' of size 101 does not divide among the 2"):

@@ -14,16 +14,16 @@ from ldlm_jax.data.dataset import prepare
 from ldlm_jax.data.pipeline import train_batches
 from ldlm_jax.diffusion.solvers import Solver
 from ldlm_jax.diffusion.time_sampling import draw_quantiles
-from ldlm_jax.losses.alignment import Projection
+from ldlm_jax.models.networks import LatentStats, Networks, Projection
 from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.optimizer import OptimizerConfig, make_optimizer
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.phases import GROUPS, Phase
 from ldlm_jax.sampling.blockwise import generate_tokens
-from ldlm_jax.sampling.request import SampleConfig
-from ldlm_jax.sampling.spec import ConditioningBatch, Dials, Plan
-from ldlm_jax.train_state import LatentStats, Networks, group_of, init_state
+from ldlm_jax.sampling.config import SampleConfig, row_params
+from ldlm_jax.sampling.spec import ConditioningBatch, Spec
+from ldlm_jax.train_state import group_of, init_state
 from ldlm_jax.train_step import fused_loss, train_step
 from tests.conftest import IN_BLOCKS, nowhere_zero
 
@@ -34,7 +34,7 @@ WEIGHTS = {"reconstruction": 0.7, "kl": 0.3, "diffusion": 1.3, "alignment": 0.5}
 def setup(experiment):
     """Recipe with a teacher of width 6, optimizer, parameters that are nowhere zero, a batch."""
     prepared = prepare(experiment.data)
-    models = experimentnetworks(prepared.tokenizer.vocab_size)
+    models = experiment.networks(prepared.tokenizer.vocab_size)
     models = Networks(models.vae, models.dit, Projection(6, "linear"), models.vae.width)
     recipe = experiment.recipe(models)
     optimizer = make_optimizer(experiment.optim, 100)
@@ -187,7 +187,7 @@ def test_the_fused_step_trains_with_dropout(setup):
 
 def test_times_are_drawn_by_block_or_by_position():
     def draw(*args):
-        return np.asarray(draw_quantiles(jax.random.key(0), 64, 12, *args))
+        return np.asarray(draw_quantiles(jax.random.key(0), (64, 12), *args))
 
     whole, blocks = draw(0, 0.0), draw(4, 0.0).reshape(64, 3, 4)
     assert (whole == whole[:, :1]).all() and len(np.unique(whole[:, 0])) == 64
@@ -287,7 +287,7 @@ def test_variants_learn(overrides, changes):
     """Every variant lowers its loss on one batch within a few steps."""
     experiment = resolve(load_config("configs/debug.py", [*overrides, *changes]))
     prepared = prepare(experiment.data)
-    models = experimentnetworks(prepared.tokenizer.vocab_size)
+    models = experiment.networks(prepared.tokenizer.vocab_size)
     recipe, optimizer = experiment.recipe(models), make_optimizer(experiment.optim, 100)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     state = init_state(models, optimizer, 0, experiment.data.window, mesh, AxisRules())
@@ -305,6 +305,6 @@ def test_variants_learn(overrides, changes):
 
 def write(models, experiment, state, window):
     page = ConditioningBatch.blank(2, window, models.vae.tokens_per_latent)
-    dials = Dials.of(jax.random.split(jax.random.key(0), 2), [SampleConfig(steps=2)] * 2)
-    plan = Plan(models, experiment.diffusion, Solver("heun"), steps=2)
-    return generate_tokens(state.ema, state.latents, page, dials, plan=plan).tokens_BxL
+    dials = row_params(jax.random.split(jax.random.key(0), 2), [SampleConfig(steps=2)] * 2)
+    spec = Spec(models, experiment.diffusion, Solver("heun"), steps=2)
+    return generate_tokens(state.ema, state.latents, page, dials, spec=spec).tokens_BxL

@@ -57,9 +57,7 @@ def mauve(features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     try:
         from mauve import compute_mauve
     except ImportError as error:
-        raise UserError(
-            "MAUVE needs mauve-text and sacrebleu: pip install 'ldlm_jax[eval]'."
-        ) from error
+        raise UserError("MAUVE needs mauve-text and sacrebleu: pip install '.[eval]'.") from error
     scores = [
         compute_mauve(
             p_features=features[:count], q_features=reference[:count], num_buckets=MAUVE_BUCKETS,

@@ -90,7 +90,7 @@ def _plots(rows: dict[str, dict], results: dict) -> list[str]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("a report needs matplotlib: pip install 'ldlm_jax[eval]'.") from error
+        raise UserError("a report needs matplotlib: pip install '.[eval]'.") from error
 
     def draw(title, x, y, paint) -> str:
         figure = Figure(figsize=(6.5, 4), layout="tight")

@@ -135,6 +135,14 @@ def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
     return NamedSharding(mesh, nn.logical_to_mesh_axes(("batch",), rules.pairs()))
 
 
+def row_multiple() -> int:
+    """Rows must be a multiple of this to divide among the devices of the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    (axes,) = nn.logical_to_mesh_axes(("batch",))
+    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+    return int(np.prod([mesh.shape[name] for name in names if name in mesh.shape], dtype=int))
+
+
 def own_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
     """Which rows of a batch this process holds, ascending.
 

@@ -25,58 +25,58 @@ def read_config(folder: Path) -> DecoderConfig | EncoderConfig:
     """
     file = folder / "config.json"
     try:
-        said = json.loads(file.read_text())
+        raw = json.loads(file.read_text())
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON ({error}); fetch it again.") from error
-    kind = said.get("model_type")
+    kind = raw.get("model_type")
     try:
         if kind in DECODERS:
-            return _decoder(said, kind)
+            return _decoder(raw, kind)
         if kind in ENCODERS:
-            return _encoder(said, kind)
+            return _encoder(raw, kind)
     except KeyError as error:
         raise UserError(f"{file}: the field {error} is missing.") from error
     known = ", ".join((*DECODERS, *ENCODERS))
     raise UserError(f"{file}: model_type = {kind!r} is not supported; known: {known}.")
 
 
-def _decoder(said: dict, kind: str) -> DecoderConfig:
+def _decoder(raw: dict, kind: str) -> DecoderConfig:
     gemma = kind == "gemma3_text"
-    _refuse(said, "mlp_bias", False)
+    _refuse(raw, "mlp_bias", False)
     if gemma:
         for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-            _refuse(said, key, None)
-        _refuse(said, "use_bidirectional_attention", False)
-    activation = said.get("hidden_act") or said.get("hidden_activation")
+            _refuse(raw, key, None)
+        _refuse(raw, "use_bidirectional_attention", False)
+    activation = raw.get("hidden_act") or raw.get("hidden_activation")
     activations = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
     if activation not in activations:
         raise UserError(
             f"config.json: hidden_act = {activation!r} is not supported; known: "
             f"{', '.join(activations)}."
         )
-    heads, layers = said["num_attention_heads"], said["num_hidden_layers"]
-    head_dim = said.get("head_dim") or said["hidden_size"] // heads
+    heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
+    head_dim = raw.get("head_dim") or raw["hidden_size"] // heads
     return DecoderConfig(
-        vocab_size=said["vocab_size"],
-        width=said["hidden_size"],
-        hidden=said["intermediate_size"],
+        vocab_size=raw["vocab_size"],
+        width=raw["hidden_size"],
+        hidden=raw["intermediate_size"],
         layers=layers,
         heads=heads,
-        kv_heads=said.get("num_key_value_heads") or heads,
+        kv_heads=raw.get("num_key_value_heads") or heads,
         head_dim=head_dim,
-        ropes=_ropes(said, gemma),
-        windows=_windows(said, kind, layers),
-        norm_eps=said.get("rms_norm_eps", 1e-6),
-        tied=said.get("tie_word_embeddings", gemma),
-        qkv_bias=kind == "qwen2" or said.get("attention_bias", False),
-        out_bias=kind != "qwen2" and said.get("attention_bias", False),
+        ropes=_ropes(raw, gemma),
+        windows=_windows(raw, kind, layers),
+        norm_eps=raw.get("rms_norm_eps", 1e-6),
+        tied=raw.get("tie_word_embeddings", gemma),
+        qkv_bias=kind == "qwen2" or raw.get("attention_bias", False),
+        out_bias=kind != "qwen2" and raw.get("attention_bias", False),
         qk_norm=kind in ("qwen3", "gemma3_text"),
         sandwich=gemma,
         activation=activations[activation],
-        embed_scale=said["hidden_size"] ** 0.5 if gemma else 1.0,
-        query_scale=(head_dim / said["query_pre_attn_scalar"]) ** 0.5 if gemma else 1.0,
+        embed_scale=raw["hidden_size"] ** 0.5 if gemma else 1.0,
+        query_scale=(head_dim / raw["query_pre_attn_scalar"]) ** 0.5 if gemma else 1.0,
     )
 
 
@@ -86,62 +86,62 @@ def start_token(folder: Path) -> int:
     Raises:
       UserError: it names none.
     """
-    said = json.loads((folder / "config.json").read_text())
+    raw = json.loads((folder / "config.json").read_text())
     for key in ("bos_token_id", "eos_token_id"):
-        token = said.get(key)
+        token = raw.get(key)
         if token is not None:
             return token[0] if isinstance(token, list) else token
     raise UserError(f"{folder}/config.json names neither bos_token_id nor eos_token_id.")
 
 
-def _refuse(said: dict, key: str, harmless) -> None:
-    if said.get(key, harmless) != harmless:
-        raise UserError(f"config.json: {key} = {said[key]!r} is not supported.")
+def _refuse(raw: dict, key: str, harmless) -> None:
+    if raw.get(key, harmless) != harmless:
+        raise UserError(f"config.json: {key} = {raw[key]!r} is not supported.")
 
 
-def _ropes(said: dict, gemma: bool) -> tuple[Rope, Rope]:
+def _ropes(raw: dict, gemma: bool) -> tuple[Rope, Rope]:
     """Of layers that see everything, and of those with a window."""
-    context = said["max_position_embeddings"]
-    section = said.get("rope_parameters") or said.get("rope_scaling") or {}
-    theta = said.get("rope_theta", 10_000.0)
+    context = raw["max_position_embeddings"]
+    section = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = raw.get("rope_theta", 10_000.0)
     if "full_attention" in section:  # one section for each kind of layer
         near = section.get("sliding_attention", section["full_attention"])
         return tuple(Rope.from_config(s, theta, context) for s in (section["full_attention"], near))
     rope = Rope.from_config(section, theta, context)
     if gemma:
-        return rope, Rope(said.get("rope_local_base_freq", 10_000.0))
+        return rope, Rope(raw.get("rope_local_base_freq", 10_000.0))
     return rope, rope
 
 
-def _windows(said: dict, kind: str, layers: int) -> tuple[int, ...]:
-    window = said.get("sliding_window") or 0
-    if kind in ("qwen2", "qwen3") and not said.get("use_sliding_window", False):
+def _windows(raw: dict, kind: str, layers: int) -> tuple[int, ...]:
+    window = raw.get("sliding_window") or 0
+    if kind in ("qwen2", "qwen3") and not raw.get("use_sliding_window", False):
         window = 0
     if not window:
         return (0,) * layers
-    if said.get("layer_types"):
-        return tuple(window if t == "sliding_attention" else 0 for t in said["layer_types"])
+    if raw.get("layer_types"):
+        return tuple(window if t == "sliding_attention" else 0 for t in raw["layer_types"])
     if kind == "gemma3_text":
-        every = said.get("sliding_window_pattern", 6)
+        every = raw.get("sliding_window_pattern", 6)
         return tuple(0 if (i + 1) % every == 0 else window for i in range(layers))
-    first = said.get("max_window_layers", 0) if kind in ("qwen2", "qwen3") else 0
+    first = raw.get("max_window_layers", 0) if kind in ("qwen2", "qwen3") else 0
     return tuple(window if i >= first else 0 for i in range(layers))
 
 
-def _encoder(said: dict, kind: str) -> EncoderConfig:
-    if said.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"config.json: hidden_act = {said['hidden_act']!r} is not supported.")
-    if said.get("position_embedding_type", "absolute") != "absolute":
+def _encoder(raw: dict, kind: str) -> EncoderConfig:
+    if raw.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"config.json: hidden_act = {raw['hidden_act']!r} is not supported.")
+    if raw.get("position_embedding_type", "absolute") != "absolute":
         raise UserError("config.json: position_embedding_type must be 'absolute'.")
     return EncoderConfig(
-        vocab_size=said["vocab_size"],
-        width=said["hidden_size"],
-        hidden=said["intermediate_size"],
-        layers=said["num_hidden_layers"],
-        heads=said["num_attention_heads"],
-        positions=said["max_position_embeddings"],
-        first_position=0 if kind == "bert" else said.get("pad_token_id", 1) + 1,
-        norm_eps=said.get("layer_norm_eps", 1e-12),
+        vocab_size=raw["vocab_size"],
+        width=raw["hidden_size"],
+        hidden=raw["intermediate_size"],
+        layers=raw["num_hidden_layers"],
+        heads=raw["num_attention_heads"],
+        positions=raw["max_position_embeddings"],
+        first_position=0 if kind == "bert" else raw.get("pad_token_id", 1) + 1,
+        norm_eps=raw.get("layer_norm_eps", 1e-12),
     )
 
 

@@ -36,37 +36,42 @@ class Rope:
     divisors: tuple[float, ...] = ()
 
     @classmethod
-    def from_config(cls, said: dict, theta: float, context: int) -> "Rope":
+    def from_config(cls, section: dict, theta: float, context: int) -> "Rope":
         """From the ``rope_parameters`` (or older ``rope_scaling``) of a ``config.json``.
 
         Args:
-          said: that section, or an empty one.
+          section: that section, or an empty one.
           theta: base for a section that names none.
           context: the model's ``max_position_embeddings``, in tokens.
 
         Raises:
           UserError: a kind that is not among ``KINDS``.
         """
-        kind = said.get("rope_type", said.get("type", "default"))
-        theta = said.get("rope_theta", theta)
+        kind = section.get("rope_type", section.get("type", "default"))
+        theta = section.get("rope_theta", theta)
         if kind not in KINDS:
             raise UserError(
                 f"config.json: rope_type = {kind!r} is not supported; known: {', '.join(KINDS)}."
             )
         if kind == "default":
             return cls(theta)
-        factor = said["factor"]
-        original = said.get("original_max_position_embeddings") or context
+        factor = section["factor"]
+        original = section.get("original_max_position_embeddings") or context
         if kind == "linear":
             return cls(theta, kind, factor, original)
         if kind == "llama3":
             return cls(
-                theta, kind, factor, original, said["low_freq_factor"], said["high_freq_factor"]
+                theta,
+                kind,
+                factor,
+                original,
+                section["low_freq_factor"],
+                section["high_freq_factor"],
             )
-        scale = said.get("attention_factor") or _yarn_scale(factor, said)
+        scale = section.get("attention_factor") or _yarn_scale(factor, section)
         return cls(
-            theta, kind, factor, original, said.get("beta_slow") or 1.0,
-            said.get("beta_fast") or 32.0, scale,
+            theta, kind, factor, original, section.get("beta_slow") or 1.0,
+            section.get("beta_fast") or 32.0, scale,
         )  # fmt: skip
 
     def frequencies(self, head_dim: int) -> np.ndarray:
@@ -99,10 +104,10 @@ class Rope:
         return np.clip((np.arange(head_dim // 2) - first) / width, 0.0, 1.0)
 
 
-def _yarn_scale(factor: float, said: dict) -> float:
+def _yarn_scale(factor: float, section: dict) -> float:
     def of(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    if said.get("mscale") and said.get("mscale_all_dim"):
-        return of(said["mscale"]) / of(said["mscale_all_dim"])
+    if section.get("mscale") and section.get("mscale_all_dim"):
+        return of(section["mscale"]) / of(section["mscale_all_dim"])
     return of(1.0)

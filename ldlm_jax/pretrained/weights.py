@@ -10,7 +10,7 @@ import numpy as np
 
 from ldlm_jax.errors import UserError
 
-_EXTRA = "pip install 'ldlm_jax[teachers]'"
+_EXTRA = "pip install '.[teachers]'"
 
 
 class Weights(Protocol):

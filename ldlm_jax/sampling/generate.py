@@ -12,6 +12,7 @@ from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.diffusion.config import DiffusionConfig
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.networks import LatentStats, Networks
+from ldlm_jax.parallel.sharding import row_multiple
 from ldlm_jax.sampling.blockwise import generate_tokens
 from ldlm_jax.sampling.config import CALL, SampleConfig, knobs, row_params
 from ldlm_jax.sampling.request import Request
@@ -262,6 +263,7 @@ def _candidates(generator: Generator, request: Request, template: Template) -> l
 def _run(generator: Generator, spec: Spec, candidates: Sequence[Candidate]) -> Iterator[Finished]:
     """The candidates in order, in batches of one size: the last is filled up."""
     size = min(candidates[0].request.config.batch_size, len(candidates))
+    size = -(-size // row_multiple()) * row_multiple()
     for start in range(0, len(candidates), size):
         batch = list(candidates[start : start + size])
         count = len(batch)

@@ -73,10 +73,13 @@ def run(args) -> None:
     if len(asked) > 1 and asked != ["prompt", "suffix"]:
         raise UserError(f"--{asked[0]} and --{asked[1]} do not go together.")
     run = load_run(args.workdir, args.step)
-    config = config_of(args, run)
+    with run.use_sharding():
+        _write(args, run.generator, config_of(args, run))
+
+
+def _write(args, generator: Generator, config: SampleConfig) -> None:
     if args.revise:
-        revision = Revision.read(args.revise, args.spans, config, args.seed)
-        _revise(args, run.generator, revision)
+        _revise(args, generator, Revision.read(args.revise, args.spans, config, args.seed))
         return
     if args.requests:
         requests = read_requests(args.requests, config, args.seed)
@@ -84,13 +87,13 @@ def run(args) -> None:
         request = Request(args.prompt, args.seed, 0, config, args.suffix, args.template)
         requests = request.several(args.num_samples)
     if args.html:
-        _to_page(args, run.generator, requests)
+        _to_page(args, generator, requests)
     elif args.jsonl:
-        _to_file(args.jsonl, requests, generate_requests(run.generator, requests))
+        _to_file(args.jsonl, requests, generate_requests(generator, requests))
     elif args.stream:
-        _stream(run.generator, requests)
+        _stream(generator, requests)
     else:
-        _to_terminal(args, run.generator, requests)
+        _to_terminal(args, generator, requests)
 
 
 def _to_terminal(args, generator: Generator, requests: Sequence[Request]) -> None:

@@ -85,17 +85,17 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
     return requests
 
 
-def _parse(said: dict, default: Request) -> Request:
-    if not isinstance(said, dict):
+def _parse(row: dict, default: Request) -> Request:
+    if not isinstance(row, dict):
         raise UserError(f"not a JSON object such as {_EXAMPLE}.")
     texts = ("prompt", "suffix", "template", "seed", "number")
     types = {field.name: field.type for field in fields(Request) if field.name in texts}
     types |= {name: knob.type for name, knob in knobs(ROW, REQUEST).items()}
-    said = {old_names().get(name, name): value for name, value in said.items()}
-    for name, value in said.items():
+    row = {old_names().get(name, name): value for name, value in row.items()}
+    for name, value in row.items():
         if name not in types:
             raise UserError(f"unknown field {name!r}; {did_you_mean(name, types)}")
         check_value(name, types[name], value)
-    options = {name: value for name, value in said.items() if name not in texts}
-    own = {name: value for name, value in said.items() if name in texts}
+    options = {name: value for name, value in row.items() if name not in texts}
+    own = {name: value for name, value in row.items() if name in texts}
     return replace(default, **own, config=replace(default.config, **options))

@@ -98,18 +98,18 @@ class PretrainedTeacher:
     attention: str = "xla"
 
     @classmethod
-    def of(cls, said: TeacherConfig, model: Pretrained, tokens_per_latent: int):
+    def of(cls, setting: TeacherConfig, model: Pretrained, tokens_per_latent: int):
         """The teacher that a config names, of weights that are there or only planned.
 
         Raises:
           UserError: the kernel was asked for, but the model is no causal one.
         """
-        if said.attention != "xla" and not isinstance(model.config, DecoderConfig):
+        if setting.attention != "xla" and not isinstance(model.config, DecoderConfig):
             raise UserError(
-                f"teacher.attention = {said.attention!r} is for causal models; {said.model} is an "
+                f"teacher.attention = {setting.attention!r} is for causal models; {setting.model} is an "
                 "encoder: use 'xla'."
             )
-        return cls(model.config, said.dtype, tokens_per_latent, model.layers, said.attention)
+        return cls(model.config, setting.dtype, tokens_per_latent, model.layers, setting.attention)
 
     @property
     def width(self) -> int:

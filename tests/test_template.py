@@ -47,7 +47,7 @@ def test_spans_are_cut_out_in_order():
 def test_a_row_holds_what_is_known_and_room_for_the_rest(tokenizer):
     template = Template.of(("My son", Span(3), " the people."), tokenizer)
     before, after = tokenizer.encode(["My son", " the people."])
-    row = template.token_layout(48, 48, 4, 1)
+    row = template.to_row(48, 48, 4, 1)
     assert row.tokens_L.tolist()[: len(before) + 3] == [*before, MASK, MASK, MASK]
     length = len(before) + 3 + len(after)
     assert row.tokens_L[length] == EOS and row.observed_L[length]
@@ -56,23 +56,23 @@ def test_a_row_holds_what_is_known_and_room_for_the_rest(tokenizer):
     assert set(row.tokens_L[length + 1 : rounded]) <= {PAD}
     assert row.no_end_L.sum() == 3 and not (row.no_end_L & row.observed_L).any()
     # A latent of two tokens is known if both are.
-    assert template.token_layout(48, 48, 4, 2).observed_L.sum() % 2 == 0
-    on = Template.of(("My son", Span(open_end=True)), tokenizer).token_layout(48, 20, 4, 1)
+    assert template.to_row(48, 48, 4, 2).observed_L.sum() % 2 == 0
+    on = Template.of(("My son", Span(open_end=True)), tokenizer).to_row(48, 20, 4, 1)
     assert on.segments_L.sum() == 20 and on.observed_L.sum() == len(before)
     assert not on.no_end_L.any()
 
 
 def test_given_text_comes_back_to_the_last_byte(tokenizer):
     rng = np.random.default_rng(0)
-    for template in (
+    for spelled in (
         "The king ____{3} Jerusalem é 東京 \U0001f642\n\n ____{2}.",
         "____{1}My  son\t____{4} ",
         " \u0301x____{2}\x00y",
     ):
-        pieces = parse_template(template)
+        pieces = parse_template(spelled)
         template = Template.of(pieces, tokenizer)
         noise = rng.integers(3, tokenizer.vocab_size, 256)
-        ids, text = template.read(noise, 256, tokenizer)
+        ids, text = template.from_row(noise, 256, tokenizer)
         given = [piece for piece in pieces if isinstance(piece, str)]
         at = 0
         for piece in given:  # in order, and none of them changed

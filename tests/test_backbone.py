@@ -17,15 +17,15 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
-from ldlm_jax.plan.flops import Counter
+from ldlm_jax.plan.flops import step_flops
 from ldlm_jax.pretrained import decoder_lm
 from ldlm_jax.pretrained.load import load_pretrained
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
 from ldlm_jax.teachers.backbone import (
-    FoundationConfig,
-    abstract_foundation,
-    load_foundation,
+    BackboneConfig,
+    load_backbone,
 )
+from ldlm_jax.train_step import Frozen
 from tests.conftest import IN_BLOCKS, sentences
 from tests.parity.families import write_model
 
@@ -37,7 +37,7 @@ VOCABULARY = 300  # of the model's tables; its tokenizer has five tokens fewer
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny Qwen3 with a byte-level tokenizer, which normalises and puts a space in front."""
-    folder = tmp_path_factory.mktemp("foundation")
+    folder = tmp_path_factory.mktemp("backbone")
     write_model("qwen3", folder, vocab_size=VOCABULARY, bos_token_id=0)
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.normalizer = tokenizers.normalizers.NFC()
@@ -78,28 +78,28 @@ def test_other_kinds_of_tokenizer_are_refused():
 @pytest.mark.parametrize("layer", [1, 2])
 def test_reading_and_speaking_is_the_model_itself(model, one, layer):
     """Untouched hidden states lead to the model's own logits, each packed text by itself."""
-    said = FoundationConfig(str(model), layer, "float32")
-    foundation, weights, _ = load_foundation(said, one, AxisRules())
+    said = BackboneConfig(str(model), layer, "float32")
+    backbone, weights, _ = load_backbone(said, one, AxisRules())
     whole = load_pretrained(model, mesh=one, rules=AxisRules())
     tokens = jax.random.randint(jax.random.key(0), (2, 7), ROOM, VOCABULARY)
     tokens = tokens.at[0, 2].set(EOS)
     segments = jnp.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1]])
     layout = token_layout(segments)
-    states = foundation.read(weights, tokens, layout)
-    features = foundation.speak(weights, states, layout)
-    specials = jnp.zeros((foundation.width, ROOM))
+    states = backbone.read(weights, tokens, layout)
+    features = backbone.predict(weights, states, layout)
+    specials = jnp.zeros((backbone.width, ROOM))
     vocab_size = VOCABULARY - 5 + ROOM
-    logits = foundation.logits(weights, features, specials, vocab_size)
+    logits = backbone.logits(weights, features, specials, vocab_size)
     assert logits.shape == (2, 7, vocab_size)
     for row, places_of_text in ((0, slice(0, 3)), (0, slice(3, 7)), (1, slice(0, 7))):
         text = tokens[row, places_of_text]
-        theirs = jnp.where(text == EOS, foundation.start, text - ROOM)
-        theirs = jnp.concatenate([jnp.array([foundation.start]), theirs])[None]
+        theirs = jnp.where(text == EOS, backbone.start, text - ROOM)
+        theirs = jnp.concatenate([jnp.array([backbone.start]), theirs])[None]
         expected = decoder_lm.logits(whole.params, theirs, jnp.ones_like(theirs),
                                      config=whole.config)[0, 1:]  # fmt: skip
         got = logits[row, places_of_text]
         np.testing.assert_allclose(got[:, ROOM:], expected[:, :-5], atol=2e-4)
-        np.testing.assert_allclose(got[:, EOS], expected[:, foundation.start], atol=2e-4)
+        np.testing.assert_allclose(got[:, EOS], expected[:, backbone.start], atol=2e-4)
         np.testing.assert_array_equal(got[:, :EOS], 0.0)
 
 
@@ -114,32 +114,32 @@ def test_a_tokenizer_beyond_the_models_tables_is_refused(model, one, tmp_path):
     shutil.copytree(model, small)
     write_model("qwen3", small, vocab_size=290, bos_token_id=0)
     with pytest.raises(UserError, match="295 tokens.* of 290"):
-        load_foundation(FoundationConfig(str(small), 1), one, AxisRules())
+        load_backbone(BackboneConfig(str(small), 1), one, AxisRules())
 
 
 def test_shapes_for_plans_are_those_of_the_weights(model, one):
-    said = FoundationConfig(str(model), 2)
-    foundation, weights, _ = load_foundation(said, one, AxisRules())
-    planned, shapes, _ = abstract_foundation(said, one, AxisRules())
-    assert planned == foundation
+    said = BackboneConfig(str(model), 2)
+    backbone, weights, _ = load_backbone(said, one, AxisRules())
+    planned, shapes, _ = load_backbone(said, one, AxisRules(), abstract=True)
+    assert planned == backbone
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
         lambda x: (x.shape, x.dtype), weights
     )
 
 
 @pytest.fixture(scope="module")
-def founded(model, overrides):
-    return [*overrides, f"data.tokenizer={model}", f"foundation.model={model}",
-            "foundation.layer=2", "foundation.dtype=float32"]  # fmt: skip
+def with_backbone(model, overrides):
+    return [*overrides, f"data.tokenizer={model}", f"backbone.model={model}",
+            "backbone.layer=2", "backbone.dtype=float32"]  # fmt: skip
 
 
 @pytest.mark.parametrize("per_latent", [1, 2])
-def test_latents_of_known_text_hold_nothing_of_the_unknown(founded, one, per_latent):
+def test_latents_of_known_text_hold_nothing_of_the_unknown(with_backbone, one, per_latent):
     options = [f"text_vae.tokens_per_latent={per_latent}", "data.pad_to_multiple=2"]
-    experiment = resolve(load_config("configs/debug.py", [*founded, *options]))
-    foundation, weights, _ = load_foundation(experiment.foundation, one, AxisRules())
-    models = experimentnetworks(VOCABULARY, foundation=foundation)
-    params = models.init(jax.random.key(0), 8) | {"foundation": weights}
+    experiment = resolve(load_config("configs/debug.py", [*with_backbone, *options]))
+    backbone, weights, _ = load_backbone(experiment.backbone, one, AxisRules())
+    models = experiment.networks(VOCABULARY, backbone=backbone)
+    params = models.init(jax.random.key(0), 8) | {"backbone": weights}
     layout = token_layout(jnp.ones((1, 8 // per_latent), jnp.int32))
     known = jnp.arange(8 // per_latent)[None] < 4 // per_latent
     tokens = jnp.arange(10, 18)[None]
@@ -155,21 +155,20 @@ def test_latents_of_known_text_hold_nothing_of_the_unknown(founded, one, per_lat
 
 
 @pytest.mark.slow
-def test_only_the_bottleneck_and_the_dit_learn(model, founded, tmp_path, capsys):
+def test_only_the_bottleneck_and_the_dit_learn(model, with_backbone, tmp_path, capsys):
     """On eight devices, from text to text: the loss falls, and no checkpoint holds the model."""
     run, config = str(tmp_path / "run"), "configs/debug.py"
     options = ["train.num_steps=40", "train.log_every=1", "optim.learning_rate=0.01",
                "autoencoding.token_mask=0.0", "autoencoding.decoder_noise=0.0",
                "train.evals=()"]  # fmt: skip
-    assert main(["train", "--config", config, "--workdir", run, *founded, *options]) == 0
+    assert main(["train", "--config", config, "--workdir", run, *with_backbone, *options]) == 0
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [x["loss/reconstruction"] for x in lines if "loss/reconstruction" in x]
     assert len(losses) == 40 and np.mean(losses[-5:]) < losses[0] - 1
-    experiment = resolve(load_config(config, founded))
-    shapes = abstract_foundation(
-        experiment.foundation, make_mesh(MeshConfig(data=1), jax.devices()[:1]), AxisRules()
-    )
-    models = experimentnetworks(VOCABULARY, foundation=shapes.foundation)
+    experiment = resolve(load_config(config, with_backbone))
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    shapes = load_backbone(experiment.backbone, mesh, AxisRules(), abstract=True)
+    models = experiment.networks(VOCABULARY, backbone=shapes.backbone)
     names = {str(path) for path, _ in jax.tree.leaves_with_path(models.abstract(32))}
     assert not any("'embed'" in name or "'head'" in name for name in names), names
     capsys.readouterr()
@@ -180,26 +179,30 @@ def test_only_the_bottleneck_and_the_dit_learn(model, founded, tmp_path, capsys)
     (model / "config.json").write_text(json.dumps(changed))
     try:
         assert main(["sample", "--workdir", run]) == 2
-        assert "other files of foundation.model" in capsys.readouterr().err
+        assert "other files of backbone.model" in capsys.readouterr().err
     finally:
         shutil.move(tmp_path / "config.json", model / "config.json")
-    parts = Counter(experiment.recipe(models), 8, 32).step(experiment.phases[0])
-    assert parts["foundation"] > 0
+    # Its products count, too: each token meets every kernel of its blocks.
+    batch = {k: jax.ShapeDtypeStruct((8, 32), jnp.int32) for k in ("tokens", "segments")}
+    recipe, phase = experiment.recipe(models), experiment.phases[0]
+    counted = step_flops(recipe, Frozen(None, shapes.weights), batch, phase)
+    kernels = [x for x in jax.tree.leaves(shapes.weights["below"]) if x.ndim == 3]
+    assert counted > 2 * 8 * 32 * sum(x.size for x in kernels)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["data.tokenizer="], ["foundation.model", "data.tokenizer="]),
-        (["foundation.layer=3"], ["foundation.layer = 3", "3 blocks"]),
-        (["foundation.layer=0"], ["foundation.layer = 0"]),
-        ([*IN_BLOCKS], ["diffusion.block_size = 4", "foundation.model"]),
+        (["data.tokenizer="], ["backbone.model", "data.tokenizer="]),
+        (["backbone.layer=3"], ["backbone.layer = 3", "3 blocks"]),
+        (["backbone.layer=0"], ["backbone.layer = 0"]),
+        ([*IN_BLOCKS], ["diffusion.block_size = 4", "backbone.model"]),
         (["diffusion.token_posterior=True", "text_vae.decoder_layers=0"], ["token_posterior"]),
-        (["foundation.dtype=int8"], ["foundation.dtype"]),
+        (["backbone.dtype=int8"], ["backbone.dtype"]),
     ],
 )  # fmt: skip
-def test_impossible_foundations_are_refused(founded, tmp_path, capsys, options, words):
+def test_impossible_backbones_are_refused(with_backbone, tmp_path, capsys, options, words):
     command = ["train", "--config", "configs/debug.py", "--workdir", str(tmp_path / "x")]
-    assert main([*command, *founded, *options]) == 2
+    assert main([*command, *with_backbone, *options]) == 2
     error = capsys.readouterr().err
     assert all(word in error for word in words), error

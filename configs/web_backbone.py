@@ -1,9 +1,9 @@
 """Latents between the blocks of a frozen SmolLM2-135M: only a bottleneck and the DiT are trained.
 
 Command:  make models
-          ldlm train --config configs/web_foundation.py --workdir runs/web_foundation
+          ldlm train --config configs/web_backbone.py --workdir runs/web_backbone
 Hardware: 2 virtual CPU cores with bf16 vector units (AMD EPYC).
-Result:   see experiments/foundation/.
+Result:   see experiments/backbone/.
 
 The first 12 of 30 blocks read; the decoder hands hidden states made of latents to the other 18
 and to the head. Texts are in the model's own 49,152 tokens. Reconstruction is learned first, alone;
@@ -15,7 +15,7 @@ def get_config() -> dict:
     """The config: sections of plain values (see ``ldlm_jax/config.py``)."""
     return {
         "data": {"source": "web", "tokenizer": "smollm2-135m", "window": 64},
-        "foundation": {"model": "smollm2-135m", "layer": 12},
+        "backbone": {"model": "smollm2-135m", "layer": 12},
         "text_vae": {
             "width": 192,
             "encoder_layers": 0,
