@@ -19,11 +19,11 @@ from ldlm_jax.models.networks import with_backbone
 from ldlm_jax.parallel.distributed import is_main_process, main_process_first
 from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.parallel.sharding import batch_sharding, own_rows, put_batch, use_sharding
-from ldlm_jax.phases import LOSSES, phase_at
+from ldlm_jax.phases import phase_at
 from ldlm_jax.plan.flops import step_flops
 from ldlm_jax.sampling.generate import Generator
 from ldlm_jax.teachers.loader import LoadedTeacher, load_teacher
-from ldlm_jax.telemetry.metrics import MetricsWriter, Screen
+from ldlm_jax.telemetry.metrics import Log, MetricsWriter, Screen
 from ldlm_jax.telemetry.profiler import Profiler
 from ldlm_jax.telemetry.throughput import Throughput
 from ldlm_jax.train_state import TrainState, abstract_state, init_state
@@ -60,13 +60,7 @@ def train(config, workdir: str) -> None:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """All that a training needs, ready to start.
-
-    Attributes:
-      assembly: what the config names, on the mesh.
-      prepared: the corpus.
-      teacher: what the latents are aligned with, if anything.
-    """
+    """All that a training needs: what the config names, on the mesh; the corpus; the teacher."""
 
     assembly: Assembly
     prepared: Prepared
@@ -74,11 +68,7 @@ class TrainingRun:
 
     @classmethod
     def create(cls, experiment: Experiment) -> "TrainingRun":
-        """Make it; the corpus is prepared if it is not there yet.
-
-        Raises:
-          UserError: mesh, data, teacher or backbone are not usable.
-        """
+        """Make it; the corpus is prepared if it is not there yet."""
         mesh = make_mesh(experiment.mesh)
         check_mesh(experiment, mesh)
         prepared = main_process_first("data", lambda: prepare(experiment.data))
@@ -141,32 +131,6 @@ class TrainingRun:
         )  # fmt: skip
 
 
-class Log:
-    """Writes the metrics of a step once the next one is under way, so that no device waits.
-
-    Reading a metric waits for its step; meanwhile the one after it is dispatched already.
-    """
-
-    def __init__(self, writer: MetricsWriter, screen: Screen, throughput: Throughput):
-        self._writer, self._screen, self._throughput = writer, screen, throughput
-        self._pending = None
-
-    def put(self, done: int, phase, metrics: dict) -> None:
-        """Keep a step's metrics to be written."""
-        self._pending = done, phase, metrics
-
-    def flush(self) -> None:
-        """Write what is kept, if anything."""
-        if self._pending is None:
-            return
-        (done, phase, metrics), self._pending = self._pending, None
-        values = {name: float(value) for name, value in metrics.items()}
-        self._throughput.book("step")
-        values |= self._throughput.report(done, phase)
-        self._writer.write(done, values)
-        self._screen.metrics(done, _summary(values))
-
-
 def _loop(run: TrainingRun, folder: Workdir) -> None:
     experiment, config = run.experiment, run.experiment.train
     checkpoints = Checkpoints(
@@ -214,7 +178,7 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
                 log.flush()
                 evaluated = _evaluate(run, state, held_out, done)
                 writer.write(done, evaluated)
-                _show(screen, done, evaluated)
+                screen.evaluation(done, evaluated)
                 throughput.book("evaluation")
             if done % config.checkpoint_every == 0 or last or preempted:
                 log.flush()
@@ -236,17 +200,6 @@ def _with_best(scores: dict, best_metric: str) -> dict | None:
     return scores or None
 
 
-def _summary(values: dict) -> str:
-    names = [name for name in (*LOSSES, "token") if f"loss/{name}" in values]
-    losses = [f"{name} {values[f'loss/{name}']:.3f}" for name in names]
-    skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
-    busy = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
-    return (
-        f"loss {values['loss']:.3f}  {'  '.join(losses)}  grad {values['grad_norm']:.2f}  "
-        f"{values['tokens_per_second']:,.0f} tokens/s{busy}{skipped}"
-    )
-
-
 def _evaluate(run: TrainingRun, state: TrainState, held_out: list[dict], step: int) -> dict:
     config = run.experiment.train
     context = EvalContext(
@@ -257,13 +210,3 @@ def _evaluate(run: TrainingRun, state: TrainState, held_out: list[dict], step: i
     trained = phase_at(run.experiment.phases, step - 1)
     names = [name for name in config.evals if name == "reconstruction" or trained.has("diffusion")]
     return run_evals(tuple(names), context)
-
-
-def _show(screen: Screen, step: int, results: dict) -> None:
-    shown = ("reconstruction/accuracy_noise_0", "reconstruction/accuracy_noise_1",
-             "denoising/error_mean", "denoising/accuracy_mean")  # fmt: skip
-    numbers = "  ".join(f"{name} {results[name]:.3f}" for name in shown if name in results)
-    screen.line(f"evaluation at step {step}: {numbers}")
-    for name, text in results.items():
-        if isinstance(text, str):
-            screen.line(f"{name}:\n{text}")

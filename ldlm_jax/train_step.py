@@ -69,9 +69,6 @@ class Frozen(NamedTuple):
 NOTHING_FROZEN = Frozen()
 
 
-# ---------------------------------------------------------------------------- the loss
-
-
 def _stop_gradients(params, phase: Phase):
     """Parameters of which those of the phase's groups alone receive gradient."""
     return jax.tree.map_with_path(
@@ -182,9 +179,8 @@ def fused_loss(
             params, tokens_BxL, text.layout, text.observed_BxN, method="encode"
         )
 
-    masked = recipe.autoencoding.token_mask > 0 and any(
-        map(phase.has, ("reconstruction", "kl", "alignment"))
-    )
+    autoencodes = any(map(phase.has, ("reconstruction", "kl", "alignment")))
+    masked = recipe.autoencoding.token_mask > 0 and autoencodes
     tokens_BxL = text.tokens_BxL
     if masked:
         tokens_BxL = mask_tokens(mask_key, tokens_BxL, recipe.autoencoding.token_mask)
@@ -203,9 +199,6 @@ def fused_loss(
         )
     loss = sum(_weight(name, phase, recipe, step) * term for name, term in terms.items())
     return loss, aux | {f"loss/{name}": term for name, term in terms.items()}
-
-
-# ---------------------------------------------------------------------------- the step
 
 
 def _gradients(state: TrainState, batch, key, frozen, phase, recipe: Recipe):
@@ -243,14 +236,8 @@ def train_step(
 ):
     """One step of training; see ``compiled_step``.
 
-    Args:
-      state: before the step.
-      batch: see ``fused_loss``.
-      key: the run's key; the step is folded in here.
-      frozen: see ``Frozen``.
-      phase: see ``Phase``.
-      recipe: see ``Recipe``.
-      optimizer: from ``optimizer.make_optimizer``.
+    Args as of ``fused_loss``, and the state before the step, the run's key (the step is folded in
+    here), and the optimizer of ``optimizer.make_optimizer``.
 
     Returns:
       The new state and metrics (scalars). If the loss or a gradient is not finite, only ``step``

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ldlm_jax.diffusion import time_grid
 from ldlm_jax.diffusion import time_sampling as time
 from ldlm_jax.diffusion.conditioning import ObservedShares, draw_observed
 from ldlm_jax.diffusion.guidance import guide, guide_by_context
@@ -75,11 +76,11 @@ def test_positions_may_run_at_times_of_their_own():
         return Estimate(clean, (), clean + jnp.sqrt(variance)[..., None] * row_noise(rows, (2, 1)))
 
     noise = jax.random.normal(jax.random.key(0), (20_000, 2, 1))
-    u = time.rolling(time.quantile_grid(800), 2, 1.0)[:, None]
+    u = time_grid.rolling(time_grid.quantile_grid(800), 2, 1.0)[:, None]
     assert u[0].tolist() == [[1.0, 1.0]] and u[-1].tolist() == [[0.0, 0.0]]
     assert u[400].tolist() == [[0.0, 1.0]]  # one is done when the other begins
     np.testing.assert_array_equal(
-        time.rolling(time.quantile_grid(5), 3, 0.0)[:, 2], time.quantile_grid(5)
+        time_grid.rolling(time_grid.quantile_grid(5), 3, 0.0)[:, 2], time_grid.quantile_grid(5)
     )
     for solver in SOLVERS:
         z = solve(denoise, noise, u, keys(noise), Solver(solver)).z
@@ -91,7 +92,7 @@ def keys(noise):
 
 
 def times(steps, distribution=None):
-    u = time.quantile_grid(steps)
+    u = time_grid.quantile_grid(steps)
     return (u if distribution is None else distribution.quantile(u))[:, None]
 
 
@@ -130,12 +131,12 @@ def test_a_row_is_solved_alike_whatever_stands_beside_it(solver):
 
     noise, rows = jax.random.normal(jax.random.key(0), (3, 5, 2)), keys(jnp.zeros(3))
     steps = jnp.array([3, 7, 1])
-    grid = jnp.broadcast_to(time.quantile_grid(steps, 7)[..., None], (8, 3, 5))
+    grid = jnp.broadcast_to(time_grid.quantile_grid(steps, 7)[..., None], (8, 3, 5))
     together = solve(denoise, noise, grid, rows, Solver(solver)).z
     for i, count in enumerate(steps.tolist()):
         part, grid = (
             slice(i, i + 1),
-            jnp.broadcast_to(time.quantile_grid(count)[:, None, None], (count + 1, 1, 5)),
+            jnp.broadcast_to(time_grid.quantile_grid(count)[:, None, None], (count + 1, 1, 5)),
         )
         alone = solve(denoise, noise[part], grid, rows[part], Solver(solver)).z
         chex.assert_trees_all_close(together[part], alone, atol=1e-5)
@@ -231,10 +232,10 @@ def test_grid_runs_from_noise_to_data():
         grid = times(20, law)
         assert grid[0] == 1.0 and grid[-1] == 0.0
         assert bool(jnp.all(jnp.diff(grid, axis=0) < 0))
-    rows = time.quantile_grid(jnp.array([2, 4]), 4)
+    rows = time_grid.quantile_grid(jnp.array([2, 4]), 4)
     assert rows.T.tolist() == [[1.0, 0.5, 0.0, 0.0, 0.0], [1.0, 0.75, 0.5, 0.25, 0.0]]
     with pytest.raises(ValueError, match="at least 1 step"):
-        time.quantile_grid(0)
+        time_grid.quantile_grid(0)
 
 
 @pytest.mark.parametrize("prediction", ["x", "v"])

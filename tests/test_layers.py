@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from ldlm_jax.models.attention import neighbour_bias
+from ldlm_jax.models.dense import activation_dtype, matmul
 from ldlm_jax.models.dit import NoisyInputs
-from ldlm_jax.models.layers import Attention, Block, Dropout, activation_dtype, matmul
+from ldlm_jax.models.layers import Attention, Block, Dropout
 from ldlm_jax.models.lowering import compile_for
 from ldlm_jax.models.masks import block_causal
 from ldlm_jax.models.token_layout import token_layout

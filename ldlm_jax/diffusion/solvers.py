@@ -35,14 +35,11 @@ class Solver:
     """How to take one step.
 
     Attributes:
-      name: ``"euler"``: first order, one evaluation a step. ``"heun"``: second order, two
-        evaluations (the step to 0 is an Euler step). ``"multistep"``: second order with one
-        evaluation a step, from the estimates of two steps (DPM-Solver++(2M), Lu et al. 2022).
-        ``"stochastic"``: an Euler step beyond the goal, then forward noise back to it.
-        ``"ancestral"``: the same towards a draw of the clean latents in place of their mean. If
-        the draw is from their distribution given z_t, then z_s has the right marginal however long
-        the step, where a step towards the mean is right for short ones only (x_0 drawn from the
-        model as in discrete diffusion: Austin et al. 2021, arXiv 2107.03006, equation 4).
+      name: ``"euler"``: first order. ``"heun"``: second order, two evaluations a step.
+        ``"multistep"``: second order with one, from the estimates of two steps. ``"stochastic"``:
+        an Euler step beyond the goal, then forward noise back to it. ``"ancestral"``: the same
+        towards a draw of the clean latents in place of their mean: right for steps of any length
+        (Austin et al. 2021, arXiv 2107.03006, equation 4).
       churn: how far beyond, as a share of the step; 0 makes ``"stochastic"`` equal ``"euler"``.
       schedule: of the noise.
     """

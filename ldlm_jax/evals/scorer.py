@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.models.layers import matmul
+from ldlm_jax.models.dense import matmul
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.pretrained import decoder_lm

@@ -9,20 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ldlm_jax.diffusion.config import DiffusionConfig
-from ldlm_jax.models.dit import (
-    GENERATED,
-    DiTOutput,
-    KVCache,
-    NoisyInputs,
-    output_head,
-)
+from ldlm_jax.models.dit import GENERATED, DiTOutput, KVCache, NoisyInputs, output_head
 from ldlm_jax.models.masks import AttentionMask, denoising_mask, prefill_mask
 from ldlm_jax.models.networks import LatentStats, Networks
 from ldlm_jax.models.next_token_prior import PriorFeatures, gather_prior
 from ldlm_jax.models.token_layout import TokenLayout, token_layout
+from ldlm_jax.models.token_metrics import TokenMetrics, in_chunks
 from ldlm_jax.models.token_posterior import TokenPosterior
 
 
@@ -46,41 +40,6 @@ def latent_layout(
     first_BxN = observed_BxN if config.infills else None
     segments_BxN = latent_segments(segments_BxL, networks)
     return token_layout(segments_BxN, config.block_size, first_BxN, single_B)
-
-
-class TokenMetrics(NamedTuple):
-    """Cross-entropy of tokens, and whether each is the likeliest."""
-
-    loss_BxL: jax.Array
-    correct_BxL: jax.Array
-
-    @classmethod
-    def of(cls, logits_BxLxV: jax.Array, tokens_BxL: jax.Array) -> "TokenMetrics":
-        """Those of tokens under these logits."""
-        loss_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxV, tokens_BxL)
-        of_token_BxL = jnp.take_along_axis(logits_BxLxV, tokens_BxL[..., None], axis=-1)[..., 0]
-        # The largest logit is known from the loss; where it stands would take another pass.
-        return cls(loss_BxL, of_token_BxL >= jnp.max(logits_BxLxV, axis=-1))
-
-
-def in_chunks(function, count: int, arrays):
-    """``function(arrays)`` position by position, with only a part of the positions at a time.
-
-    For functions with something large inside, such as logits: it exists for one part at a time, and
-    is computed again in the backward pass.
-
-    Args:
-      function: maps a tree of arrays (B, L / count, ...) to another.
-      count: parts into which the positions are dealt in turn, so that a split row stays split.
-      arrays: tree of (B, L, ...).
-    """
-    if count == 1:
-        return function(arrays)
-    dealt = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, count, *x.shape[2:]), 2, 0), arrays
-    )
-    done = jax.lax.map(jax.checkpoint(function), dealt)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[3:]), done)
 
 
 class Prediction(NamedTuple):
@@ -146,14 +105,10 @@ class Denoiser:
         """Whether tokens are read off the DiT's features."""
         return self.networks.vae.decoder_layers == 0
 
-    # ------------------------------------------------------------------------ encode
-
     def encode(self, tokens_BxL, layout: TokenLayout, observed_BxN) -> jax.Array:
         """Normalised posterior means (B, N, D) of a text."""
         posterior = self._vae(tokens_BxL, layout, observed_BxN, method="encode")
         return self.latents.normalise(posterior.mean_BxNxD)
-
-    # ------------------------------------------------------------------------ prefill
 
     def prefill(
         self, z_BxNxD, conditioning_BxN, layout: TokenLayout, cache=None, window: int | None = None
@@ -170,8 +125,6 @@ class Denoiser:
         """
         mask = prefill_mask(layout, cache.layout if cache else None).replace(window=window)
         return self._dit(NoisyInputs.clean(z_BxNxD, conditioning_BxN, layout), mask, cache)
-
-    # ------------------------------------------------------------------------ denoise
 
     def denoise(self, inputs: NoisyInputs, cache=None, tokens_BxL=None) -> Prediction:
         """One evaluation: clean latents, and the tokens' logits or metrics where they come with it.
@@ -241,8 +194,6 @@ class Denoiser:
             logits_BxLxV if self.logits_processor is None else self.logits_processor(logits_BxLxV)
         )
 
-    # ------------------------------------------------------------------------ decode
-
     def decode(self, z_BxNxD, sigma_BxN, layout: TokenLayout, cache=None) -> jax.Array:
         """Logits (B, L, V), fp32, of latents with additive noise of standard deviation ``sigma``.
 
@@ -276,8 +227,6 @@ class Denoiser:
         """Metrics of tokens under what ``read`` would return."""
         arrays = self._token_features(inputs, layout), None, tokens_BxL
         return in_chunks(self._tokens, self.logit_chunks, arrays)[2]
-
-    # ------------------------------------------------------------------------ networks
 
     def _vae(self, *args, method: str):
         return self.networks.text_vae(self.params, *args, method=method)

@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.models.layers import Dense, Transformer
+from ldlm_jax.models.dense import Dense
+from ldlm_jax.models.layers import Transformer
 from ldlm_jax.models.lowering import Dtype
 from ldlm_jax.models.masks import AttentionMask, with_front
 from ldlm_jax.models.next_token_prior import PriorFeatures
@@ -88,12 +89,10 @@ class DiT(nn.Module):
       heads: attention heads; the head width must be even.
       layers: transformer blocks.
       mlp_ratio: feed-forward width over model width.
-      conditioning: how time reaches the blocks. ``"in_context"``: ``time_tokens`` learned tokens
-        shifted by the running time stand before the sequence (ELF, arXiv 2605.10938);
-        ``"adaln"``: per-position adaLN-zero modulation (Peebles & Xie 2023). In both, every
-        position's own time is also added to its input.
-      time_tokens: number of in-context tokens; 0 leaves it at each position's own time (blocks
-        need that: each has a time of its own).
+      conditioning: how time reaches the blocks, besides each position's own in its input.
+        ``"in_context"``: ``time_tokens`` tokens of the running time stand before the sequence (ELF,
+        arXiv 2605.10938); ``"adaln"``: per-position adaLN-zero (Peebles & Xie 2023).
+      time_tokens: number of in-context tokens; 0, as blocks need it, leaves each its own time.
       dtype: compute dtype.
       remat: what blocks keep for the backward pass, see ``layers.REMAT``.
       attention: implementation of attention, see ``attention.attend``.

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ldlm_jax.models.dense import Dense
 from ldlm_jax.models.dit import DiT, NoisyInputs
-from ldlm_jax.models.layers import Dense
 from ldlm_jax.models.masks import block_causal
 from ldlm_jax.models.next_token_prior import PriorFeatures
 from ldlm_jax.models.text_vae import TextVAE

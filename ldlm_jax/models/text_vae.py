@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.models.layers import Dense, RMSNorm, Transformer, gather_kernel
+from ldlm_jax.models.dense import Dense, gather_kernel
+from ldlm_jax.models.layers import RMSNorm, Transformer
 from ldlm_jax.models.lowering import Dtype, constrain
 from ldlm_jax.models.masks import block_causal
 from ldlm_jax.models.token_layout import TokenLayout, token_layout

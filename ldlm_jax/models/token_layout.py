@@ -52,13 +52,8 @@ class TokenLayout:
 def positions_in(segments_BxN: jax.Array) -> jax.Array:
     """Position of each token within its document, int32 (B, N)."""
     index = jnp.broadcast_to(jnp.arange(segments_BxN.shape[1]), segments_BxN.shape)
-    starts = jnp.concatenate(
-        [
-            jnp.ones_like(segments_BxN[:, :1], bool),
-            segments_BxN[:, 1:] != segments_BxN[:, :-1],
-        ],
-        axis=1,
-    )
+    changes = segments_BxN[:, 1:] != segments_BxN[:, :-1]
+    starts = jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.diffusion.schedule import Schedule
-from ldlm_jax.models.layers import matmul
+from ldlm_jax.models.dense import matmul
 
 
 @dataclass(frozen=True)

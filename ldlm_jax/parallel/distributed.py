@@ -44,15 +44,15 @@ def join(processes: Processes) -> None:
     Raises:
       UserError: the flags are incomplete, or not all processes joined in time; names those missing.
     """
-    said = (processes.coordinator, processes.count, processes.index)
-    if any(x is None for x in said) and any(x is not None for x in said):
+    flags = (processes.coordinator, processes.count, processes.index)
+    if any(x is None for x in flags) and any(x is not None for x in flags):
         raise UserError("--coordinator, --num-processes and --process-id belong together.")
     if jax.distributed.is_initialized():
         return
-    if said[0] is not None:
+    if flags[0] is not None:
         _check_numbers(processes)
         rendezvous(processes)
-        jax.distributed.initialize(*said, initialization_timeout=processes.timeout)
+        jax.distributed.initialize(*flags, initialization_timeout=processes.timeout)
         return
     try:
         jax.distributed.initialize(initialization_timeout=processes.timeout)

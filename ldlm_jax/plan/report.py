@@ -82,15 +82,15 @@ class Forecast:
 
 def memory_of(compiled, chip: Chip) -> dict[str, float]:
     """Bytes on each chip while a program runs."""
-    said = compiled.memory_analysis()
+    sizes = compiled.memory_analysis()
     total = (
-        said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
-        + said.temp_size_in_bytes + said.generated_code_size_in_bytes
+        sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
     )  # fmt: skip
     return {
-        "arguments": said.argument_size_in_bytes,
-        "temporary": said.temp_size_in_bytes,
-        "program": said.generated_code_size_in_bytes,
+        "arguments": sizes.argument_size_in_bytes,
+        "temporary": sizes.temp_size_in_bytes,
+        "program": sizes.generated_code_size_in_bytes,
         "total": total,
         "share_of_hbm": total / chip.memory,
     }
@@ -245,22 +245,22 @@ def _phase_lines(phase: dict) -> list[str]:
     lines = [f"  memory     {_memory_line(phase['memory'])}", f"  sent       {sent or 'nothing'}",
              f"  FLOPs      {phase['flops']:.2e}"]  # fmt: skip
     if "forecast" not in phase:
-        said = phase["bounds"]
+        times = phase["bounds"]
         return [
             *lines,
-            f"  at least   {said['arithmetic_seconds'] * 1e3:,.0f} ms a step for products at the "
-            f"peak, {said['network_seconds'] * 1e3:,.0f} ms for the network; MFU at most "
-            f"{said['mfu_at_most']:.1%} (no cycles are known for this chip)",
+            f"  at least   {times['arithmetic_seconds'] * 1e3:,.0f} ms a step for products at the "
+            f"peak, {times['network_seconds'] * 1e3:,.0f} ms for the network; MFU at most "
+            f"{times['mfu_at_most']:.1%} (no cycles are known for this chip)",
         ]
-    said = phase["forecast"]
+    times = phase["forecast"]
     return [
         *lines,
-        f"  forecast   {said['seconds'] * 1e3:,.0f} ms a step: chip "
-        f"{said['chip_seconds'] * 1e3:,.0f} "
-        f"(products at the peak {said['arithmetic_seconds'] * 1e3:,.0f}), exposed network "
-        f"{said['exposed_seconds'] * 1e3:,.0f} of {said['network_seconds'] * 1e3:,.0f}; slowest: "
-        f"{said['slowest']}",
-        f"             {phase['tokens_per_second']:,.0f} tokens/s, MFU {said['mfu']:.1%}",
+        f"  forecast   {times['seconds'] * 1e3:,.0f} ms a step: chip "
+        f"{times['chip_seconds'] * 1e3:,.0f} "
+        f"(products at the peak {times['arithmetic_seconds'] * 1e3:,.0f}), exposed network "
+        f"{times['exposed_seconds'] * 1e3:,.0f} of {times['network_seconds'] * 1e3:,.0f}; slowest: "
+        f"{times['slowest']}",
+        f"             {phase['tokens_per_second']:,.0f} tokens/s, MFU {times['mfu']:.1%}",
     ]
 
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.attention import attend, masked_attention, rotate
+from ldlm_jax.models.dense import activation_dtype, gather_kernel, matmul
 from ldlm_jax.models.kernels.splash import LANES
-from ldlm_jax.models.layers import activation_dtype, gather_kernel, matmul
 from ldlm_jax.models.lowering import constrain
 from ldlm_jax.models.masks import AttentionMask, block_causal, same_document
 from ldlm_jax.models.token_layout import token_layout

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.attention import masked_attention
-from ldlm_jax.models.layers import gather_kernel, matmul
+from ldlm_jax.models.dense import gather_kernel, matmul
 from ldlm_jax.models.lowering import constrain
 from ldlm_jax.models.masks import same_document
 from ldlm_jax.models.token_layout import token_layout

@@ -13,7 +13,7 @@ import numpy as np
 from ldlm_jax.data.special_ids import MASK
 from ldlm_jax.diffusion.config import DiffusionConfig
 from ldlm_jax.diffusion.solvers import Solver
-from ldlm_jax.diffusion.time_sampling import quantile_grid, rolling
+from ldlm_jax.diffusion.time_grid import quantile_grid, rolling
 from ldlm_jax.models.dit import HIDDEN, OBSERVED
 from ldlm_jax.models.networks import Networks
 from ldlm_jax.sampling.config import SampleConfig, knobs_in_use

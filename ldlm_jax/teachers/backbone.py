@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ldlm_jax.data.special_ids import EOS, SPECIAL_TOKENS
 from ldlm_jax.errors import UserError
-from ldlm_jax.models.layers import matmul
+from ldlm_jax.models.dense import matmul
 from ldlm_jax.models.lowering import Dtype
 from ldlm_jax.models.token_layout import TokenLayout
 from ldlm_jax.pretrained import decoder_lm

@@ -106,8 +106,8 @@ class PretrainedTeacher:
         """
         if setting.attention != "xla" and not isinstance(model.config, DecoderConfig):
             raise UserError(
-                f"teacher.attention = {setting.attention!r} is for causal models; {setting.model} is an "
-                "encoder: use 'xla'."
+                f"teacher.attention = {setting.attention!r} is for causal models; {setting.model} "
+                "is an encoder: use 'xla'."
             )
         return cls(model.config, setting.dtype, tokens_per_latent, model.layers, setting.attention)
 

@@ -73,6 +73,16 @@ class Screen:
         else:
             self.line(f"step {step}/{self._total}  {note}")
 
+    def evaluation(self, step: int, results: dict) -> None:
+        """Print the results of an evaluation, numbers first."""
+        shown = ("reconstruction/accuracy_noise_0", "reconstruction/accuracy_noise_1",
+                 "denoising/error_mean", "denoising/accuracy_mean")  # fmt: skip
+        numbers = "  ".join(f"{name} {results[name]:.3f}" for name in shown if name in results)
+        self.line(f"evaluation at step {step}: {numbers}")
+        for name, text in results.items():
+            if isinstance(text, str):
+                self.line(f"{name}:\n{text}")
+
     def line(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         self._console.print(text, markup=False)
@@ -81,3 +91,39 @@ class Screen:
         """Take the bar down."""
         if self._bar:
             self._bar.stop()
+
+
+class Log:
+    """Writes the metrics of a step once the next one is under way, so that no device waits.
+
+    Reading a metric waits for its step; meanwhile the one after it is dispatched already.
+    """
+
+    def __init__(self, writer: MetricsWriter, screen: Screen, throughput):
+        self._writer, self._screen, self._throughput = writer, screen, throughput
+        self._pending = None
+
+    def put(self, done: int, phase, metrics: dict) -> None:
+        """Keep a step's metrics to be written."""
+        self._pending = done, phase, metrics
+
+    def flush(self) -> None:
+        """Write what is kept, if anything."""
+        if self._pending is None:
+            return
+        (done, phase, metrics), self._pending = self._pending, None
+        values = {name: float(value) for name, value in metrics.items()}
+        self._throughput.book("step")
+        values |= self._throughput.report(done, phase)
+        self._writer.write(done, values)
+        self._screen.metrics(done, _summary(values))
+
+
+def _summary(values: dict) -> str:
+    losses = [f"{k.removeprefix('loss/')} {v:.3f}" for k, v in values.items() if "loss/" in k]
+    skipped = f"  skipped {values['skipped']:.0f}" if values["skipped"] else ""
+    busy = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
+    return (
+        f"loss {values['loss']:.3f}  {'  '.join(losses)}  grad {values['grad_norm']:.2f}  "
+        f"{values['tokens_per_second']:,.0f} tokens/s{busy}{skipped}"
+    )
