@@ -1,7 +1,9 @@
 """Checkpoints: the only file that imports orbax."""
 
+import hashlib
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 
 import chex
@@ -17,6 +19,21 @@ from orbax.checkpoint.checkpoint_managers import (
 from ldlm_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+def _without_wildcards(folder: Path) -> Path:
+    """The folder, by a link if its path holds wildcards: orbax would read it as a pattern, and
+    leave out a part of every save without an error."""
+    folder = folder.resolve()
+    if not set("[]*?\\") & set(str(folder)):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    link = Path(tempfile.gettempdir()) / f"ldlm-checkpoints-{name}"
+    if not link.is_symlink() or link.resolve() != folder:
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder, target_is_directory=True)
+    return link
 
 
 class Checkpoints:
@@ -46,7 +63,9 @@ class Checkpoints:
         self._folder = folder
         try:
             self._manager = ocp.CheckpointManager(
-                folder.resolve(), options=options, item_handlers=ocp.PyTreeCheckpointHandler()
+                _without_wildcards(folder),
+                options=options,
+                item_handlers=ocp.PyTreeCheckpointHandler(),
             )
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror}.") from error

@@ -7,10 +7,12 @@ import logging
 import os
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.sampling.output import add_flags, add_knobs
+from ldlm_jax.validate import local_path
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
 
@@ -18,20 +20,25 @@ _DISK_TROUBLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQ
 def _data(args, overrides) -> None:
     from ldlm_jax.config import load_config, resolve
     from ldlm_jax.data.corpora import REGISTRY
-    from ldlm_jax.data.dataset import prepare
+    from ldlm_jax.data.dataset import prepare, read_texts
+    from ldlm_jax.data.sources import files_not_read
 
     if args.list:
         for name, corpus in REGISTRY.items():
             print(f"{name:10} {corpus.description}")
         return
-    if args.source and "=" in args.source:  # an override where a source may stand
-        overrides = [args.source, *overrides]
+    if args.source and "=" in args.source and not local_path(args.source).exists():
+        overrides = [args.source, *overrides]  # an override where a source may stand
     elif args.source:
-        overrides = [*overrides, f"data.source={args.source}"]
+        overrides = [*overrides, f"data.source={args.source!r}"]
     experiment = resolve(load_config(args.config, overrides))
     config = experiment.data
     prepared = prepare(config)
     print(f"{config.source}: {prepared.packed}")
+    for text in islice(read_texts(prepared.text, "train"), 3):
+        print(f"  | {text[:90]}")
+    for file in files_not_read(local_path(config.source)):
+        print(f"  not read: {file}")
     print(f"vocabulary {prepared.tokenizer.vocab_size}, windows of {config.window} tokens")
     print(
         f"{'split':12}{'documents':>10}{'windows':>9}{'tokens':>12}{'bytes/token':>13}{'filled':>8}"
@@ -95,6 +102,7 @@ def _eval(args, overrides) -> None:
     from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
     from ldlm_jax.parallel.sharding import own_rows, put_batch
     from ldlm_jax.sampling.output import config_of
+    from ldlm_jax.telemetry.metrics import finite
     from ldlm_jax.workdir import load_run
 
     _no_overrides(overrides)
@@ -130,7 +138,7 @@ def _eval(args, overrides) -> None:
 
         Path(args.html).write_text(report(record), encoding="utf-8")
     if args.json:
-        Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
 
 
 def _no_overrides(overrides) -> None:
@@ -249,6 +257,9 @@ def _configure_jax(args) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for a user's error)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a terminal cannot spell is shown in another way
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -263,6 +274,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as by `ldlm sample ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if args.debug or error.errno not in _DISK_TROUBLE:
             raise

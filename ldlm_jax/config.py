@@ -11,6 +11,7 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_origin
 
 import optax
 from jax.sharding import Mesh
@@ -194,7 +195,9 @@ def load_config(path: str | None, overrides: list[str] = ()) -> ConfigDict:
         section, dot, name = key.partition(".")
         if not equals or (not dot and key != "phases"):
             raise UserError(f"override {override!r}: write section.key=value.")
-        value = literal(value)
+        text, value = value, literal(value)
+        if _is_text(section, name) and not isinstance(value, str):
+            value = text
         if dot:
             of_phases = section == "phases"
             value = _change_phase(config.phases, name, value) if of_phases else {name: value}
@@ -246,6 +249,12 @@ def _merge(config: ConfigDict, section: str, values) -> None:
                     f"unknown config key {section}.{key}: {did_you_mean(key, known_keys(section))}"
                 )
             config[section][key] = value
+
+
+def _is_text(section: str, key: str) -> bool:
+    """Whether a setting holds text, so that `2024` is a name and no number."""
+    fields = dataclasses.fields(SECTIONS[section]) if section in SECTIONS else ()
+    return any(field.name == key and field.type is str for field in fields)
 
 
 def literal(text: str):
@@ -322,6 +331,9 @@ def resolve(config: ConfigDict) -> Experiment:
         values = {
             k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config[section].items()
         }
+        for field in dataclasses.fields(cls):  # one word is a tuple of one
+            if get_origin(field.type) is tuple and isinstance(values.get(field.name), str):
+                values[field.name] = (values[field.name],)
         check_settings(section, cls, values)
         built[section] = values if section in _DERIVED else cls(**values)
     phases = []
@@ -341,16 +353,7 @@ def resolve(config: ConfigDict) -> Experiment:
 
 @dataclass(frozen=True)
 class Assembly:
-    """All that a config names, made for a mesh: for training, for sampling, or only as shapes.
-
-    Attributes:
-      experiment: the config.
-      mesh: of the devices.
-      recipe: networks and losses.
-      optimizer: for all of the run's steps.
-      frozen: what never learns.
-      backbone: what the TextVAE is built upon, if anything.
-    """
+    """All that a config names, made for a mesh: for training, for sampling, or only as shapes."""
 
     experiment: Experiment
     mesh: Mesh

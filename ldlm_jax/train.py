@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import jax
 
@@ -28,7 +27,7 @@ from ldlm_jax.telemetry.profiler import Profiler
 from ldlm_jax.telemetry.throughput import Throughput
 from ldlm_jax.train_state import TrainState, abstract_state, init_state
 from ldlm_jax.train_step import compiled_step
-from ldlm_jax.validate import check_mesh
+from ldlm_jax.validate import check_mesh, local_path
 from ldlm_jax.workdir import Workdir
 
 
@@ -47,7 +46,7 @@ def train(config, workdir: str) -> None:
         if name not in REGISTRY:
             raise UserError(f"train.evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
     run = TrainingRun.create(experiment)
-    folder = Workdir(Path(workdir))
+    folder = Workdir(local_path(workdir))
     facts = {
         "lengths": run.prepared.stats["lengths"],
         "teacher": experiment.teacher.model,

@@ -6,6 +6,7 @@ A setting declares what it may be by its type: ``Literal["x", "v"]`` for a choic
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -81,6 +82,19 @@ def _spelled(interval: str) -> str:
     if high == math.inf:
         return f"at least {low:g}" if interval[0] == "[" else f"above {low:g}"
     return f"in {interval}"
+
+
+def local_path(path: str) -> Path:
+    """A path of this machine, ``~`` for the home folder.
+
+    Raises:
+      UserError: it is a URL, of which a local folder would be made silently.
+    """
+    if "://" in path:
+        raise UserError(
+            f"{path}: remote stores are not supported; mount it, and give the mounted folder."
+        )
+    return Path(path).expanduser()
 
 
 # ---------------------------------------------------------------------------- between sections

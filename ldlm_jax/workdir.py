@@ -21,6 +21,7 @@ from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import batch_sharding, replicated, use_sharding
 from ldlm_jax.sampling.generate import Generator
 from ldlm_jax.train_state import AveragedModel, abstract_average
+from ldlm_jax.validate import local_path
 
 # What may differ when a run is resumed: none of it changes what was learned so far.
 _RESUMABLE = {
@@ -223,7 +224,7 @@ def load_run(path: str | Path, step: int | None = None, devices: list | None = N
     Raises:
       UserError: no run folder, no checkpoint, or none that can be read; or its backbone is gone.
     """
-    workdir = Workdir(Path(path))
+    workdir = Workdir(local_path(str(path)))
     experiment, tokenizer, facts = workdir.open()
     devices = jax.local_devices() if devices is None else devices
     mesh = _sampling_mesh(experiment, tokenizer.vocab_size, devices)

@@ -39,6 +39,12 @@ def test_the_last_the_regular_and_the_best_stay(tmp_path):
     kept.close()
 
 
+def test_a_folder_may_have_wildcards_in_its_name(tmp_path):
+    kept = save(tmp_path / "layers=[2,4]", [1.0])
+    assert float(kept.restore(abstract())["w"][0]) == 1.0
+    kept.close()
+
+
 def test_without_more_being_asked_the_last_ones_stay(tmp_path):
     kept = save(tmp_path, [1.0, 2.0, 3.0], keep_last=2)
     assert kept.steps() == [2, 3]

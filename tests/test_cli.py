@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from ldlm_jax.evals.report import rows_of
 from ldlm_jax.evals.scorer import Score
 from ldlm_jax.sampling.config import SampleConfig
 from ldlm_jax.sampling.output import add_knobs
+from ldlm_jax.telemetry.metrics import MetricsWriter
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +247,41 @@ def test_every_refusal_is_one_line(trained, overrides, tmp_path, capsys):
     refused(capsys, [*train, "configs/debug.py", "optim.lr=1"], "optim.lr", "learning_rate")
     refused(capsys, [*train, "configs/debug.py", *overrides, "train.evals=('x',)"], "train.evals")
     refused(capsys, [*train, "configs/debug.py", *overrides, "train.batch_size=12"], "8 devices")
+
+
+def test_metrics_are_json_for_every_reader(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"loss": float("nan"), "text": "a"})
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "text": "a"}\n'
+
+
+def test_files_by_any_name_are_shown_as_they_are_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = Path("lr=0.1")
+    text.mkdir()
+    words = "\n\n".join(f"The {i} kings of the east saw the star." for i in range(300))
+    (text / "2024.txt").write_text(words)
+    (text / "notes.docx").write_text("")
+    command = ["data", "lr=0.1", "data.root=.", "data.vocab_size=300", "data.window=16"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "| The 0 kings of the east" in out and "not read: lr=0.1/notes.docx" in out
+
+
+def test_terminals_of_few_letters_and_closed_pipes_end_nothing():
+    shown = "from ldlm_jax.cli import main; import sys; main(['data', '--list']); print('\u201c')"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(
+        [sys.executable, "-c", shown], env=environment, capture_output=True, check=True
+    )
+    assert done.stdout.endswith(b"\\u201c\n")
+    closed = "from ldlm_jax.cli import main; import sys; sys.exit(main(['data', '--list']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", closed], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_tracebacks_only_on_demand(trained):

@@ -97,3 +97,9 @@ def test_a_mesh_must_multiply_to_the_devices():
     assert make_mesh(MeshConfig(data=-1, fsdp=2)).shape["data"] == 4
     with pytest.raises(UserError, match="mesh.data = 3.*8 devices"):
         make_mesh(MeshConfig(data=3))
+
+
+def test_a_name_that_looks_like_a_number_is_a_name():
+    config = load_config(None, ["data.source=2024", "train.evals=reconstruction"])
+    assert config.data.source == "2024"
+    assert resolve(config).train.evals == ("reconstruction",)

@@ -1,6 +1,7 @@
 """Text to batches: sources, tokenizer, packing, and data position as a function of the step."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
 
 from ldlm_jax.data import corpora
 from ldlm_jax.data import dataset as build
@@ -54,6 +57,32 @@ def documents_of(rows):
     for row in rows:
         for number in range(1, row["segments"].max() + 1):
             yield row["tokens"][row["segments"] == number]
+
+
+def byte_level(added=(), letters=True) -> Backend:
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if letters else []
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(sentences(), trainer)
+    backend.add_tokens(list(added))
+    return backend
+
+
+def test_an_adopted_tokenizer_gives_every_text_back(tmp_path):
+    added = ["über", "đem", AddedToken("<sep>", lstrip=True, normalized=False)]
+    adopted = Tokenizer.adopt(byte_level(added), "mine")
+    for text in (ODD, "der über Baum, xin đem về", "a   <sep> b"):
+        assert adopted.decode(adopted.encode([text])[0]) == text
+    with pytest.raises(UserError, match="'mine' does not give every text back .it lacks"):
+        Tokenizer.adopt(byte_level(letters=False), "mine")
+    swallows = byte_level()
+    swallows.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    with pytest.raises(UserError, match="does not give every text back; set data.tokenizer"):
+        Tokenizer.adopt(swallows, "mine")
 
 
 @pytest.mark.parametrize("layout", ["pack", "pad"])
@@ -189,6 +218,14 @@ def test_a_mixture_has_a_folder_of_its_own(tmp_path):
         ("bad.jsonl", b'{"text": "a"}\n{nonsense', "bad.jsonl:2"),
         ("field.jsonl", b'{"body": "a"}', "data.text_field"),
         ("bad.parquet", b"not parquet", "not a readable Parquet"),
+        (
+            "number.jsonl",
+            b'{"text": "a"}\n{"text": 7}',
+            "number.jsonl:2: the field 'text' holds int",
+        ),
+        ("half.jsonl", b'{"text": "\\ud800"}', "half.jsonl:1: not Unicode"),
+        ("packed.txt", b"\x1f\x8b\x08\x00", "gunzip"),
+        ("wide.txt", "a\n\nb".encode("utf-16"), "UTF-16"),
     ],
 )
 def test_unusable_files_are_named(tmp_path, name, content, words):
@@ -196,6 +233,44 @@ def test_unusable_files_are_named(tmp_path, name, content, words):
     path.write_bytes(content)
     with pytest.raises(UserError, match=re.escape(words)):
         load_documents(str(path), downloads=tmp_path)
+
+
+def test_null_is_no_document_and_a_byte_order_mark_no_text(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(mark + b'{"text": null}\n' + b'{"text": "a"}\n' * 3)
+    assert list(load_documents(str(lines), downloads=tmp_path)["train"]) == ["a"]
+    text = tmp_path / "a.txt"
+    text.write_bytes(mark + b"one\n\ntwo\n\nthree")
+    assert list(load_documents(str(text), downloads=tmp_path)["train"]) == ["one"]
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    file = tmp_path / "x.parquet"
+    texts = [f"{i} " * 50 for i in range(2000)]
+    table = pyarrow.table({"text": texts})
+    pyarrow.parquet.write_table(table, file, compression="none", use_dictionary=False)
+    content = bytearray(file.read_bytes())
+    content[100:50_000] = bytes(49_900)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{file}: not a readable Parquet")):
+        list(load_documents(str(file), downloads=tmp_path)["train"])
+
+
+def test_a_file_that_changed_is_another_source(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("one\n\ntwo\n\nthree")
+    config = build.DataConfig(source=str(file))
+    before = config.folder
+    assert config.folder == before
+    file.write_text("one\n\ntwo\n\nfour")
+    os.utime(file, ns=(0, 0))  # no file system is too coarse for this test
+    assert config.folder != before
+
+
+def test_a_url_is_no_folder():
+    with pytest.raises(UserError, match="remote stores are not supported"):
+        build.DataConfig(root="gs://bucket/corpora").folder  # noqa: B018
 
 
 def test_unknown_sources_are_named(tmp_path):

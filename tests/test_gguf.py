@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.pretrained import decoder_lm
 from ldlm_jax.pretrained.load import load_pretrained
+from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
 
 gguf = pytest.importorskip("gguf")
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -77,7 +79,7 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(file, scaling: str = "none"):
+def write_gguf(file, scaling: str = "none", vocabulary=lambda out: None):
     out = gguf.GGUFWriter(str(file), "llama")
     for key, value in (
         ("embedding_length", WIDTH), ("block_count", LAYERS), ("feed_forward_length", HIDDEN),
@@ -87,6 +89,7 @@ def write_gguf(file, scaling: str = "none"):
     out.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
     out.add_float32("llama.rope.freq_base", 10_000.0)
     out.add_string("llama.rope.scaling.type", scaling)
+    vocabulary(out)
     out.add_tensor("rope_freqs.weight", divisors())
     for name, weight in weights().items():
         if name.endswith("q_proj"):
@@ -121,6 +124,58 @@ def test_a_file_and_a_folder_of_the_same_weights_are_the_same_model(tmp_path):
     file = load(write_gguf(tmp_path / "model.gguf"), data=1, fsdp=2, tensor=2)
     chex.assert_trees_all_close(hidden_states(file), hidden_states(folder), atol=1e-4)
     assert file.config.ropes[0].divisors and not folder.config.ropes[0].divisors
+
+
+def byte_level(pre):
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<|begin|>", *letters, "\u0120a", "\u0120ab", "12", "ab"]
+
+    def write(out):
+        out.add_tokenizer_model("gpt2")
+        out.add_tokenizer_pre(pre)
+        out.add_token_list(words)
+        out.add_token_types([3] + [1] * (len(words) - 1))
+        out.add_token_merges(["\u0120 a", "\u0120a b", "1 2", "a b"])
+        out.add_bos_token_id(0)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("llama-bpe", [" ab", "12", "3", "4"]),  # digits by three
+        ("qwen2", [" ab", "1", "2", "3", "4"]),  # one by one
+        ("tekken", [" ab", "1", "2", "3", "4"]),
+        ("gpt-2", [" ab", "12", "3", "4"]),
+        ("smollm", [" ab", "1", "2", "3", "4"]),
+    ],
+)
+def test_byte_level_tokenizers_cut_as_their_models_do(tmp_path, pre, pieces):
+    file = write_gguf(tmp_path / "model.gguf", vocabulary=byte_level(pre))
+    tokenizer = PretrainedTokenizer.load(file)
+    (encoded,) = tokenizer.encode([" ab1234"])
+    own = [tokenizer.backend.id_to_token(i) for i in encoded.ids if i]
+    assert [piece.replace("\u0120", " ") for piece in own] == pieces
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentence_pieces_have_a_space_before_the_text_if_the_file_says_so(tmp_path, prefix):
+    pieces = ["<unk>", "<s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "▁a", "[twice  a]"]
+
+    def write(out):
+        out.add_tokenizer_model("llama")
+        out.add_tokenizer_pre("default")
+        out.add_token_list(pieces)
+        out.add_token_scores([-float(i) for i in range(len(pieces))])
+        out.add_token_types([2, 3] + [6] * 256 + [1, 1, 1, 4])
+        out.add_bos_token_id(1)
+        out.add_add_space_prefix(prefix)
+
+    tokenizer = PretrainedTokenizer.load(write_gguf(tmp_path / "model.gguf", vocabulary=write))
+    (encoded,) = tokenizer.encode(["a a[twice  a]"])
+    own = [tokenizer.backend.id_to_token(i) for i in encoded.ids if i != 1]
+    assert own == ["▁a" if prefix else "a", "▁a", "[twice  a]"]
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -302,7 +302,7 @@ def test_too_large_says_by_how_much():
 
 def test_profiles_of_a_window_on_a_signal_and_of_a_slow_step(tmp_path):
     from ldlm_jax.config import TrainConfig
-    from ldlm_jax.telemetry.throughput import Profiler
+    from ldlm_jax.telemetry.profiler import Profiler
 
     config = TrainConfig(profile_step=2, profile_steps=1)
     profiler = Profiler(tmp_path / "window", config)

@@ -125,6 +125,9 @@ def test_requests_are_read_line_by_line(tmp_path):
     one, two = read_requests(str(file), SampleConfig(steps=7, churn=0.5), seed=4)
     assert one == Request("My son", 4, 0, SampleConfig(steps=3, churn=0.5, guidance=2))
     assert two == Request("", 9, 2, SampleConfig(steps=7, churn=0.5, time_offset=0.5))
+    file.write_text('{"prompt": "a\u2028b\x85c"}\n', encoding="utf-8-sig")
+    (line,) = read_requests(str(file), SampleConfig(), 0)
+    assert line.prompt == "a\u2028b\x85c"
     for line, words in (
         ('{"promt": ""}', "did you mean 'prompt'"),
         ('{"steps": "5"}', "steps = '5': must be a whole number"),

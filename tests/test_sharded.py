@@ -67,14 +67,14 @@ class Setup:
     def state(self):
         """Random parameters: zero-initialised projections would hide what a mesh does to them."""
         one = make_mesh(MeshConfig(**ONE), jax.devices()[:1])
-        state = init_state(self.recipe.models, self.optimizer, 0, self.window, one, RULES)
+        state = init_state(self.recipe.networks, self.optimizer, 0, self.window, one, RULES)
         params = nowhere_zero(state.params, 0.05)
         return jax.tree.map(np.asarray, state.replace(params=params, ema=params))
 
     def on(self, shape: dict, devices=None):
         """A mesh, and the state on it."""
         mesh = make_mesh(MeshConfig(**shape), devices)
-        abstract = abstract_state(self.recipe.models, self.optimizer, self.window, mesh, RULES)
+        abstract = abstract_state(self.recipe.networks, self.optimizer, self.window, mesh, RULES)
         placed = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), self.state, abstract)
         return mesh, placed
 
@@ -147,7 +147,7 @@ def test_ring_attention_in_the_step(made):
 @pytest.mark.parametrize("changes", [[], BLOCKS], ids=["whole", "blocks"])
 def test_text_is_the_same_on_a_mesh(made, changes):
     setup = made(*changes)
-    models, rows = setup.recipe.models, 4
+    models, rows = setup.recipe.networks, 4
     page = ConditioningBatch.blank(rows, setup.window, 1)
     dials = row_params(jax.random.split(jax.random.key(0), rows), [SampleConfig(steps=3)] * rows)
     spec = Spec(models, setup.experiment.diffusion, Solver("stochastic"), steps=3)

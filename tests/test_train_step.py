@@ -108,10 +108,10 @@ def test_each_part_by_hand(setup):
     )
     _, aux = loss_of(setup, Phase(alignment=1.0), zeroed, plain)
     # A head of zeros gives every token the same chance.
-    vocabulary = recipe.models.vae.vocab_size
+    vocabulary = recipe.networks.vae.vocab_size
     assert float(aux["loss/reconstruction"]) == pytest.approx(np.log(vocabulary), rel=1e-4)
     segments, valid = batch["segments"], batch["segments"] > 0
-    mean, logvar, features = recipe.models.vae.apply(
+    mean, logvar, features = recipe.networks.vae.apply(
         {"params": zeroed["text_vae"]}, batch["tokens"], token_layout(jnp.asarray(segments)),
         np.zeros(segments.shape, bool), method="encode",
     )  # fmt: skip
@@ -177,8 +177,8 @@ def test_scheduled_weights_follow_the_step(setup):
 
 def test_the_fused_step_trains_with_dropout(setup):
     recipe, _, _, _ = setup
-    models = dataclasses.replace(recipe.models, dit=recipe.models.dit.clone(dropout=0.5))
-    dropping = dataclasses.replace(recipe, models=models)
+    networks = dataclasses.replace(recipe.networks, dit=recipe.networks.dit.clone(dropout=0.5))
+    dropping = dataclasses.replace(recipe, networks=networks)
     only = Phase(reconstruction=0.0, kl=0.0, diffusion=1.0, alignment=0.0)
     assert abs(float(loss_of(setup, only)[0] - loss_of(setup, only, recipe=dropping)[0])) > 1e-3
     rest = Phase(reconstruction=1.0, kl=1.0, diffusion=0.0, alignment=0.0)

@@ -30,7 +30,7 @@ from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
 from ldlm_jax.pretrained.zoo import find_model
-from ldlm_jax.validate import Count
+from ldlm_jax.validate import Count, local_path
 
 # How often a log is told of rows that take long.
 _SECONDS_A_LINE = 30
@@ -71,16 +71,24 @@ class DataConfig:
 
     @property
     def folder(self) -> Path:
-        """Where this source's datasets live."""
-        parts = parts_of(self.source)
+        """Where this source's datasets live; files that changed are another source."""
+        root, parts = local_path(self.root), parts_of(self.source)
         if all(part in REGISTRY for part in parts):
-            return Path(self.root) / self.source
+            return root / self.source
         paths = [Path(part.removeprefix("tfds:")) for part in parts]
-        origins = [
-            str(p.resolve()) if p.exists() else part for p, part in zip(paths, parts, strict=True)
-        ]
+        origins = [_identity(p, part) for p, part in zip(paths, parts, strict=True)]
         name = re.sub(r"\W+", "_", "+".join(path.stem for path in paths))
-        return Path(self.root) / f"{name}-{_digest([*origins, self.text_field])}"
+        return root / f"{name}-{_digest([*origins, self.text_field])}"
+
+
+def _identity(path: Path, source: str) -> list:
+    """What tells a source from others: where its files lie, their sizes and times of change."""
+    if "://" in source or not path.expanduser().exists():
+        return [source]
+    path = path.expanduser()
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    stats = [(str(file.relative_to(path.parent)), file.stat()) for file in files]
+    return [str(path.resolve()), *((name, s.st_size, s.st_mtime_ns) for name, s in stats)]
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,7 @@ def _prepare(config: DataConfig) -> Prepared:
     folder = config.folder
     text = folder / "text"
     if not text.is_dir():
-        downloads = Path(config.root) / "downloads"
+        downloads = local_path(config.root) / "downloads"
         documents = load_documents(config.source, downloads=downloads, text_field=config.text_field)
         folder.mkdir(parents=True, exist_ok=True)
         examples = {split: ({"text": t} for t in documents[split]) for split in SPLITS}

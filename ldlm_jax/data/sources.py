@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from ldlm_jax.data.corpora import REGISTRY, SPLITS, Splits
 from ldlm_jax.errors import UserError, did_you_mean
+from ldlm_jax.validate import local_path
 
 
 def load_documents(source: str, *, downloads: Path, text_field: str = "text") -> Splits:
@@ -35,8 +36,8 @@ def load_documents(source: str, *, downloads: Path, text_field: str = "text") ->
         documents = REGISTRY[source].load(downloads)
     elif source.startswith("tfds:"):
         documents = _read_tfds(source.removeprefix("tfds:"), text_field)
-    elif source and Path(source).exists():  # an empty path is the current folder
-        documents = _split_in_order(lambda: _read_path(Path(source), text_field), source)
+    elif source and local_path(source).exists():  # an empty path is the current folder
+        documents = _split_in_order(lambda: _read_path(local_path(source), text_field), source)
     else:
         raise UserError(
             f"{source!r} is neither a file nor a folder nor a corpus: "
@@ -50,7 +51,8 @@ def load_documents(source: str, *, downloads: Path, text_field: str = "text") ->
 
 def parts_of(source: str) -> list[str]:
     """The sources in ``sotu+austen``; a file or folder that has a plus in its name is one."""
-    return [source] if Path(source.removeprefix("tfds:")).exists() else source.split("+")
+    whole = Path(source.removeprefix("tfds:")).expanduser()
+    return [source] if whole.exists() else source.split("+")
 
 
 @dataclass(frozen=True)
@@ -103,21 +105,68 @@ def _split_in_order(read: Callable[[], Iterator[str]], source: str) -> Splits:
 
 def _read_path(path: Path, text_field: str) -> Iterator[str]:
     """Documents of a file, or of the known files of a folder; a file of unknown kind is text."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".jsonl", ".parquet"))
-        if not files:
-            raise UserError(f"{path}: no .txt, .jsonl or .parquet file found in this folder.")
+    files = files_of(path)
+    if not files:
+        raise UserError(f"{path}: no .txt, .jsonl or .parquet file found in this folder.")
     readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     for file in files:
-        for text in readers.get(file.suffix, _read_txt)(file, text_field):
-            if text.strip():
-                yield text.strip()
+        try:
+            for text in readers.get(file.suffix, _read_txt)(file, text_field):
+                if text.strip():
+                    yield text.strip()
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror or error}.") from error
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a source: itself, or those of known kinds in a folder."""
+    if not path.is_dir():
+        return [path]
+    return sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".jsonl", ".parquet"))
+
+
+def files_not_read(path: Path) -> list[Path]:
+    """The files of a folder that are of no known kind."""
+    if not path.is_dir():
+        return []
+    return sorted(f for f in path.rglob("*") if f.is_file() and f not in set(files_of(path)))
+
+
+def _document(value, where: str, text_field: str) -> str:
+    """A value as a document; null is an empty one, which is skipped.
+
+    Raises:
+      UserError: it is no text.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(
+            f"{where}: the field {text_field!r} holds {type(value).__name__}, not text; set "
+            "data.text_field to a field of text, or convert the file."
+        )
+    return value
+
+
+# First bytes of files that are not what their name says, and what to do about it.
+_NOT_UTF8 = {
+    b"\xff\xfe": "UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\xfe\xff": "UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\x1f\x8b": "compressed: unpack it with `gunzip`",
+    b"\x28\xb5\x2f\xfd": "compressed: unpack it with `unzstd`",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"PAR1": "a Parquet file: give it the ending .parquet",
+}
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Lines of a file and their numbers from 1; a file may be larger than memory."""
     with file.open("rb") as lines:
+        start = lines.read(4)
+        for mark, advice in _NOT_UTF8.items():
+            if start.startswith(mark):
+                raise UserError(f"{file} is {advice}.")
+        lines.seek(3 if start.startswith(b"\xef\xbb\xbf") else 0)  # a byte order mark is no text
         for number, line in enumerate(lines, 1):
             try:
                 yield number, line.decode("utf-8")
@@ -144,31 +193,42 @@ def _read_jsonl(file: Path, text_field: str) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            yield str(json.loads(line)[text_field])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            value = json.loads(line)[text_field]
+        except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{file}:{number}: not a JSON object with a field {text_field!r}; "
                 "set data.text_field to the field that holds the text."
             ) from error
+        text = _document(value, f"{file}:{number}", text_field)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a character, as \\ud800
+            raise UserError(f"{file}:{number}: not Unicode text ({error.reason}).") from error
+        yield text
 
 
 def _read_parquet(file: Path, text_field: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
+    row = 0
     try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file}: not a readable Parquet file ({error}).") from error
-    with table:
-        names = table.schema_arrow.names
-        if text_field not in names:
-            raise UserError(
-                f"{file}: no column {text_field!r}; set data.text_field. "
-                + did_you_mean(text_field, names)
-            )
-        for batch in table.iter_batches(columns=[text_field]):
-            yield from (str(text) for text in batch.column(0).to_pylist() if text is not None)
+        with pyarrow.parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if text_field not in names:
+                raise UserError(
+                    f"{file}: no column {text_field!r}; set data.text_field. "
+                    + did_you_mean(text_field, names)
+                )
+            for batch in table.iter_batches(columns=[text_field]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield _document(value, f"{file}, row {row}", text_field)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: not a readable Parquet file ({reason}).") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: after row {row} its text is not UTF-8 ({error}).") from error
 
 
 def _read_tfds(name: str, text_field: str) -> Splits:
@@ -207,4 +267,5 @@ class _TfdsTexts:
         for i in range(len(self.source)):
             text = self.source[i][self.text_field]
             # Text features are bytes in real array_records and str in TFDS's own mocks.
-            yield text.decode("utf-8") if isinstance(text, bytes) else str(text)
+            text = text.decode("utf-8") if isinstance(text, bytes) else text
+            yield _document(text, f"record {i}", self.text_field)

@@ -85,9 +85,25 @@ class Tokenizer:
         said |= {"added_tokens": ours + of_model, "normalizer": None, "post_processor": None,
                  "truncation": None, "padding": None,
                  "pre_tokenizer": _without_prefix_space(said["pre_tokenizer"])}  # fmt: skip
+        for token in said["added_tokens"]:  # nor swallow spaces around it
+            token |= {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
         backend = tokenizers.Tokenizer.from_str(json.dumps(said))
         backend.decoder = tokenizers.decoders.ByteLevel()
-        return cls(backend)
+        adopted = cls(backend)
+        adopted._check_round_trip(name, [token["content"] for token in of_model])
+        return adopted
+
+    def _check_round_trip(self, name: str, added: list[str]) -> None:
+        missing = set(_byte_alphabet()) - set(self._backend.get_vocab())
+        words = "".join(f" a{word}\u00fc  {word} \n" for word in added[:256])
+        letters = "".join(map(chr, range(1, 0x250))) + "\u4e2d\u6587 \U0001f642\t \r\n  it's 1234 "
+        for text in (letters, words):
+            if missing or self.decode(self.encode([text])[0]) != text:
+                raise UserError(
+                    f"the tokenizer of {name!r} does not give every text back"
+                    + (f" (it lacks {len(missing)} of the 256 bytes)" if missing else "")
+                    + "; set data.tokenizer='' to train one."
+                )
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -119,4 +135,4 @@ class Tokenizer:
         ids = list(map(int, ids))
         if EOS in ids:
             ids = ids[: ids.index(EOS)]
-        return self._backend.decode(ids, skip_special_tokens=True)
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")

@@ -19,6 +19,7 @@ from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.pretrained import decoder_lm
 from ldlm_jax.pretrained.decoder_lm import DecoderConfig
+from ldlm_jax.pretrained.hf_config import start_token
 from ldlm_jax.pretrained.load import Pretrained, load_pretrained
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
 from ldlm_jax.pretrained.zoo import checksum, find_model
@@ -73,7 +74,11 @@ class Scorer:
         tokenizer = PretrainedTokenizer.load(path)
         if not isinstance(model.config, DecoderConfig):
             raise UserError(f"the scorer {name!r} is no causal language model.")
-        if tokenizer.start is None:
+        tokenizer.check_table(model.config.vocab_size, name)
+        begins = tokenizer.encode(["a"])[0].spans[0].tolist() == [0, 0]
+        if not begins and path.is_dir():
+            tokenizer.start = start_token(path)
+        elif not begins:
             raise UserError(f"the scorer {name!r} names no start token, so a text's first word "
                             "could not be scored; use a GGUF file.")  # fmt: skip
         return cls(name, model, tokenizer, checksum(path))

@@ -31,6 +31,12 @@ def read_config(folder: Path) -> DecoderConfig | EncoderConfig:
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON ({error}); fetch it again.") from error
     kind = raw.get("model_type")
+    if "quantization_config" in raw:
+        method = (raw["quantization_config"] or {}).get("quant_method", "?")
+        raise UserError(
+            f"{file}: quantised weights ({method}) are not supported; fetch the model in bf16 or "
+            "fp16, or a GGUF file."
+        )
     try:
         if kind in DECODERS:
             return _decoder(raw, kind)

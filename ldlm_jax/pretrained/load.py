@@ -39,6 +39,10 @@ class Name(NamedTuple):
     row: int | None = None
     change: Callable[[np.ndarray], np.ndarray] | None = None
 
+    def without_prefix(self) -> "Name":
+        """The same in a model saved without its head."""
+        return self._replace(pattern=self.pattern.removeprefix("model."))
+
 
 def _matrix(pattern: str) -> Name:
     return Name(pattern, transposed=True)
@@ -100,8 +104,8 @@ def _unpermuted(name: Name, heads: int) -> Name:
     return name._replace(change=change)
 
 
-def _decoder_names(config: DecoderConfig) -> dict:
-    """Names in a Hugging Face folder."""
+def _decoder_names(config: DecoderConfig, weights: Weights) -> dict:
+    """Names in a Hugging Face folder; a model saved without its head lacks the prefix."""
     blocks = dict(_HF_BLOCKS)
     top = {
         "embed": Name("model.embed_tokens.weight"),
@@ -112,6 +116,9 @@ def _decoder_names(config: DecoderConfig) -> dict:
         blocks |= _HF_SANDWICH
         blocks = {k: _plus_one(v) if k.endswith("norm") else v for k, v in blocks.items()}
         top["norm"] = _plus_one(top["norm"])
+    if "embed_tokens.weight" in weights.names():
+        blocks = {k: v.without_prefix() for k, v in blocks.items()}
+        top = {k: v.without_prefix() for k, v in top.items()}
     return {**top, "blocks": blocks}
 
 
@@ -138,17 +145,23 @@ def _encoder_names(weights: Weights) -> dict:
         "attention_norm": "attention.output.LayerNorm", "up": "intermediate.dense",
         "down": "output.dense", "mlp_norm": "output.LayerNorm",
     }  # fmt: skip
+    # Names of checkpoints that came from TensorFlow.
+    old = any(name.endswith("LayerNorm.gamma") for name in names)
+    scale, shift = ("gamma", "beta") if old else ("weight", "bias")
+
+    def block(name: str, kind: str) -> Name:
+        if "LayerNorm" in name:
+            return Name(f"{layer}{name}.{scale if kind == 'weight' else shift}")
+        return Name(f"{layer}{name}.{kind}", transposed=kind == "weight")
+
     return {
         "embed": Name(f"{table}word_embeddings.weight"),
         "position": Name(f"{table}position_embeddings.weight"),
         "kind": Name(f"{table}token_type_embeddings.weight", row=0),
-        "norm": Name(f"{table}LayerNorm.weight"),
-        "norm_bias": Name(f"{table}LayerNorm.bias"),
-        "blocks": {
-            key: Name(f"{layer}{name}.weight", transposed=not key.endswith("norm"))
-            for key, name in blocks.items()
-        }
-        | {f"{key}_bias": Name(f"{layer}{name}.bias") for key, name in blocks.items()},
+        "norm": Name(f"{table}LayerNorm.{scale}"),
+        "norm_bias": Name(f"{table}LayerNorm.{shift}"),
+        "blocks": {key: block(name, "weight") for key, name in blocks.items()}
+        | {f"{key}_bias": block(name, "bias") for key, name in blocks.items()},
     }
 
 
@@ -204,8 +217,10 @@ def load_pretrained(
         config = read_config(path)
         weights = Safetensors(path)
         is_decoder = isinstance(config, DecoderConfig)
-        names = _decoder_names(config) if is_decoder else _encoder_names(weights)
-    _check_tensors(_flat(_specs(config), names), weights, config)
+        names = _decoder_names(config, weights) if is_decoder else _encoder_names(weights)
+    # Of hidden layers alone no head is needed, though the files may hold one.
+    needed = replace(config, head=False) if layers and hasattr(config, "head") else config
+    _check_tensors(_flat(_specs(needed), names), weights, config)
     config, layers = _up_to(config, layers)
     expected = _flat(_specs(config), names)
     params: dict = {"blocks": {}}
@@ -288,7 +303,8 @@ def _check_tensors(expected: dict, weights: Weights, config) -> None:
         if not any(part in tensor for part in _UNUSED):
             wrong.append(f"{tensor} is not known")
     if wrong:
-        raise UserError(f"{weights.where} does not fit its config: {'; '.join(wrong)}.")
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(f"{weights.where} does not fit its config: {'; '.join(wrong[:5])}{more}.")
 
 
 def _place(spec: Spec, name: Name, weights: Weights, mesh, rules: AxisRules, dtype) -> jax.Array:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.pretrained.weights import Gguf
@@ -55,6 +55,15 @@ class PretrainedTokenizer:
         except Exception as error:  # the library raises plain Exceptions
             raise UserError(f"{file} cannot be read ({error}).") from error
 
+    def check_table(self, rows: int, model: str) -> None:
+        """Raise UserError unless a model's embedding table has a row for every token."""
+        largest = max(self.backend.get_vocab().values(), default=0)
+        if largest >= rows:
+            raise UserError(
+                f"{model}: its tokenizer has ids up to {largest}, but its embedding table has "
+                f"{rows} rows; give the tokenizer that belongs to the model."
+            )
+
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Tokens of each text with the special ones its model expects around it."""
         encoded = []
@@ -73,38 +82,75 @@ class PretrainedTokenizer:
 # Models whose GGUF names no start token fit for plain text, by pre-tokenizer: SmolLM2's documents
 # were joined by <|endoftext|>, while its file names the first token of a chat.
 _STARTS = {"smollm": "<|endoftext|>"}
-# What a GGUF file calls its control tokens.
-_CONTROL = 3
+# What a GGUF file calls its control tokens, and the pieces that are found in the raw text.
+_CONTROL, _USER_DEFINED = 3, 4
+
+# How byte-level BPEs cut a text before they merge, by the name of their pre-tokenizer in GGUF: the
+# patterns of the models' own tokenizer.json files.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|" + (
+    r" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CASED = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_PATTERNS = {
+    "llama-bpe": _WORDS.format(digits=r"\p{N}{1,3}"),
+    "qwen2": _WORDS.format(digits=r"\p{N}"),
+    "tekken": (
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_CASED[0]}*{_CASED[1]}+|"
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_CASED[0]}+{_CASED[1]}*|"
+        r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
 
 
 def _from_gguf(weights: Gguf) -> PretrainedTokenizer:
     kind, pre = weights.field("tokenizer.ggml.model"), weights.field("tokenizer.ggml.pre")
     tokens = weights.field("tokenizer.ggml.tokens") or []
     ids = {token: i for i, token in enumerate(tokens)}
-    if kind == "gpt2" and pre in ("smollm", "gpt-2"):
+    if kind == "gpt2" and (pre in ("smollm", "gpt-2") or pre in _PATTERNS):
         merges = [tuple(pair.split(" ")) for pair in weights.field("tokenizer.ggml.merges")]
-        backend = tokenizers.Tokenizer(models.BPE(ids, merges))
-        digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-    elif kind == "llama" and not weights.field("tokenizer.ggml.add_space_prefix", True):
+        # These two take a whole word that is a token as it is.
+        whole_words = pre in ("llama-bpe", "tekken")
+        backend = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=whole_words))
+        backend.pre_tokenizer = _byte_level(pre)
+        if pre == "qwen2":
+            backend.normalizer = normalizers.NFC()
+    elif kind == "llama":
         merges = _merges(ids, weights.field("tokenizer.ggml.scores"))
         backend = tokenizers.Tokenizer(
             models.BPE(ids, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
         )
         backend.normalizer = normalizers.Replace(" ", "▁")
+        if weights.field("tokenizer.ggml.add_space_prefix", True):
+            backend.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("▁"), backend.normalizer]
+            )
     else:
         raise UserError(
             f"{weights.where}: its tokenizer ({kind}, {pre}) is not supported from GGUF; use the "
             "model's folder with tokenizer.json."
         )
     # Control tokens are no text, and text that looks like one is text.
-    controls = zip(tokens, weights.field("tokenizer.ggml.token_type") or [], strict=False)
-    backend.add_special_tokens([token for token, kind in controls if kind == _CONTROL])
+    types = weights.field("tokenizer.ggml.token_type") or []
+    by_type = list(zip(tokens, types, strict=False))
+    backend.add_special_tokens([token for token, kind in by_type if kind == _CONTROL])
+    found_whole = [token for token, kind in by_type if kind == _USER_DEFINED]
+    backend.add_tokens([AddedToken(token, normalized=False) for token in found_whole])
     backend.encode_special_tokens = True
     start = ids.get(_STARTS.get(pre), weights.field("tokenizer.ggml.bos_token_id"))
     return PretrainedTokenizer(backend, start)
+
+
+def _byte_level(pre: str):
+    if pre in _PATTERNS:
+        pattern = tokenizers.Regex(_PATTERNS[pre])
+        parts = [
+            pre_tokenizers.Split(pattern, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    else:
+        digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+        parts = [*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    return pre_tokenizers.Sequence(parts)
 
 
 def _merges(ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:

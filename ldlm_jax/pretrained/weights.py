@@ -49,7 +49,13 @@ class Safetensors:
                 with self._open(file) as opened:
                     for name in opened.keys():  # noqa: SIM118 - it is no dict
                         self._files[name] = file
-                        self._shapes[name] = tuple(opened.get_slice(name).get_shape())
+                        part = opened.get_slice(name)
+                        if part.get_dtype() in ("F8_E4M3", "F8_E5M2"):
+                            raise UserError(
+                                f"{file}: {name} is stored in fp8, which is not supported; fetch "
+                                "the model in bf16 or fp16."
+                            )
+                        self._shapes[name] = tuple(part.get_shape())
             except (safetensors.SafetensorError, OSError) as error:
                 raise UserError(f"{file} cannot be read ({error}); fetch it again.") from error
 

@@ -69,7 +69,7 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
       UserError: the file cannot be read, or a line is not such an object; names the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read requests from {path}: {error}.") from error
     requests = []

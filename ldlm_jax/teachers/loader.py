@@ -58,6 +58,7 @@ def _pretrained(experiment, prepared: Prepared, mesh) -> LoadedTeacher:
     config, path = experiment.teacher, find_model(experiment.teacher.model)
     model = load_pretrained(path, **_placed(experiment, mesh))
     tokenizer = PretrainedTokenizer.load(path)
+    tokenizer.check_table(model.config.vocab_size, config.model)
     add = AddTeacherTokens(prepared.tokenizer, tokenizer, config.tokens(experiment.data.window))
     teacher = PretrainedTeacher.of(config, model, experiment.text_vae["tokens_per_latent"])
     return LoadedTeacher(teacher.width, teacher, model.params, add=add)

@@ -1,6 +1,7 @@
 """Where a run's numbers go: a JSONL file always, TensorBoard beside it, and the screen."""
 
 import json
+import math
 import sys
 import threading
 from pathlib import Path
@@ -8,6 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
+
+
+def finite(value):
+    """The same with null in place of what is no number: JSON has neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class MetricsWriter:
@@ -24,7 +32,7 @@ class MetricsWriter:
         """Numbers become scalars, strings texts."""
         if self._silent:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps(finite({"step": step, **values}), allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, str):

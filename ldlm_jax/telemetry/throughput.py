@@ -59,7 +59,8 @@ class Throughput:
         self._reported = step
         for kind, value in seconds.items():
             self._total[kind] = self._total.get(kind, 0.0) + value
-        training = seconds.get("input", 0.0) + seconds["step"]
+        waited = seconds.get("input", 0.0)
+        training = waited + seconds["step"]
         if phase not in self._flops:
             self._flops[phase] = self._flops_of(phase)
             self._timer.book("flops")
@@ -67,7 +68,7 @@ class Throughput:
         results = {
             "tokens_per_second": steps * self._tokens / training,
             "flops_per_second": flops / training,
-            "input_share": seconds["input"] / training,
+            "input_share": waited / training,
             "goodput": self._total["step"] / sum(self._total.values()),
         }
         if self._chip:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from ldlm_jax.errors import UserError
@@ -212,6 +213,46 @@ def test_damaged_files_are_refused_by_name(tmp_path):
         refused(*words)
     (tmp_path / "config.json").write_text('{"model_type": "llama"')
     refused("not JSON")
+
+
+def test_names_of_other_makers_are_understood(tmp_path, load):
+    """Names that came from TensorFlow, and those of a model saved without its head."""
+    for case, rename in (
+        ("bert", lambda n: n.replace("LayerNorm.weight", "LayerNorm.gamma")
+                            .replace("LayerNorm.bias", "LayerNorm.beta")),
+        ("gemma3", lambda n: n.removeprefix("model.")),
+    ):  # fmt: skip
+        folder = tmp_path / case
+        write_model(case, folder)
+        file = folder / "model.safetensors"
+        save_file({rename(k): v for k, v in load_file(file).items() if k != "lm_head.weight"}, file)
+        mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        model = load_pretrained(folder, mesh=mesh, rules=AxisRules(), layers=(1,))
+        jax.tree.map(np.testing.assert_array_equal, model.params, load(case, layers=(1,)).params)
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    import ml_dtypes
+
+    write_model("llama", tmp_path)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(tensors | {name: tensors[name].astype(ml_dtypes.float8_e4m3fn)}, file)
+    with pytest.raises(UserError, match=f"{name} is stored in fp8"):
+        load_pretrained(tmp_path, mesh=mesh, rules=AxisRules())
+    write_model("llama", tmp_path, quantization_config={"quant_method": "awq"})
+    with pytest.raises(UserError, match="awq"):
+        load_pretrained(tmp_path, mesh=mesh, rules=AxisRules())
+
+
+def test_a_tokenizer_must_belong_to_its_model():
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 9}, unk_token="a"))
+    tokenizer = PretrainedTokenizer(backend, None)
+    tokenizer.check_table(10, "mine")
+    with pytest.raises(UserError, match="mine: its tokenizer has ids up to 9, .* 9 rows"):
+        tokenizer.check_table(9, "mine")
 
 
 def test_shards_are_read_where_they_lie(tmp_path, load):

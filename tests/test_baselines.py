@@ -4,8 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from ldlm_jax.models.autoregressive import Cache, TokenTransformer
 
+from experiments.baselines.token_transformer import Cache, TokenTransformer
 from ldlm_jax.models.token_layout import token_layout
 from tests.conftest import nowhere_zero
 
@@ -37,22 +37,22 @@ def test_token_by_token_with_a_cache_equals_all_at_once(network):
     cache = (blank, blank)
     for i in range(10):
         logits, own, _ = model.apply(
-            params, tokens[:, i : i + 1], layout.cut(i, 1), Cache(cache, layout)
+            params, tokens[:, i : i + 1], layout.slice(i, 1), Cache(cache, layout)
         )
         chex.assert_trees_all_close(logits[:, 0], whole[:, i], atol=1e-4)
         cache = jax.tree.map(lambda all_, new, i=i: all_.at[:, :, i : i + 1].set(new), cache, own)
 
 
-def test_the_tap_changes_nothing_and_sees_what_its_block_sees(network):
+def test_a_hidden_layer_is_that_of_the_blocks_below(network):
     model, params, tokens, layout = network
-    tapped = model.clone(tap=1)
+    tapped = model.clone(hidden_layer=1)
     said, plain = tapped.apply(params, tokens, layout), model.apply(params, tokens, layout)
-    assert plain.tapped_BxNxM is None
+    assert plain.hidden_BxNxM is None
     chex.assert_trees_all_equal(said.logits_BxNxV, plain.logits_BxNxV)
-    first = model.clone(layers=1, tap=1)
+    first = model.clone(layers=1, hidden_layer=1)
     of_first = jax.tree.map(lambda x: x, params)
     of_first["params"]["trunk"]["blocks"] = jax.tree.map(
         lambda x: x[:1], params["params"]["trunk"]["blocks"]
     )
-    alone = first.apply(of_first, tokens, layout).tapped_BxNxM
-    chex.assert_trees_all_close(said.tapped_BxNxM, alone, atol=1e-5)
+    alone = first.apply(of_first, tokens, layout).hidden_BxNxM
+    chex.assert_trees_all_close(said.hidden_BxNxM, alone, atol=1e-5)
