@@ -1,10 +1,10 @@
-"""Train arms of a comparison, judge what they write, and print the table.
+"""Train the arms of a comparison, measure their texts, and print the table.
 
 Command: export PYTHONPATH=.
          python experiments/compare.py run NAME ARM SEED [DENOISING_STEPS ...]
          python experiments/compare.py table NAME
-NAME is a folder of experiments/ whose arms.py says what differs. ``run`` trains in runs/NAME/ (an
-arm that is there already is only judged) and adds a row to experiments/NAME/results.json.
+NAME is a folder of experiments/ with an arms.py, which lists the arms. ``run`` trains in runs/NAME/
+and adds a row to experiments/NAME/results.json. An arm that is trained already is only measured.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 
 from ldlm_jax.config import load_config
 from ldlm_jax.data.dataset import prepare
-from ldlm_jax.evals.quality import Examiner
+from ldlm_jax.evals.quality import QualityEvaluator
 from ldlm_jax.sampling.generate import generate
 from ldlm_jax.train import train
 from ldlm_jax.workdir import load_run
@@ -37,7 +37,7 @@ def results_of(name: str) -> Path:
 
 
 def arms_of(name: str):
-    """What differs in a comparison: its arms.py."""
+    """The arms.py of a comparison."""
     return import_module(f"experiments.{name}.arms")
 
 
@@ -71,21 +71,21 @@ def config_of(name: str, arm: str, *overrides: str):
     return load_config(arms.CONFIG, [*short(arms.CONFIG, arms.STEPS), *arms.ARMS[arm], *overrides])
 
 
-def judged(workdir: Path, judge: str, step_counts: tuple[int, ...]) -> dict[str, dict]:
-    """What a judge says of free texts at each number of steps."""
+def measured(workdir: Path, scorer: str, step_counts: tuple[int, ...]) -> dict[str, dict]:
+    """Measures of free texts at each number of steps."""
     run = load_run(workdir)
     prepared = prepare(run.experiment.data)
-    examiner = Examiner(prepared, judge, "validation", run.writer.window, COUNT)
+    evaluator = QualityEvaluator(prepared, scorer, "validation", run.generator.window, COUNT)
     rows = {}
     for steps in step_counts:
         config = replace(run.experiment.sample, steps=steps, batch_size=100)
-        samples = generate(run.writer, config, 0, num_samples=COUNT)
-        rows[f"free, {steps} steps"] = examiner.measure([s.text for s in samples])
+        samples = generate(run.generator, config, 0, num_samples=COUNT)
+        rows[f"free, {steps} steps"] = evaluator.measure([s.text for s in samples])
     return rows
 
 
 def run_arm(name: str, arm: str, seed: str, *steps: str) -> None:
-    """Train, judge and store one arm from one seed."""
+    """Train and measure one arm from one seed, and store its row."""
     arms = arms_of(name)
     step_counts = tuple(map(int, steps)) or arms.STEP_COUNTS
     workdir = workdir_of(name, arm, seed)
@@ -93,7 +93,7 @@ def run_arm(name: str, arm: str, seed: str, *steps: str) -> None:
         train(config_of(name, arm, f"train.seed={seed}"), str(workdir))
     kept = ("reconstruction/", "denoising/", "alignment", "loss/")
     row: dict = {key: value for key, value in last_logged(workdir).items() if key.startswith(kept)}
-    row["texts"] = judged(workdir, arms.JUDGE, step_counts)
+    row["texts"] = measured(workdir, arms.SCORER, step_counts)
     file = results_of(name)
     rows = json.loads(file.read_text()) if file.is_file() else {}
     rows.setdefault(arm, {})[seed] = row
@@ -105,9 +105,9 @@ def print_means(head: str, named: dict[str, list[dict]]) -> None:
     titles = " | ".join(title for *_, title in MEASURES)
     print(f"| {head} | seeds | {titles} | MAUVE by seed |\n|{'---|' * (len(MEASURES) + 3)}")
     for name, sets in named.items():
-        mean = {key: np.mean([measured[key] for measured in sets]) for key, *_ in MEASURES}
+        mean = {key: np.mean([row[key] for row in sets]) for key, *_ in MEASURES}
         cells = " | ".join(form.format(mean[key]) for key, form, _ in MEASURES)
-        single = ", ".join(f"{measured['mauve']:.3f}" for measured in sets)
+        single = ", ".join(f"{row['mauve']:.3f}" for row in sets)
         print(f"| {name} | {len(sets)} | {cells} | {single} |")
 
 
@@ -116,8 +116,8 @@ def table(name: str) -> None:
     named: dict[str, list[dict]] = {}
     for arm, by_seed in json.loads(results_of(name).read_text()).items():
         for row in by_seed.values():
-            for kind, measured in row["texts"].items():
-                named.setdefault(f"{arm}, {kind}", []).append(measured)
+            for kind, measures in row["texts"].items():
+                named.setdefault(f"{arm}, {kind}", []).append(measures)
     print_means("arm", named)
 
 

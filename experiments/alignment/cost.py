@@ -1,7 +1,7 @@
-"""What a step costs with each teacher, run in the step or read from a cache, in turns.
+"""Time a step with each teacher, run in the step or read from a cache, in turns.
 
 Command: PYTHONPATH=. python experiments/alignment/cost.py experiments/alignment/cost.json
-         (after what README.md says; what no cache holds yet is written first)
+         (README.md says what comes first; a missing cache is written before the timing)
 """
 
 import json
@@ -14,7 +14,7 @@ from experiments.steps import FusedSteps
 from ldlm_jax.config import resolve
 
 ROUNDS, STEPS = 3, 10
-# Arms, and what else is said of them.
+# Each is an arm, and further overrides.
 VARIANTS = {
     "none": ("none",),
     "SmolLM2-135M, in the step": ("SmolLM2-135M", "teacher.cached=False"),
@@ -24,7 +24,7 @@ VARIANTS = {
 
 
 def seconds(steps: FusedSteps) -> float:
-    """Mean of a few, the next batch's reading included."""
+    """Mean seconds of a few steps, the reading of their batches included."""
     start = time.perf_counter()
     for _ in range(STEPS):
         steps.step()
@@ -41,9 +41,9 @@ def main(out: str) -> None:
     best: dict = {}
     for turn in range(ROUNDS + 1):  # the first compiles
         for name, variant in timed.items():
-            took = seconds(variant)
+            elapsed = seconds(variant)
             if turn:
-                best[name] = min(best.get(name, took), took)
+                best[name] = min(best.get(name, elapsed), elapsed)
     print("| teacher | language model | of that without | whole step | of that without |")
     print("|---|---|---|---|---|")
     for name in VARIANTS:

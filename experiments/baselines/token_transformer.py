@@ -1,10 +1,11 @@
-"""The baselines' network: tokens in, logits out, one token after another or all at once.
+"""The baselines' network: it reads tokens and returns logits, with or without a cache.
 
-The same transformer as the DiT's, without latents or times. Seen causally it is an autoregressive
-model; seen from both sides, with masked tokens among its inputs, a masked diffusion model (Sahoo et
-al. 2024, "Simple and Effective Masked Diffusion Language Models"), which needs no time either.
+It is the transformer of the DiT, without latents and times. With a causal mask it is an
+autoregressive model. With a mask over the whole document, and masked tokens among its inputs, it is
+a masked diffusion model (Sahoo et al. 2024, "Simple and Effective Masked Diffusion Language
+Models"). That model needs no time either.
 
-Shape letters: B rows, N tokens, M width, V vocabulary.
+Shape letters: B rows, N tokens, R cached tokens, M width, V vocabulary.
 """
 
 from typing import NamedTuple
@@ -14,28 +15,42 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.models.layers import Dense, Transformer
-from ldlm_jax.models.token_layout import Places, see_memory_and_own_block, see_up_to_block
+from ldlm_jax.models.masks import denoising_mask
+from ldlm_jax.models.token_layout import TokenLayout
 
 
 class Cache(NamedTuple):
-    """Keys and values (layers, B, R, heads, head width) of earlier tokens, and their places."""
+    """Keys and values of earlier tokens.
+
+    Attributes:
+      keys_and_values: each (layers, B, R, heads, head width).
+      layout: of these tokens.
+    """
 
     keys_and_values: tuple[jax.Array, jax.Array]
-    places: Places
+    layout: TokenLayout
+
+    def put(self, keys_and_values: tuple[jax.Array, jax.Array], index) -> "Cache":
+        """The cache with these keys and values from position ``index`` on."""
+        updated = jax.tree.map(
+            lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, index, axis=2),
+            self.keys_and_values, keys_and_values,
+        )  # fmt: skip
+        return self._replace(keys_and_values=updated)
 
 
 class Prediction(NamedTuple):
-    """What a ``TokenTransformer`` says of its tokens.
+    """What a ``TokenTransformer`` returns.
 
     Attributes:
-      logits_BxNxV: of the tokens asked for, fp32.
-      keys_and_values: of this call, for a ``Cache``.
-      tapped_BxNxM: what came out of block ``tap``; None without one.
+      logits_BxNxV: fp32.
+      keys_and_values: of the tokens of this call, for a ``Cache``.
+      hidden_BxNxM: output of block ``hidden_layer``; None without one.
     """
 
     logits_BxNxV: jax.Array
     keys_and_values: tuple[jax.Array, jax.Array]
-    tapped_BxNxM: jax.Array | None
+    hidden_BxNxM: jax.Array | None
 
 
 class TokenTransformer(nn.Module):
@@ -49,7 +64,7 @@ class TokenTransformer(nn.Module):
       mlp_ratio: feed-forward width over model width.
       dtype: compute dtype, ``"float32"`` or ``"bfloat16"``.
       offset_radius: see ``DiT``.
-      tap: see ``layers.Transformer``.
+      hidden_layer: block (from 1) whose output is returned as well; 0 for none.
       dropout: see ``layers.Transformer``.
     """
 
@@ -60,31 +75,39 @@ class TokenTransformer(nn.Module):
     mlp_ratio: float = 2.5
     dtype: str = "float32"
     offset_radius: int = 0
-    tap: int = 0
+    hidden_layer: int = 0
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, tokens_BxN, places: Places, cache: Cache | None = None) -> Prediction:
-        """Say what is to be expected.
+    def __call__(self, tokens_BxN, layout: TokenLayout, cache: Cache | None = None) -> Prediction:
+        """Predict tokens.
 
         Args:
           tokens_BxN: token ids.
-          places: where each stands. With blocks of one token (``lay_out(segments, 1)``) the model
-            is causal, without blocks it sees whole documents.
-          cache: of tokens before these; then of this call's each sees itself alone.
+          layout: with blocks of one token (``token_layout(segments, 1)``) the model is causal;
+            without blocks it attends to whole documents.
+          cache: of the tokens before these. Each token of this call then attends to the cache and
+            to itself.
         """
         dtype = jnp.dtype(self.dtype)
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         table_VxM = self.param("embed", init, (self.vocab_size, self.width), jnp.float32)
-        sight, remembered = see_up_to_block(places), None
-        if cache is not None:
-            sight = see_memory_and_own_block(places, cache.places)
-            remembered = cache.keys_and_values
+        mask = denoising_mask(layout, cache.layout if cache else None)
         trunk = Transformer(
-            self.layers, self.heads, self.mlp_ratio, dtype,
-            offset_radius=self.offset_radius, tap=self.tap, dropout=self.dropout, name="trunk",
+            self.layers, self.heads, self.mlp_ratio, dtype, offset_radius=self.offset_radius,
+            hidden_layer=self.hidden_layer, dropout=self.dropout, name="trunk",
         )  # fmt: skip
         x_BxNxM = jnp.take(table_VxM, tokens_BxN, axis=0)
-        x_BxNxM, own, tapped_BxNxM = trunk(x_BxNxM, sight, places.positions_BxN, memory=remembered)
+        x_BxNxM, own, hidden_BxNxM = trunk(
+            x_BxNxM, mask, layout.positions_BxN, cache=cache.keys_and_values if cache else None
+        )
         logits = Dense(self.vocab_size, ("embed", "vocab"), dtype, name="head")(x_BxNxM)
-        return Prediction(logits.astype(jnp.float32), own, tapped_BxNxM)
+        return Prediction(logits.astype(jnp.float32), own, hidden_BxNxM)
+
+
+def empty_cache(model: TokenTransformer, params: dict, layout: TokenLayout) -> Cache:
+    """A cache of zeros for the tokens of a layout, in the dtype of the model's own keys."""
+    tokens_BxN = jnp.zeros_like(layout.segment_ids_BxN)
+    prediction = jax.eval_shape(model.apply, {"params": params}, tokens_BxN, layout)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), prediction.keys_and_values)
+    return Cache(zeros, layout)

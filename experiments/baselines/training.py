@@ -1,176 +1,127 @@
-"""Training of the baselines: an autoregressive or a masked diffusion model of the demo's tokens."""
+"""Training of the baselines: an autoregressive or a masked diffusion model of the demo's tokens.
+
+``run.py`` has the commands.
+"""
 
 import json
-import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import serialization
 from flax.core import meta
 
+from experiments.baselines.alignment import Alignment
+from experiments.baselines.token_transformer import TokenTransformer
 from ldlm_jax.config import Experiment, load_config, resolve
-from ldlm_jax.data.dataset import DataConfig, Prepared, prepare, read_split
+from ldlm_jax.data.dataset import DataConfig, Prepared, prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
-from ldlm_jax.data.special_ids import EOS, MASK, PAD
-from ldlm_jax.losses.alignment import AlignmentConfig, Projection, alignment_loss
-from ldlm_jax.models.autoregressive import TokenTransformer
-from ldlm_jax.models.token_layout import lay_out, positions_of
-from ldlm_jax.optimizer import OptimConfig, ema_step_size, make_optimizer
-from ldlm_jax.parallel.mesh import make_mesh
-from ldlm_jax.phases import Weight, weight_at
-from ldlm_jax.teachers.loader import Guide, load_guide
+from ldlm_jax.data.special_ids import EOS, MASK
+from ldlm_jax.models.token_layout import TokenLayout, positions_in, token_layout
+from ldlm_jax.optimizer import OptimizerConfig, ema_step_size, make_optimizer
 
 # As many parameters as the demo's encoder, decoder and DiT; the same window, tokens and batch.
-SIZES = {"width": 192, "layers": 3, "offset_radius": 4, "tap": 0, "dropout": 0.0,
+SIZES = {"width": 192, "layers": 3, "offset_radius": 4, "hidden_layer": 0, "dropout": 0.0,
          "dtype": "bfloat16"}  # fmt: skip
+OPTIMIZER = {"learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99}
+PARAMS, FACTS = "params.msgpack", "facts.json"
+
+
+# ---------------------------------------------------------------------------- loss
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to learn and to write with a ``TokenTransformer``."""
+    """A way to train a ``TokenTransformer``.
+
+    Attributes:
+      causal: an autoregressive model; otherwise a masked diffusion model.
+    """
 
     causal: bool
 
-    def places(self, segments_BxN):
-        """Who sees whom."""
-        return lay_out(segments_BxN, 1 if self.causal else 0)
+    def layout(self, segments_BxN) -> TokenLayout:
+        """The layout of a batch: blocks of one token, or whole documents."""
+        return token_layout(segments_BxN, 1 if self.causal else 0)
 
-    def loss(self, model, params, batch, key):
-        """Mean loss a token, and what came out of the model's tap.
+    def loss(self, model: TokenTransformer, params: dict, batch: dict, key):
+        """Mean loss a token, and the output of the model's hidden layer.
 
         Cross-entropy, or MDLM's bound (Sahoo et al. 2024, equation 10).
         """
-        tokens, segments = batch["tokens"], batch["segments"]
-        places = self.places(segments)
+        tokens_BxN, segments_BxN = batch["tokens"], batch["segments"]
         if self.causal:
-            # A document's first token is asked of the end token before it.
-            inputs = _moved_on(tokens, segments, EOS)
-            weight = (segments > 0).astype(jnp.float32)
+            # The end token stands before a document's first token.
+            inputs_BxN = _shifted(tokens_BxN, segments_BxN, EOS)
+            weight_BxN = (segments_BxN > 0).astype(jnp.float32)
         else:
-            t = (jax.random.uniform(key, ()) + jnp.arange(len(tokens)) / len(tokens))[:, None] % 1.0
-            t = jnp.maximum(t, 1e-3)
-            hidden = jax.random.uniform(jax.random.fold_in(key, 1), tokens.shape) < t
-            inputs = jnp.where(hidden, MASK, tokens)
-            weight = jnp.where(hidden & (segments > 0), 1 / t, 0.0)
+            t_Bx1 = _stratified_times(key, len(tokens_BxN))
+            masked_BxN = jax.random.uniform(jax.random.fold_in(key, 1), tokens_BxN.shape) < t_Bx1
+            inputs_BxN = jnp.where(masked_BxN, MASK, tokens_BxN)
+            weight_BxN = jnp.where(masked_BxN & (segments_BxN > 0), 1 / t_Bx1, 0.0)
         rngs = {"dropout": jax.random.fold_in(key, 2)}
-        said = model.apply({"params": params}, inputs, places, rngs=rngs)
-        nll = optax.softmax_cross_entropy_with_integer_labels(said.logits_BxNxV, tokens)
-        return jnp.sum(weight * nll) / jnp.maximum(jnp.sum(segments > 0), 1), said.tapped_BxNxM
+        out = model.apply({"params": params}, inputs_BxN, self.layout(segments_BxN), rngs=rngs)
+        nll_BxN = optax.softmax_cross_entropy_with_integer_labels(out.logits_BxNxV, tokens_BxN)
+        count = jnp.maximum(jnp.sum(segments_BxN > 0), 1)
+        return jnp.sum(weight_BxN * nll_BxN) / count, out.hidden_BxNxM
 
-    def features(self, batch):
-        """The teacher's features (B, N, H) of what the model has read at each place."""
+    def teacher_features(self, batch: dict) -> jax.Array:
+        """The teacher's features (B, N, H) of the token that the model reads at each position."""
         if not self.causal:
             return batch["teacher"]
-        return _moved_on(batch["teacher"], batch["segments"], 0)
-
-
-def _moved_on(x_BxNx, segments_BxN, first):
-    # Every place of a document has what stood at the one before it.
-    starts = positions_of(segments_BxN) == 0
-    starts = starts.reshape(starts.shape + (1,) * (x_BxNx.ndim - 2))
-    return jnp.where(starts, first, jnp.roll(x_BxNx, 1, axis=1))
+        return _shifted(batch["teacher"], batch["segments"], 0)
 
 
 KINDS = {"ar": Kind(causal=True), "mdlm": Kind(causal=False)}
 
 
+def _shifted(x_BxNx, segments_BxN, first):
+    """Every position has what stood at the one before it; a document begins with ``first``."""
+    starts = positions_in(segments_BxN) == 0
+    starts = starts.reshape(starts.shape + (1,) * (x_BxNx.ndim - 2))
+    return jnp.where(starts, first, jnp.roll(x_BxNx, 1, axis=1))
+
+
+def _stratified_times(key, rows: int) -> jax.Array:
+    """Times (B, 1), spread evenly over the rows from a random start."""
+    t_Bx1 = (jax.random.uniform(key, ()) + jnp.arange(rows) / rows)[:, None] % 1.0
+    return jnp.maximum(t_Bx1, 1e-3)
+
+
+# ---------------------------------------------------------------------------- set-up
+
+
 def read_config(config: str, overrides: list[str] = ()) -> tuple[Experiment, DataConfig]:
-    """A latent model's config, and its data as a baseline reads it: without rounding."""
+    """A latent model's config, and its data for a baseline: documents are not padded."""
     experiment = resolve(load_config(config, overrides))
-    return experiment, replace(experiment.data, round_to=1)
-
-
-class Features:
-    """Adds a teacher's features to a row: those kept of the latent model's rows, text by text.
-
-    Rows without rounding hold the same pieces of text, in other places.
-    """
-
-    def __init__(self, packed: Path, guide: Guide):
-        self._guide, self._kept, self._at = guide, read_split(guide.cache, "train"), {}
-        rows = read_split(packed, "train")
-        for i in range(len(rows)):
-            for key, places in self._pieces(rows[i]):
-                self._at[key] = i, places[0]
-
-    @staticmethod
-    def _pieces(row: dict):
-        tokens, segments = row["tokens"], row["segments"]
-        for number in range(1, segments.max() + 1):
-            places = np.flatnonzero((segments == number) & (tokens != PAD))
-            yield tokens[places].tobytes(), places
-
-    def __call__(self, row: dict) -> dict:
-        """The row with ``teacher`` (N, H), bf16."""
-        features = np.zeros((len(row["tokens"]), self._guide.width), jnp.bfloat16)
-        for key, places in self._pieces(row):
-            i, start = self._at[key]
-            kept = self._guide.add(self._kept[i])["teacher"]
-            features[places] = kept[start : start + len(places)]
-        return row | {"teacher": features}
-
-
-class Lesson(NamedTuple):
-    """What a baseline is to learn of a frozen teacher, beside its own loss.
-
-    Attributes:
-      add: adds the teacher's features to a row.
-      config: how likeness is measured, and after which block.
-      weight: of the loss.
-      projection: to the teacher's width.
-    """
-
-    add: Features
-    config: AlignmentConfig
-    weight: Weight
-    projection: Projection
-
-    @classmethod
-    def of(cls, experiment: Experiment) -> "Lesson | None":
-        """That of a config whose latent model is aligned where it reads, by a cache; or None."""
-        if not experiment.aligned:
-            return None
-        config, prepared = experiment.alignment, prepare(experiment.data)
-        guide = load_guide(experiment, prepared, make_mesh(experiment.mesh))
-        projection = Projection(guide.width, config.projection)
-        features = Features(prepared.packed, guide)
-        return cls(features, config, experiment.phases[0].alignment, projection)
-
-    def loss(self, params, tapped_BxNxM, teacher_BxNxH, segments_BxN, step):
-        """Its weighted loss."""
-        mapped_BxNxH = self.projection.apply({"params": params}, tapped_BxNxM)
-        unlike = alignment_loss(mapped_BxNxH, teacher_BxNxH, segments_BxN)
-        return weight_at(self.weight, step) * unlike
+    return experiment, replace(experiment.data, pad_to_multiple=1)
 
 
 @dataclass(frozen=True)
 class Training:
-    """A baseline about to be trained.
+    """A baseline before its first step.
 
     Attributes:
       prepared: the corpus.
-      data: how it is read.
-      lesson: of a teacher, if there is one.
+      data: its config.
+      alignment: with a teacher, or None.
       batch_size: rows of a step.
-      config: of the optimizer.
       model: the network.
       state: parameters, their average, and the optimizer's state.
-      step_fn: (state, batch, step) to the next state and the loss.
-      facts: what is written beside the parameters.
+      step_fn: maps (state, batch, step) to the next state and the loss.
+      facts: written beside the parameters.
     """
 
     prepared: Prepared
     data: DataConfig
-    lesson: Lesson | None
+    alignment: Alignment | None
     batch_size: int
-    config: OptimConfig
     model: TokenTransformer
     state: tuple
     step_fn: Callable
@@ -178,57 +129,64 @@ class Training:
 
     @classmethod
     def create(cls, kind: Kind, steps: int, overrides: list[str]) -> "Training":
-        """Its first parameters, from overrides ``key=value``; ``section.key`` is the config's."""
+        """The first parameters.
+
+        Args:
+          kind: how to train.
+          steps: of the whole training.
+          overrides: ``key=value`` for sizes, optimizer, ``batch_size``, ``seed`` and ``config``;
+            ``section.key=value`` for the config.
+        """
         of_config = [item for item in overrides if "." in item.split("=")[0]]
         given = dict(item.split("=") for item in overrides if item not in of_config)
         name, seed = given.pop("config", "configs/web_cpu.py"), int(given.pop("seed", 0))
         experiment, data = read_config(name, of_config)
         batch_size = int(given.pop("batch_size", experiment.train.batch_size))
-        prepared, lesson = prepare(data), Lesson.of(experiment)
+        prepared, alignment = prepare(data), Alignment.of(experiment)
         sizes = SIZES | {k: type(SIZES[k])(given.pop(k)) for k in SIZES if k in given}
-        if lesson:
-            sizes["tap"] = lesson.config.block
-        config = OptimConfig(**{
-            "learning_rate": 5e-3, "warmup_steps": 20, "ema_decay": 0.99,
-            **{k: float(v) for k, v in given.items()},
-        })  # fmt: skip
+        if alignment:
+            sizes["hidden_layer"] = alignment.config.block
+        config = OptimizerConfig(**(OPTIMIZER | {k: float(v) for k, v in given.items()}))
         model = TokenTransformer(prepared.tokenizer.vocab_size, **sizes)
-        params = _first_params(model, kind, lesson, data.window, jax.random.key(seed))
+        params = _first_params(model, kind, alignment, data.window, jax.random.key(seed))
         optimizer = make_optimizer(config, steps)
-        step_fn = _step_fn(kind, model, lesson, config, optimizer, jax.random.key(seed + 1))
+        step_fn = _step_fn(kind, model, alignment, config, optimizer, jax.random.key(seed + 1))
         state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
         count = sum(x.size for x in jax.tree.leaves(params["model"]))
         facts = {"config": name, "overrides": of_config, "parameters": count, "steps": steps,
                  "sizes": sizes, "log": []}  # fmt: skip
-        return cls(prepared, data, lesson, batch_size, config, model, state, step_fn, facts)
+        return cls(prepared, data, alignment, batch_size, model, state, step_fn, facts)
 
-    def batches(self):
-        """What it is trained on."""
-        add = self.lesson.add if self.lesson else None
+    def batches(self) -> Iterator[dict]:
+        """The batches that it is trained on."""
+        add = self.alignment.add if self.alignment else None
         return train_batches(self.prepared, self.data, self.batch_size, add=add)
 
 
-def _first_params(model, kind: Kind, lesson: Lesson | None, window: int, key):
+def _first_params(model, kind: Kind, alignment: Alignment | None, window: int, key) -> dict:
     tokens = jnp.zeros((1, window), jnp.int32)
-    params = {"model": model.init(key, tokens, kind.places(tokens))["params"]}
-    if lesson:
+    params = {"model": model.init(key, tokens, kind.layout(tokens))["params"]}
+    if alignment:
         features = jnp.zeros((1, window, model.width))
-        params["align"] = lesson.projection.init(jax.random.fold_in(key, 1), features)["params"]
+        params["align"] = alignment.projection.init(jax.random.fold_in(key, 1), features)["params"]
     return meta.unbox(params)
 
 
-def _step_fn(kind: Kind, model, lesson: Lesson | None, config: OptimConfig, optimizer, key):
+def _step_fn(kind: Kind, model, alignment: Alignment | None, config, optimizer, key):
     @partial(jax.jit, donate_argnums=0)
     def step_fn(state, batch, step):
         params, ema, opt_state = state
 
         def objective(params):
-            loss, tapped = kind.loss(model, params["model"], batch, jax.random.fold_in(key, step))
-            if lesson is None:
+            step_key = jax.random.fold_in(key, step)
+            loss, hidden_BxNxM = kind.loss(model, params["model"], batch, step_key)
+            if alignment is None:
                 return loss, loss
-            teacher, segments = kind.features(batch), batch["segments"]
-            more = lesson.loss(params["align"], tapped, teacher, segments, step)
-            return loss + more, loss
+            teacher_BxNxH, segments_BxN = kind.teacher_features(batch), batch["segments"]
+            distance = alignment.loss(
+                params["align"], hidden_BxNxM, teacher_BxNxH, segments_BxN, step
+            )
+            return loss + distance, loss
 
         grads, loss = jax.grad(objective, has_aux=True)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -239,7 +197,10 @@ def _step_fn(kind: Kind, model, lesson: Lesson | None, config: OptimConfig, opti
     return step_fn
 
 
-def held_out_loss(kind: Kind, model: TokenTransformer, prepared, split: str):
+# ---------------------------------------------------------------------------- loop
+
+
+def held_out_loss(kind: Kind, model: TokenTransformer, prepared: Prepared, split: str):
     """The mean loss a token over the first 832 windows of a split, as a function of parameters."""
     batches = eval_batches(prepared, split, 64, 13)
     whole = model.clone(dropout=0.0)
@@ -267,5 +228,15 @@ def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
             print(json.dumps(log[-1]), flush=True)
             if validation < best:
                 best, facts["best_step"] = validation, step + 1
-                (workdir / "params.pickle").write_bytes(pickle.dumps(jax.device_get(average)))
-            (workdir / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+                save_params(workdir, average)
+            (workdir / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def save_params(workdir: Path, params: dict) -> None:
+    """Write a network's parameters."""
+    (workdir / PARAMS).write_bytes(serialization.msgpack_serialize(jax.device_get(params)))
+
+
+def load_params(workdir: Path) -> dict:
+    """Read them: the file holds arrays alone, and nothing in it is executed."""
+    return serialization.msgpack_restore((workdir / PARAMS).read_bytes())

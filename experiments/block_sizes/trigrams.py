@@ -1,4 +1,4 @@
-"""The runs of this comparison at a low temperature, read by trigrams as experiments/recipe/ does.
+"""Score the runs of this comparison by trigrams, at a low temperature, as experiments/recipe/ does.
 
 Command: PYTHONPATH=. python experiments/block_sizes/trigrams.py
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.block_sizes.arms import ARMS
 from experiments.compare import workdir_of
-from experiments.recipe.ngram import Judge
+from experiments.recipe.ngram import TrigramScorer
 from ldlm_jax.sampling.generate import generate
 from ldlm_jax.workdir import load_run
 
@@ -18,8 +18,8 @@ COLUMNS = ("trigram_perplexity", "distinct_2", "entropy", "loop_rate", "words", 
 
 
 def main() -> None:
-    """Write, judge, print and store."""
-    judge, results = Judge(), {}
+    """Generate, score, print and store."""
+    scorer, results = TrigramScorer(), {}
     print(f"| arm | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
     for arm in ARMS:
         run = load_run(workdir_of("block_sizes", arm, "0"))
@@ -27,9 +27,9 @@ def main() -> None:
             config = replace(
                 run.experiment.sample, steps=steps, temperature=0.7, top_p=1.0, batch_size=64
             )
-            samples = list(generate(run.writer, config, SEED, num_samples=COUNT))
+            samples = list(generate(run.generator, config, SEED, num_samples=COUNT))
             evaluations = sum(sample.evaluations for sample in samples) / COUNT
-            row = judge([sample.text for sample in samples]) | {"evaluations": evaluations}
+            row = scorer([sample.text for sample in samples]) | {"evaluations": evaluations}
             results.setdefault(arm, {})[steps] = row
             numbers = " | ".join(f"{row[column]:.3f}" for column in COLUMNS)
             print(f"| {arm}, {steps} steps | {numbers} |", flush=True)

@@ -1,9 +1,9 @@
-"""Free texts of the latent and the autoregressive model over seeds, top-p and guidance.
+"""Measure free texts of the latent and the autoregressive model over seeds, top-p and guidance.
 
 Command: PYTHONPATH=. python experiments/half_hour/frontier.py LATENT_RUN AR_RUN OUT.json \
            SEED:TOP_P:GUIDANCE ...
-         (1,000 texts of each model for every setting, the latent one's in blocks of one with one
-         step each; what OUT.json holds already is kept)
+         (1,000 texts of each model for every setting; the latent model generates in blocks of one,
+         with one step each; OUT.json keeps the rows that it holds already)
 """
 
 import json
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from experiments.baselines.sampling import Baseline
 from experiments.compare import MEASURES, print_means
-from experiments.half_hour.baseline import Baseline
-from ldlm_jax.evals.quality import Examiner, headline
+from ldlm_jax.evals.quality import QualityEvaluator, headline
 from ldlm_jax.sampling.generate import generate
 from ldlm_jax.workdir import LoadedRun, load_run
 
@@ -22,32 +22,37 @@ COUNT = 1000
 
 
 def writers(run: LoadedRun, baseline: Baseline) -> dict[str, Callable]:
-    """By model: from seed, top-p and weight of guidance by context to texts."""
+    """A function for each model: it maps seed, top-p and weight of context guidance to texts."""
     in_ones = replace(
-        run.experiment.sample, steps=1, solver="ancestral", block_size=1, lag=0.0, batch_size=100
+        run.experiment.sample,
+        steps=1,
+        solver="ancestral",
+        block_size=1,
+        time_offset=0.0,
+        batch_size=100,
     )
 
-    def ours(seed: int, top_p: float, guidance: float) -> list[str]:
+    def latent(seed: int, top_p: float, guidance: float) -> list[str]:
         config = replace(in_ones, top_p=top_p, context_guidance=guidance)
-        return [s.text for s in generate(run.writer, config, seed, num_samples=COUNT)]
+        return [s.text for s in generate(run.generator, config, seed, num_samples=COUNT)]
 
-    def theirs(seed: int, top_p: float, guidance: float) -> list[str]:
+    def autoregressive(seed: int, top_p: float, guidance: float) -> list[str]:
         return baseline.write([""] * COUNT, seed, top_p=top_p, guidance=guidance)
 
-    return {"latent": ours, "autoregressive": theirs}
+    return {"latent": latent, "autoregressive": autoregressive}
 
 
 def main(latent: str, ar: str, out: str, *settings: str) -> None:
-    """Write, judge, store and print."""
+    """Generate, measure, store and print."""
     run, baseline = load_run(latent), Baseline.load("ar", ar)
-    window = run.writer.window
-    examiner = Examiner(baseline.prepared, "smollm2-135m", "validation", window, COUNT)
+    window = run.generator.window
+    evaluator = QualityEvaluator(baseline.prepared, "smollm2-135m", "validation", window, COUNT)
     models, file = writers(run, baseline), Path(out)
     rows = json.loads(file.read_text())["rows"] if file.is_file() else []
     for setting in settings:
         seed, top_p, guidance = setting.split(":")
         for name, write in models.items():
-            measured = examiner.measure(write(int(seed), float(top_p), float(guidance)))
+            measured = evaluator.measure(write(int(seed), float(top_p), float(guidance)))
             print(f"{name}, {setting}: {headline(measured)}", flush=True)
             row = {"model": name, "seed": seed, "top_p": top_p, "guidance": guidance}
             rows.append(row | {key: measured[key] for key, *_ in MEASURES})

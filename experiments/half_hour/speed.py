@@ -1,4 +1,4 @@
-"""Texts a second of trained systems, one text and 32 at once, in turns within one run.
+"""Time trained systems in turns: texts a second, one at once and 32 at once.
 
 Command: PYTHONPATH=. python experiments/half_hour/speed.py LATENT_RUN AR_RUN MDLM_RUN OUT.json
 """
@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.half_hour.baseline import Baseline
+from experiments.baselines.sampling import Baseline
 from ldlm_jax.sampling.generate import generate
 from ldlm_jax.workdir import load_run
 
@@ -21,17 +21,17 @@ def main(latent: str, ar: str, mdlm: str, out: str) -> None:
     run = load_run(latent)
     ar, mdlm = Baseline.load("ar", ar), Baseline.load("mdlm", mdlm)
 
-    def ours(steps: int, **changes):
+    def latent_texts(steps: int, **changes):
         return lambda count: list(generate(
-            run.writer, replace(run.experiment.sample, steps=steps, batch_size=count, **changes),
+            run.generator, replace(run.experiment.sample, steps=steps, batch_size=count, **changes),
             0, num_samples=count,
         ))  # fmt: skip
 
     systems = {
         "autoregressive, top-p 0.95": lambda n: ar.write([""] * n, 0, batch=n, top_p=0.95),
         "masked, 64 steps": lambda n: mdlm.write([""] * n, 0, batch=n, steps=64),
-        "latent, blocks of one, 1 step": ours(1, block_size=1, lag=0.0, top_p=0.95),
-        **{f"latent, blocks of four, {steps} steps": ours(steps) for steps in (5, 20, 100)},
+        "latent, blocks of one, 1 step": latent_texts(1, block_size=1, time_offset=0.0, top_p=0.95),
+        **{f"latent, blocks of four, {steps} steps": latent_texts(steps) for steps in (5, 20, 100)},
     }
     seconds: dict = {name: {str(n): [] for n in BATCHES} for name in systems}
     for turn in range(TURNS + 1):  # the first compiles

@@ -1,4 +1,4 @@
-"""Seconds a step of each system, in turns within one run, so that half an hour is the same for all.
+"""Time a step of each system in turns, so that half an hour is the same for all.
 
 Command: PYTHONPATH=. python experiments/half_hour/step_time.py CONFIG OUT.json [key=value ...]
 """
@@ -12,7 +12,7 @@ from statistics import median
 
 import jax
 
-from experiments.half_hour.training import KINDS, Training
+from experiments.baselines.training import KINDS, Training
 from experiments.steps import FusedSteps
 from ldlm_jax.config import load_config, resolve
 

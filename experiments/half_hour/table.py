@@ -1,7 +1,7 @@
-"""The table of all judged systems, and their frontier of perplexity against entropy.
+"""Print the table of all systems, and plot their perplexity against entropy.
 
 Command: PYTHONPATH=. python experiments/half_hour/table.py PLOT.png NAME=FILE.json ...
-         (files of ``ldlm eval --json`` or of ``baseline.py judge``, each under the name to print)
+         (each file is of ``ldlm eval --json`` or of ``baselines/run.py judge``)
 """
 
 import json
@@ -28,7 +28,7 @@ REAL = {
     "trained_on": "real, training books",
     "shuffled": "the same, words shuffled",
 }
-WRITTEN = {
+GENERATED = {
     "unconditional": "free",
     "continuation_0.25": "first quarter given",
     "continuation_0.5": "first half given",
@@ -36,10 +36,10 @@ WRITTEN = {
 
 
 def title(row: str) -> str:
-    """What a row of an evaluation is called."""
+    """The printed name of a row of an evaluation."""
     kind, _, steps = row.partition("_steps_")
-    said = WRITTEN.get(kind, kind.replace("_", " "))
-    return f"{said}, {steps} step{'s' * (steps != '1')}" if steps else said
+    name = GENERATED.get(kind, kind.replace("_", " "))
+    return f"{name}, {steps} step{'s' * (steps != '1')}" if steps else name
 
 
 def cells(values: dict) -> list[str]:
@@ -61,26 +61,28 @@ def main(plot: str, *named: str) -> None:
     head = ["texts", *list(COLUMNS)[:3], "MAUVE (3 seeds)", *list(COLUMNS)[3:]]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     real = next((r for r in rows.values() if "shuffled" in r), {})
-    for row, said in REAL.items():
+    for row, label in REAL.items():
         if row in real:
-            print("| " + " | ".join([said, *cells(real[row])]) + " |")
+            print("| " + " | ".join([label, *cells(real[row])]) + " |")
     figure, axes = plt.subplots(figsize=(6, 4))
     if "held_out" in real:
         axes.plot(real["held_out"]["token_entropy"], real["held_out"]["perplexity"], "k*",
                   label="held-out text")  # fmt: skip
     for name, sets in rows.items():
-        written = {row: values for row, values in sets.items() if row.startswith(tuple(WRITTEN))}
+        written = {row: values for row, values in sets.items() if row.startswith(tuple(GENERATED))}
         for row, values in written.items():
             print("| " + " | ".join([f"**{name}**, {title(row)}", *cells(values)]) + " |")
         free = [v for row, v in written.items() if row.startswith("unconditional")]
         axes.plot([v["token_entropy"] for v in free], [v["perplexity"] for v in free], "o",
                   label=name)  # fmt: skip
-    axes.set(xlabel="token entropy of free texts, nats", ylabel="judge's perplexity")
+    axes.set(xlabel="token entropy of free texts, nats", ylabel="perplexity under the scorer")
     axes.legend()
     figure.tight_layout()
     figure.savefig(plot, dpi=120)
     count = {record["num_samples"] for record in records.values()}
-    print(f"\ntexts of each kind: {count}, judge {next(iter(records.values()))['judge']}")
+    # Older files name the scorer "judge".
+    scorers = {record.get("scorer", record.get("judge")) for record in records.values()}
+    print(f"\ntexts of each kind: {count}, scorer {scorers}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Repetition in long texts that may not end, beside the autoregressive baseline.
+"""Measure repetition in long texts that may not end, beside the autoregressive baseline.
 
 Command: PYTHONPATH=. python experiments/planning/looping.py LATENT_RUN AR_RUN OUT.json
 """
@@ -11,34 +11,36 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.half_hour.baseline import Baseline, write_left_to_right
+from experiments.baselines.sampling import Baseline, write_left_to_right
 from ldlm_jax.data.special_ids import MASK
 from ldlm_jax.evals.text_metrics import text_statistics
-from ldlm_jax.sampling.blockwise import write_tokens
-from ldlm_jax.sampling.spec import Dials, Page, Plan
-from ldlm_jax.workdir import load_run
+from ldlm_jax.sampling.blockwise import generate_tokens
+from ldlm_jax.sampling.config import row_params
+from ldlm_jax.sampling.spec import ConditioningBatch, Spec
+from ldlm_jax.workdir import LoadedRun, load_run
 
 LENGTHS, COUNT, STEPS = (512, 2048), 16, (5, 20)
-# A nucleus so small that the context proposes its likeliest token alone.
+# A top-p so small that the likeliest token alone remains.
 GREEDY = 1e-3
 
 
-def ours(run, length: int, steps: int, greedy: bool) -> list[str]:
-    """Texts of the latent model, which remembers one window."""
+def latent_texts(run: LoadedRun, length: int, steps: int, greedy: bool) -> list[str]:
+    """Texts of the latent model, whose cache holds one window."""
     config = replace(run.experiment.sample, steps=steps, temperature=1.0,
                      top_p=GREEDY if greedy else 0.8, churn=0.0 if greedy else 2.0)  # fmt: skip
-    writer = run.writer
-    plan = Plan.of(writer.models, writer.diffusion, config, writer.window)
-    page = Page.blank(COUNT, length, 1, endless=True)
-    dials = Dials.of(jax.random.split(jax.random.key(0), COUNT), [config] * COUNT)
-    written = write_tokens(writer.params, writer.latents, page, dials, plan=plan)
-    return [run.tokenizer.decode(row) for row in np.asarray(written.tokens_BxL)]
+    generator = run.generator
+    networks, configs = generator.networks, [config] * COUNT
+    spec = Spec.of(networks, generator.diffusion, configs, generator.window)
+    given = ConditioningBatch.blank(COUNT, length, networks.vae.tokens_per_latent, endless=True)
+    rows = row_params(jax.random.split(jax.random.key(0), COUNT), configs)
+    generated = generate_tokens(generator.params, generator.latents, given, rows, spec=spec)
+    return [run.tokenizer.decode(row) for row in np.asarray(generated.tokens_BxL)]
 
 
-def theirs(baseline: Baseline, length: int, greedy: bool) -> list[str]:
-    """Texts of the autoregressive model, which remembers all of the text.
+def autoregressive_texts(baseline: Baseline, length: int, greedy: bool) -> list[str]:
+    """Texts of the autoregressive model, whose cache holds all of the text.
 
-    Greedy texts would all be one: each begins with a sampled token.
+    Greedy texts would all be the same, so that each begins with a sampled token.
     """
     prompts, given = np.full((COUNT, length), MASK, np.int32), np.zeros(COUNT, np.int32)
 
@@ -56,15 +58,18 @@ def theirs(baseline: Baseline, length: int, greedy: bool) -> list[str]:
 
 
 def main(latent: str, ar: str, out: str) -> None:
-    """Write, count, print and store."""
+    """Generate, count, print and store."""
     run, baseline = load_run(latent), Baseline.load("ar", ar)
     results: dict[str, dict] = {}
     print("| texts | seq-rep-4 | loop rate | distinct-2 | word entropy |\n|---|---|---|---|---|")
     for length in LENGTHS:
         for greedy in (False, True):
             how = f"{length} tokens, {'greedy' if greedy else 'sampled'}"
-            rows = {f"latent, {steps} steps": ours(run, length, steps, greedy) for steps in STEPS}
-            rows["autoregressive"] = theirs(baseline, length, greedy)
+            rows = {
+                f"latent, {steps} steps": latent_texts(run, length, steps, greedy)
+                for steps in STEPS
+            }
+            rows["autoregressive"] = autoregressive_texts(baseline, length, greedy)
             for name, texts in rows.items():
                 counted = text_statistics(texts)
                 results[f"{name}, {how}"] = counted | {"example": texts[0][:400]}

@@ -1,5 +1,6 @@
-"""Text between two given parts, and text that must end with a given word: judged, beside a model
-that only sees what stands before.
+"""Score text between two given parts, and text before a given last word, beside a baseline.
+
+The baseline is autoregressive: it reads only the text before.
 
 Command: PYTHONPATH=. python experiments/planning/sentences.py LATENT_RUN AR_RUN OUT.json [TASK ...]
 """
@@ -11,21 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.half_hour.baseline import Baseline
+from experiments.baselines.sampling import Baseline
 from ldlm_jax.data.dataset import prepare, read_texts
+from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.evals.quality import shuffled
-from ldlm_jax.evals.scorer import Judge
-from ldlm_jax.sampling.generate import answer
+from ldlm_jax.evals.scorer import Scorer
+from ldlm_jax.sampling.generate import generate_requests
 from ldlm_jax.sampling.request import Request
-from ldlm_jax.sampling.template import Hole
-from ldlm_jax.workdir import load_run
+from ldlm_jax.sampling.template import Span
+from ldlm_jax.workdir import LoadedRun, load_run
 
-COUNT, STEPS, JUDGE = 200, (1, 2, 5, 20, 100), "smollm2-135m"
+COUNT, STEPS, SCORER = 200, (1, 2, 5, 20, 100), "smollm2-135m"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A held-out text with a part of it taken out; the parts add up to the text."""
+    """A held-out text, of which the middle is to be generated; its parts add up to it."""
 
     before: str
     middle: str
@@ -33,7 +35,7 @@ class Task:
 
 
 def middle_missing(text: str) -> Task:
-    """Its middle third, in words."""
+    """The middle third is missing, in words."""
     words = text.split(" ")
     first, last = len(words) // 3, 2 * len(words) // 3
     before, after = " ".join(words[:first]), " " + " ".join(words[last:])
@@ -41,7 +43,7 @@ def middle_missing(text: str) -> Task:
 
 
 def end_given(text: str) -> Task:
-    """All but its last word."""
+    """All but the last word is missing."""
     after = " " + text.split(" ")[-1]
     return Task("", text[: len(text) - len(after)], after)
 
@@ -49,11 +51,11 @@ def end_given(text: str) -> Task:
 TASKS = {"middle third missing": middle_missing, "last word given": end_given}
 
 
-def surprise(judge: Judge, tasks: list[Task], texts: list[str]) -> dict[str, float]:
-    """Perplexity of what was written, of the given text after it, and of the whole."""
+def perplexities(scorer: Scorer, tasks: list[Task], texts: list[str]) -> dict[str, float]:
+    """Perplexity of what was generated, of the given text after it, and of the whole."""
     sums = {name: np.zeros(2) for name in ("written", "after", "whole")}
-    encoded = judge.tokenizer.encode(texts)
-    for task, text, code, reading in zip(tasks, texts, encoded, judge.read(texts), strict=True):
+    encoded = scorer.tokenizer.encode(texts)
+    for task, text, code, score in zip(tasks, texts, encoded, scorer.read(texts), strict=True):
         start = code.spans[1:, 0]
         ends_at = len(text.encode()) - len(task.after.encode())
         parts = {
@@ -62,51 +64,70 @@ def surprise(judge: Judge, tasks: list[Task], texts: list[str]) -> dict[str, flo
             "whole": start >= 0,
         }
         for name, chosen in parts.items():
-            sums[name] += reading.nll[chosen].sum(), chosen.sum()
+            sums[name] += score.nll[chosen].sum(), chosen.sum()
     return {name: float(np.exp(nll / count)) for name, (nll, count) in sums.items()}
 
 
-def main(latent: str, ar: str, out: str, *names: str) -> None:
-    """Write, judge, print and store."""
-    run, baseline, judge = load_run(latent), Baseline.load("ar", ar), Judge.load(JUDGE)
-    tokenizer = run.tokenizer
+def held_out(run: LoadedRun) -> list[str]:
+    """Validation texts that are long enough to cut and fit the window."""
     texts = [
         text for text in read_texts(prepare(run.experiment.data).text, "validation")
         if len(text.split(" ")) >= 9
-        and len(tokenizer.encode([text])[0]) < run.experiment.data.window - 4
+        and len(run.tokenizer.encode([text])[0]) < run.experiment.data.window - 4
     ]  # fmt: skip
-    texts = [texts[i] for i in np.linspace(0, len(texts) - 1, COUNT).astype(int)]
-    results: dict = {}
+    return [texts[i] for i in np.linspace(0, len(texts) - 1, COUNT).astype(int)]
+
+
+def with_shuffled_middles(tasks: list[Task]) -> list[str]:
+    """The real texts, the words of their middles in random order."""
+    middles = shuffled([task.middle for task in tasks])
+    return [
+        f"{task.before} {words}".strip() + task.after
+        for task, words in zip(tasks, middles, strict=True)
+    ]
+
+
+def with_end_appended(
+    tasks: list[Task], texts: list[str], counts: list[int], tokenizer: Tokenizer
+) -> list[str]:
+    """Texts of the baseline: as many tokens as the middle has, then the given end."""
+    forced = []
+    for task, text, count in zip(tasks, texts, counts, strict=True):
+        ids = tokenizer.encode([text[len(task.before) :]])[0][:count]
+        forced.append(task.before + tokenizer.decode(ids) + task.after)
+    return forced
+
+
+def filled(run: LoadedRun, tasks: list[Task], counts: list[int], steps: int) -> list[str]:
+    """Texts of the latent model, which is given both sides."""
+    config = replace(run.experiment.sample, steps=steps, batch_size=100, temperature=1.0, top_p=0.8)
+    requests = []
+    for number, (task, count) in enumerate(zip(tasks, counts, strict=True)):
+        pieces = tuple(part for part in (task.before, Span(count), task.after) if part)
+        requests.append(Request(number=number, config=config, revise=pieces))
+    texts = [sample.text for sample in generate_requests(run.generator, requests)]
+    assert all(t.endswith(task.after) for t, task in zip(texts, tasks, strict=True))
+    return texts
+
+
+def main(latent: str, ar: str, out: str, *names: str) -> None:
+    """Generate, score, print and store."""
+    run, baseline, scorer = load_run(latent), Baseline.load("ar", ar), Scorer.load(SCORER)
+    tokenizer, texts, results = run.tokenizer, held_out(run), {}
     for name in names or TASKS:
-        cut = TASKS[name]
-        tasks = [cut(text) for text in texts]
+        tasks = [TASKS[name](text) for text in texts]
         counts = [len(ids) for ids in tokenizer.encode([task.middle for task in tasks])]
-        rows = {"real": surprise(judge, tasks, texts)}
-        mixed = shuffled([task.middle for task in tasks])
-        mixed = [
-            f"{task.before} {words}".strip() + task.after
-            for task, words in zip(tasks, mixed, strict=True)
-        ]
-        rows["real, its words shuffled"] = surprise(judge, tasks, mixed)
         written = baseline.write([task.before for task in tasks], 0, top_p=0.8)
         ended = sum(text.endswith(task.after) for task, text in zip(tasks, written, strict=True))
-        forced = []
-        for task, text, count in zip(tasks, written, counts, strict=True):
-            ids = tokenizer.encode([text[len(task.before) :]])[0][:count]
-            forced.append(task.before + tokenizer.decode(ids) + task.after)
-        rows["autoregressive, the rest put behind"] = surprise(judge, tasks, forced)
+        forced = with_end_appended(tasks, written, counts, tokenizer)
+        rows = {
+            "real": perplexities(scorer, tasks, texts),
+            "real, its words shuffled": perplexities(scorer, tasks, with_shuffled_middles(tasks)),
+            "autoregressive, the rest put behind": perplexities(scorer, tasks, forced),
+        }
         for steps in STEPS:
-            config = replace(run.experiment.sample, steps=steps, batch_size=100, temperature=1.0,
-                             top_p=0.8)  # fmt: skip
-            requests = [
-                Request(number=number, config=config, revise=tuple(
-                    part for part in (task.before, Hole(count), task.after) if part
-                ))
-                for number, (task, count) in enumerate(zip(tasks, counts, strict=True))
-            ]  # fmt: skip
-            samples = [sample.text for sample in answer(run.writer, requests)]
-            assert all(s.endswith(task.after) for s, task in zip(samples, tasks, strict=True))
-            rows[f"latent, {steps} steps"] = surprise(judge, tasks, samples)
+            samples = filled(run, tasks, counts, steps)
+            rows[f"latent, {steps} steps"] = perplexities(scorer, tasks, samples)
             examples = samples[:5]
         results[name] = {"rows": rows, "autoregressive_ended_so": ended, "examples": examples}
         print(f"{name}: the autoregressive model ended so by itself {ended} times of {COUNT}")
@@ -114,7 +135,7 @@ def main(latent: str, ar: str, out: str, *names: str) -> None:
         for row, values in rows.items():
             print(f"| {row} | " + " | ".join(f"{v:.1f}" for v in values.values()) + " |")
         print("\n".join(examples), flush=True)
-    Path(out).write_text(json.dumps({"count": COUNT, "judge": JUDGE, "seed": 0, **results}))
+    Path(out).write_text(json.dumps({"count": COUNT, "scorer": SCORER, "seed": 0, **results}))
 
 
 if __name__ == "__main__":

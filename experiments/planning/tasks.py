@@ -1,4 +1,4 @@
-"""Small puzzles whose first written token depends on what comes last.
+"""Small puzzles: the first token to be generated depends on the last ones.
 
 Command: python experiments/planning/tasks.py corpora/puzzles.jsonl 20000
 """
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-Puzzle = tuple[str, str, str]  # what stands before the hole, in it, and after it
+Puzzle = tuple[str, str, str]  # the text before the solution, the solution, and the text after it
 
 
 def add(rng: random.Random) -> Puzzle:
@@ -61,11 +61,11 @@ TASKS: dict[str, Callable[[random.Random], Puzzle]] = {
 
 def right(task: str, puzzle: Puzzle, text: str) -> bool:
     """Whether a whole text solves the puzzle (brackets: with any middle that balances)."""
-    before, hole, after = puzzle
+    before, solution, after = puzzle
     if task == "brackets":
         kept = text.startswith(before) and text.endswith(after)
         return kept and len(text) == 13 and balanced(text[1:])
-    return text == before + hole + after
+    return text == before + solution + after
 
 
 def main(out: str, count: str) -> None:

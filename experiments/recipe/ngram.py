@@ -1,7 +1,7 @@
-"""A trigram judge: a rough, fast measure of local fluency for choosing between recipes.
+"""A trigram scorer: a rough, fast measure of local fluency for choosing between recipes.
 
-Not a substitute for a neural judge: it sees three tokens at a time and can be pleased by
-repetition, so it is always read beside distinct-n.
+It does not replace a neural scorer. It sees three tokens at a time and likes repetition, so it must
+be read beside distinct-n.
 """
 
 import math
@@ -54,8 +54,8 @@ class Trigram:
         return math.exp(nll / max(1, count))
 
 
-class Judge:
-    """The trigram model of the demo's training text, in the demo's tokens whatever it judges."""
+class TrigramScorer:
+    """The trigram model of the demo's training text. It scores all texts in the demo's tokens."""
 
     def __init__(self):
         prepared = prepare(resolve(load_config("configs/web_cpu.py")).data)
@@ -65,7 +65,7 @@ class Judge:
         self._trigram = Trigram(train_ids, self._tokenizer.vocab_size)
 
     def __call__(self, texts: list[str]) -> dict:
-        """Trigram perplexity beside the statistics that keep it honest."""
+        """Trigram perplexity, and the statistics that must be read beside it."""
         perplexity = self._trigram.perplexity(self._tokenizer.encode(texts))
         statistics = {k: round(v, 3) for k, v in text_statistics(texts).items()}
         return {"trigram_perplexity": round(perplexity, 1), **statistics}

@@ -1,4 +1,4 @@
-"""Train a variant of the demo for a sixth of its steps, and judge its text.
+"""Train a variant of the demo for a sixth of its steps, and score its texts by trigrams.
 
 Command: PYTHONPATH=. python experiments/recipe/trial.py NAME [section.key=value ...]
 Trains in runs/trials/NAME and writes experiments/recipe/trials/NAME.json.
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.compare import last_logged, short
-from experiments.recipe.ngram import Judge
+from experiments.recipe.ngram import TrigramScorer
 from ldlm_jax.config import load_config
 from ldlm_jax.sampling.generate import generate
 from ldlm_jax.train import train
@@ -26,11 +26,11 @@ def main(name: str, *overrides: str) -> None:
     kept = ("tokens_per_second", "reconstruction/", "denoising/")
     result = {"name": name, "overrides": overrides}
     result |= {key: value for key, value in last_logged(workdir).items() if key.startswith(kept)}
-    run, judge = load_run(workdir), Judge()
+    run, scorer = load_run(workdir), TrigramScorer()
     for steps in (5, 20):
         config = replace(run.experiment.sample, steps=steps, batch_size=64)
-        texts = [s.text for s in generate(run.writer, config, 1, num_samples=256)]
-        result[f"steps {steps}"] = judge(texts) | {"texts": texts[:10]}
+        texts = [s.text for s in generate(run.generator, config, 1, num_samples=256)]
+        result[f"steps {steps}"] = scorer(texts) | {"texts": texts[:10]}
     text = json.dumps(result, indent=1)
     print(text)
     folder = Path("experiments/recipe/trials")

@@ -1,4 +1,4 @@
-"""Blocks out of noise against one token after another: seconds and memory by length and batch.
+"""Time generation in blocks and one token after another: seconds and memory by length and batch.
 
 Command: PYTHONPATH=. python experiments/sampling_speed/measure.py configs/web_cpu.py \
            experiments/sampling_speed/results.json
@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 from flax.core import meta
 
-from experiments.half_hour.baseline import write_left_to_right
+from experiments.baselines.sampling import write_left_to_right
+from experiments.baselines.token_transformer import TokenTransformer
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.models.autoregressive import TokenTransformer
-from ldlm_jax.models.token_layout import lay_out
-from ldlm_jax.sampling.blockwise import write_tokens
-from ldlm_jax.sampling.spec import Dials, Page, Plan
-from ldlm_jax.train_state import LatentStats
+from ldlm_jax.models.networks import LatentStats
+from ldlm_jax.models.token_layout import token_layout
+from ldlm_jax.sampling.blockwise import generate_tokens
+from ldlm_jax.sampling.config import row_params
+from ldlm_jax.sampling.spec import ConditioningBatch, Spec
 
 VOCABULARY = 4096
 LENGTHS, BATCHES = (64, 256, 1024, 2048), (1, 32)
@@ -46,45 +47,46 @@ def measured(lowered, *arguments, runs: int = 3) -> dict:
 
 
 class Latent:
-    """A model with blocks, untrained: what it writes does not matter, and no text may end."""
+    """An untrained model with blocks. Its texts may not end; what they say does not matter."""
 
     def __init__(self, config: str):
         self.experiment = resolve(load_config(config))
-        self.models = self.experiment.models(VOCABULARY)
+        self.networks = self.experiment.networks(VOCABULARY)
         self.window = self.experiment.data.window
-        self.params = meta.unbox(self.models.init(jax.random.key(0), self.window))
-        self.latents = LatentStats.create(self.models.vae.latent_channels)
+        self.params = meta.unbox(self.networks.init(jax.random.key(0), self.window))
+        self.latents = LatentStats.create(self.networks.vae.latent_channels)
 
     def run(self, batch: int, length: int, steps: int, block_size: int = 0) -> dict:
-        """Write ``batch`` texts of ``length`` tokens as the config samples, remembering one window.
+        """Generate ``batch`` texts of ``length`` tokens as the config samples.
 
-        In smaller blocks if so asked.
+        The cache holds one window. With ``block_size`` the blocks are of that size.
         """
         config = replace(self.experiment.sample, steps=steps, block_size=block_size)
-        plan = Plan.of(self.models, self.experiment.diffusion, config, self.window)
-        page = Page.blank(batch, length, 1, endless=True)
-        dials = Dials.of(jax.random.split(jax.random.key(0), batch), [config] * batch)
-        arguments = self.params, self.latents, page, dials
-        return measured(write_tokens.lower(*arguments, plan=plan), *arguments)
+        spec = Spec.of(self.networks, self.experiment.diffusion, [config], self.window)
+        tokens_per_latent = self.networks.vae.tokens_per_latent
+        given = ConditioningBatch.blank(batch, length, tokens_per_latent, endless=True)
+        rows = row_params(jax.random.split(jax.random.key(0), batch), [config] * batch)
+        arguments = self.params, self.latents, given, rows
+        return measured(generate_tokens.jitted().lower(*arguments, spec=spec), *arguments)
 
     def cache_bytes(self, batch: int, length: int) -> int:
         """Keys and values of one window, by formula (fp32 on a CPU)."""
-        dit = self.models.dit
+        dit = self.networks.dit
         return 2 * dit.layers * batch * min(length, self.window) * dit.width * 4
 
 
 class Autoregressive:
-    """The baseline with the DiT's width and depth, with its cache of the whole text."""
+    """The autoregressive baseline, as wide and deep as the DiT. It caches the whole text."""
 
     def __init__(self, latent: Latent):
-        dit = latent.models.dit
+        dit = latent.networks.dit
         self.model = TokenTransformer(VOCABULARY, dit.width, dit.heads, dit.layers, dtype=dit.dtype,
                                       offset_radius=dit.offset_radius)  # fmt: skip
         tokens = jnp.zeros((1, 8), jnp.int32)
-        self.params = meta.unbox(self.model.init(jax.random.key(0), tokens, lay_out(tokens)))
+        self.params = meta.unbox(self.model.init(jax.random.key(0), tokens, token_layout(tokens)))
 
     def run(self, batch: int, length: int) -> dict:
-        """Write ``batch`` texts of ``length`` tokens with top-p 0.95."""
+        """Generate ``batch`` texts of ``length`` tokens with top-p 0.95."""
         arguments = (
             self.params["params"], jnp.zeros((batch, length), jnp.int32),
             jnp.zeros(batch, jnp.int32), jax.random.key(0),
@@ -120,10 +122,10 @@ def main(config: str, out: str) -> None:
                    | {"cache_bytes": left_to_right.cache_bytes(batch, length)}}  # fmt: skip
             few = (5, 0), (1, 1)
             for steps, block_size in few if batch * length > 32 * 1024 else (*few, (20, 0)):
-                own = latent.run(batch, length, steps, block_size)
-                own["cache_bytes"] = latent.cache_bytes(batch, length)
-                own["times_as_fast"] = row["autoregressive"]["seconds"] / own["seconds"]
-                row[f"latent_{steps}"] = own
+                blocks = latent.run(batch, length, steps, block_size)
+                blocks["cache_bytes"] = latent.cache_bytes(batch, length)
+                blocks["times_as_fast"] = row["autoregressive"]["seconds"] / blocks["seconds"]
+                row[f"latent_{steps}"] = blocks
             rows.append(row)
             print(json.dumps(row), flush=True)
             Path(out).write_text(json.dumps(result, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Write anew where each parameter of the configs of record lives, for the tests to compare with.
+"""Write where each parameter of the configs of record lives; the tests compare with these files.
 
 Command: python experiments/scale/golden.py
 """

@@ -1,9 +1,9 @@
-"""Weak scaling by plan: one config on more and more chips, with as many rows on each.
+"""Plan one config on more and more chips, with as many rows on each: weak scaling.
 
 Command: python experiments/scale/weak_scaling.py configs/ldlm_130m_v5e_16.py 24 \
            experiments/scale/weak_scaling.json v5e:4x4 v5e:8x8 v5e:16x16 v5e:16x16*4
-         (rows a chip; then the topologies, smallest first, and how many slices of each; what the
-         file holds already is not planned again)
+         (rows a chip, the file, then the topologies with their number of slices, smallest first;
+         what the file holds already is not planned again)
 """
 
 import json

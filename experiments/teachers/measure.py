@@ -1,4 +1,4 @@
-"""A frozen Llama of 135M parameters: memory of loading it, and its forward pass beside PyTorch's.
+"""Measure a frozen Llama of 135M parameters: memory to load it, and its forward pass and PyTorch's.
 
 Command: python experiments/teachers/measure.py FOLDER TORCH_PYTHON OUT.json
          (FOLDER is made with random weights; TORCH_PYTHON has torch and transformers; the two
@@ -62,7 +62,7 @@ def peak() -> int:
 
 
 def tokens() -> np.ndarray:
-    """What both read."""
+    """The tokens that both models read."""
     return np.random.default_rng(1).integers(0, SHAPE["vocab_size"], (ROWS, LENGTH))
 
 
@@ -78,7 +78,7 @@ def best(run, times: int = 4) -> float:
 
 
 def ours(folder: Path) -> dict:
-    """With this project's teachers."""
+    """Measure this project's model."""
     import jax
     import jax.numpy as jnp
 
@@ -103,7 +103,7 @@ def ours(folder: Path) -> dict:
 
 
 def with_torch(folder: Path) -> dict:
-    """With transformers."""
+    """Measure that of transformers."""
     import torch
     from transformers import AutoModel
 
@@ -125,9 +125,9 @@ def main(folder: str, torch_python: str, out: str) -> None:
     runs: dict[str, list] = {"ours": [], "torch": []}
     for _ in range(TURNS):
         for name, python in (("ours", sys.executable), ("torch", torch_python)):
-            said = subprocess.run([python, __file__, name, folder], check=True, text=True,
+            done = subprocess.run([python, __file__, name, folder], check=True, text=True,
                                   capture_output=True, env=os.environ)  # fmt: skip
-            runs[name].append(json.loads(said.stdout.splitlines()[-1]))
+            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
             print(name, runs[name][-1], flush=True)
     fastest = {name: min(r["seconds"] for r in some) for name, some in runs.items()}
     result = {

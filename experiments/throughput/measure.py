@@ -1,4 +1,4 @@
-"""Training and sampling speed of a config, against the matrix product rate of the same machine.
+"""Measure training and sampling speed of a config, and the same machine's rate of matrix products.
 
 Command:
     python experiments/throughput/measure.py configs/web_cpu.py \\
@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.sampling.blockwise import write_tokens
-from ldlm_jax.sampling.generate import Writer, generate
-from ldlm_jax.sampling.request import SampleConfig
-from ldlm_jax.train import Setup
+from ldlm_jax.parallel.sharding import use_sharding
+from ldlm_jax.sampling.blockwise import generate_tokens
+from ldlm_jax.sampling.config import SampleConfig
+from ldlm_jax.sampling.generate import Generator, generate
+from ldlm_jax.train import TrainingRun
 from ldlm_jax.train_state import TrainState
 from ldlm_jax.train_step import compiled_step
 
@@ -42,7 +43,7 @@ def timed(run) -> tuple:
 
 
 def matmul_rate(dtype) -> float:
-    """FLOP/s of a product of the kind the model is made of: 4096 rows by 256 by 1024."""
+    """FLOP/s of a product as the model has them: 4096 rows by 256 by 1024."""
     x, w = jnp.ones((4096, 256), dtype), jnp.ones((256, 1024), dtype)
     product = jax.jit(lambda x, w: x @ w)
     jax.block_until_ready(product(x, w))
@@ -50,23 +51,23 @@ def matmul_rate(dtype) -> float:
     return 2 * 4096 * 256 * 1024 / seconds
 
 
-def training(setup: Setup, steps: int = 20) -> tuple[dict, TrainState]:
+def training(run: TrainingRun, steps: int = 20) -> tuple[dict, TrainState]:
     """Each phase's compile time, tokens a second and share of time outside the step; last state."""
-    config = setup.experiment.train
-    tokens, results = config.batch_size * setup.experiment.data.window, {}
-    state, batches, key = setup.first_state(), setup.batches(), jax.random.key(0)
-    for number, phase in enumerate(setup.experiment.phases):
-        arguments = (state, next(batches), key)
+    config, made = run.experiment.train, run.assembly
+    tokens, results = config.batch_size * run.experiment.data.window, {}
+    state, batches, key = run.first_state(), run.batches(), jax.random.key(0)
+    for number, phase in enumerate(run.experiment.phases):
+        arguments = (state, next(batches), key, made.frozen)
 
         def lower(arguments=arguments, phase=phase):
-            return compiled_step(setup.recipe, setup.optimizer).lower(*arguments, phase=phase)
+            return compiled_step(made.recipe, made.optimizer).lower(*arguments, phase=phase)
 
-        # XLA's count of the unoptimised program, right for stacks that are unrolled.
+        # XLA's count of the unoptimised program; it is right for stacks that are unrolled.
         flops = lower().cost_analysis()["flops"]
         compile_seconds, compiled = timed(lambda lower=lower: lower().compile())
-        jax.clear_caches()  # as in a new process: what is left is the cache on disk
+        jax.clear_caches()  # as in a new process: only the cache on disk is left
         second_seconds, compiled = timed(lambda lower=lower: lower().compile())
-        state, metrics = compiled(state, next(batches), key)
+        state, metrics = compiled(state, next(batches), key, made.frozen)
         jax.block_until_ready(metrics)
         outside = 0.0
         start = time.perf_counter()
@@ -74,7 +75,7 @@ def training(setup: Setup, steps: int = 20) -> tuple[dict, TrainState]:
             begin = time.perf_counter()
             batch = next(batches)
             outside += time.perf_counter() - begin
-            state, metrics = compiled(state, batch, key)
+            state, metrics = compiled(state, batch, key, made.frozen)
             jax.block_until_ready(metrics)
         seconds = (time.perf_counter() - start) / steps
         results[f"phase_{number}"] = {
@@ -89,22 +90,22 @@ def training(setup: Setup, steps: int = 20) -> tuple[dict, TrainState]:
     return results, state
 
 
-def sampling(writer: Writer, batch_size: int = 32) -> dict:
+def sampling(generator: Generator, batch_size: int = 32) -> dict:
     """Tokens a second at several numbers of steps; cost and compilations against steps."""
     results = {}
     for steps in (5, 20, 100):
         config = SampleConfig(steps=steps, batch_size=batch_size)
 
         def run(config=config):
-            return list(generate(writer, config, 0, num_samples=batch_size))
+            return list(generate(generator, config, 0, num_samples=batch_size))
 
         run()
-        compiled = write_tokens._cache_size()
+        compiled = generate_tokens.jitted()._cache_size()
         seconds = best_seconds(run, 3)
         results[f"steps_{steps}"] = {
             "seconds_per_batch": seconds,
-            "tokens_per_second": batch_size * writer.window / seconds,
-            "recompilations": write_tokens._cache_size() - compiled,
+            "tokens_per_second": batch_size * generator.window / seconds,
+            "recompilations": generate_tokens.jitted()._cache_size() - compiled,
         }
     return results
 
@@ -112,13 +113,9 @@ def sampling(writer: Writer, batch_size: int = 32) -> dict:
 def main(config: str, out: str) -> None:
     """Measure, print and write."""
     jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
-    setup = Setup.of(resolve(load_config(config)))
-    with jax.set_mesh(setup.mesh):
-        measured, state = training(setup)
-        prepared, recipe = setup.prepared, setup.recipe
-        writer = Writer.of(
-            recipe.models, recipe.diffusion, state, prepared.tokenizer, prepared.stats["lengths"]
-        )
+    run = TrainingRun.create(resolve(load_config(config)))
+    with use_sharding(run.assembly.mesh, run.experiment.sharding):
+        measured, state = training(run)
         result = {
             "config": config,
             "date": date.today().isoformat(),
@@ -129,7 +126,7 @@ def main(config: str, out: str) -> None:
                 "bf16": matmul_rate(jnp.bfloat16),
             },
             "training": measured,
-            "sampling": sampling(writer),
+            "sampling": sampling(run.generator(state)),
         }
     text = json.dumps(result, indent=1)
     print(text)
