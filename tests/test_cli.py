@@ -96,7 +96,7 @@ def test_holes_are_filled_and_files_revised(trained, tmp_path, capsys):
     refused(capsys, [*command, "--revise", str(file), "--spans", "3:15"], "crosses paragraphs")
     refused(capsys, [*command, "--revise", str(file), "--spans", "3:99"], "outside the text")
     refused(capsys, [*command, "--revise", str(file)], "needs --spans")
-    refused(capsys, [*command, "--template", "none"], "has no hole")
+    refused(capsys, [*command, "--template", "none"], "has no span")
     refused(capsys, [*command, "--template", "a ____", "--prompt", "b"], "do not go together")
     refused(capsys, [*command, "--show-denoising", "1,9"], "steps are 1 to 2")
     refused(capsys, [*command, "--stream"], "one text")

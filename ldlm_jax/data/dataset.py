@@ -1,7 +1,7 @@
 """Prepare a corpus for training: text dataset, tokenizer, packed windows, statistics.
 
 Everything lands in ``<root>/<name>/`` and is built once: ``text/`` (a TFDS dataset of documents),
-``tokenizer-<vocab>.json`` (a BPE of the training split) and ``packed-<layout>-<fingerprint>/`` (a
+``tokenizer-<vocab>.json`` (a BPE of the training split) and ``packed-<packing>-<fingerprint>/`` (a
 TFDS dataset of token windows). All datasets are array_record files, so TensorFlow is not needed.
 """
 
@@ -119,11 +119,11 @@ def _watched(rows: Iterable, name: str) -> Iterator:
     if console.is_terminal:
         yield from track(rows, name, console=console, transient=True)
         return
-    said = time.monotonic()
+    last_line = time.monotonic()
     for count, row in enumerate(rows):
-        if time.monotonic() - said >= _SECONDS_A_LINE:
+        if time.monotonic() - last_line >= _SECONDS_A_LINE:
             print(f"{name}: {count:,} rows", file=sys.stderr, flush=True)
-            said = time.monotonic()
+            last_line = time.monotonic()
         yield row
 
 

@@ -65,16 +65,16 @@ class Tokenizer:
         Raises:
           UserError: it is no byte-level BPE, so that text would not come back as it was.
         """
-        said = json.loads(backend.to_str())
-        model, room = said["model"], len(SPECIAL_TOKENS)
-        cut_into_bytes = '"ByteLevel"' in json.dumps(said["pre_tokenizer"])
+        fields = json.loads(backend.to_str())
+        model, room = fields["model"], len(SPECIAL_TOKENS)
+        cut_into_bytes = '"ByteLevel"' in json.dumps(fields["pre_tokenizer"])
         if model["type"] != "BPE" or model.get("byte_fallback") or not cut_into_bytes:
             raise UserError(
                 f"the tokenizer of {name!r} is no byte-level BPE (such as those of SmolLM, Qwen or "
                 "Llama 3), and would not give every text back; set data.tokenizer='' to train one."
             )
         model["vocab"] = {word: number + room for word, number in model["vocab"].items()}
-        of_model = [token | {"id": token["id"] + room} for token in said["added_tokens"]]
+        of_model = [token | {"id": token["id"] + room} for token in fields["added_tokens"]]
         ours = [
             {"id": number, "content": word, "special": True, "normalized": False,
              "single_word": False, "lstrip": False, "rstrip": False}
@@ -82,12 +82,12 @@ class Tokenizer:
         ]  # fmt: skip
         model["vocab"] |= {token["content"]: token["id"] for token in ours}
         # Nothing may change the text on its way in, or add to it.
-        said |= {"added_tokens": ours + of_model, "normalizer": None, "post_processor": None,
+        fields |= {"added_tokens": ours + of_model, "normalizer": None, "post_processor": None,
                  "truncation": None, "padding": None,
-                 "pre_tokenizer": _without_prefix_space(said["pre_tokenizer"])}  # fmt: skip
-        for token in said["added_tokens"]:  # nor swallow spaces around it
+                 "pre_tokenizer": _without_prefix_space(fields["pre_tokenizer"])}  # fmt: skip
+        for token in fields["added_tokens"]:  # nor swallow spaces around it
             token |= {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
-        backend = tokenizers.Tokenizer.from_str(json.dumps(said))
+        backend = tokenizers.Tokenizer.from_str(json.dumps(fields))
         backend.decoder = tokenizers.decoders.ByteLevel()
         adopted = cls(backend)
         adopted._check_round_trip(name, [token["content"] for token in of_model])

@@ -40,11 +40,11 @@ def report(record: dict) -> str:
     """
     results = record["results"]
     rows = rows_of(results)
-    said = {k: v for k, v in record.items() if k != "results"}
+    conditions = {k: v for k, v in record.items() if k != "results"}
     parts = [
         "<!doctype html><meta charset=utf-8><title>ldlm eval</title>",
         f"<style>{_STYLE}</style><h1>{html.escape(str(record['workdir']))}</h1>",
-        f"<p>{html.escape(', '.join(f'{k} {v}' for k, v in said.items()))}</p>",
+        f"<p>{html.escape(', '.join(f'{k} {v}' for k, v in conditions.items()))}</p>",
         "<h2>Sets of texts</h2>" + _table(rows) if rows else "",
         *_plots(rows, results),
         "<h2>Texts</h2><div class=texts>" + _texts(rows) + "</div>" if rows else "",

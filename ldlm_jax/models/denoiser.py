@@ -130,7 +130,7 @@ class Denoiser:
         """One evaluation: clean latents, and the tokens' logits or metrics where they come with it.
 
         Args:
-          inputs: noisy latents and what is said of each.
+          inputs: noisy latents and what is known of each.
           cache: of the clean text, for models with blocks.
           tokens_BxL: tokens to be scored, or None.
         """

@@ -127,7 +127,7 @@ class DiT(nn.Module):
         """Predict from noisy latents.
 
         Args:
-          inputs: noisy latents and what is said of each.
+          inputs: noisy latents and what is known of each.
           mask: which keys each position attends to; with a cache, the cached ones first.
           cache: of the clean text, from an earlier call.
           prior: taken for the trunk's features where there is one, see ``PriorFeatures.combine``.

@@ -2,7 +2,7 @@
 
 Llama 2 and 3, SmolLM, Mistral (sliding windows), Qwen2 and Qwen2.5 (biases), Qwen3 (QK-norm) and
 Gemma 3 (norms on both sides, local and global layers) differ in a few switches of one
-``DecoderConfig``. They teach (hidden states) and judge (logits).
+``DecoderConfig``. they teach (hidden states) and score (logits).
 
 Shape letters: B rows, N tokens, M width, H heads, G key-value heads, K head width, F feed-forward
 width, V vocabulary, Y layers.
@@ -174,7 +174,7 @@ def hidden_states(
       config: the model.
       layers: which, see ``resolve_layers``; the last is normalised, the others are not.
       dtype: of the products.
-      attention: ``"xla"``, or ``"splash"`` for the kernel of ``models.splash``.
+      attention: ``"xla"``, or ``"splash"`` for the kernel of ``models.kernels.splash``.
 
     Raises:
       UserError: no such layer, or the kernel cannot do what the model needs.

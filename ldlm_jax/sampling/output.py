@@ -141,8 +141,8 @@ def _to_file(path: str, requests: Sequence[Request], samples: Iterator[Sample]) 
 
 def _record(request: Request, sample: Sample) -> dict:
     asked = {"steps": request.config.steps, "seed": request.seed, "number": request.number}
-    said = {k: v for k, v in vars(sample).items() if k not in ("given", "drafts")}
-    return said | asked
+    fields = {k: v for k, v in vars(sample).items() if k not in ("given", "drafts")}
+    return fields | asked
 
 
 def _to_page(args, generator: Generator, requests: Sequence[Request]) -> None:

@@ -36,24 +36,24 @@ _SPAN = re.compile(r"_{3,}(?:\{(\d+)\})?")
 
 
 def parse_template(template: str) -> Pieces:
-    """Text and holes of a template: three or more underscores are a hole.
+    """Text and spans of a template: three or more underscores mark a span.
 
-    ``The king ____ the gates`` leaves the hole's length open, ``The king ____{3} the gates`` asks
-    for three tokens. A template that ends with a hole of open length is continued to wherever the
+    ``The king ____ the gates`` leaves the span's length open, ``The king ____{3} the gates`` asks
+    for three tokens. A template that ends with a span of open length is continued to wherever the
     text ends.
 
     Raises:
-      UserError: there is no hole, or one of no tokens.
+      UserError: there is no span, or one of no tokens.
     """
     pieces, at = [], 0
     for found in _SPAN.finditer(template):
         if found[1] and int(found[1]) < 1:
-            raise UserError(f"template {template!r}: {found[0]} is a hole of no tokens.")
+            raise UserError(f"template {template!r}: {found[0]} is a span of no tokens.")
         last = found.end() == len(template) and not found[1]
         pieces += [template[at : found.start()], Span(int(found[1] or 0), open_end=last)]
         at = found.end()
     if not pieces:
-        raise UserError(f"template {template!r} has no hole: write ____ or ____{{5}} where one is.")
+        raise UserError(f"template {template!r} has no span: write ____ or ____{{5}} where one is.")
     return tuple(piece for piece in (*pieces, template[at:]) if piece)
 
 
@@ -112,11 +112,11 @@ class TokenRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """Pieces of a text with their tokens; every hole but a last one has its length.
+    """Pieces of a text with their tokens; every span but a last one has its length.
 
     Attributes:
-      pieces: text and holes in turn.
-      tokens: of each piece; masks in a hole that holds nothing yet.
+      pieces: text and spans in turn.
+      tokens: of each piece; masks in a span that holds nothing yet.
     """
 
     pieces: Pieces
@@ -124,7 +124,7 @@ class Template:
 
     @classmethod
     def of(cls, pieces: Pieces, tokenizer: Tokenizer) -> "Template":
-        """The outline of these pieces, free holes with no tokens yet."""
+        """The template of these pieces, free spans with no tokens yet."""
         tokens = []
         for i, piece in enumerate(pieces):
             if isinstance(piece, Span):
@@ -132,7 +132,7 @@ class Template:
                     _encode(tokenizer, piece.original) if piece.original else [MASK] * piece.tokens
                 )
             else:
-                # Words bring the space before them along: one at the end belongs to the hole.
+                # Words bring the space before them along: one at the end belongs to the span.
                 follows = i + 1 < len(pieces)
                 ids = _encode(tokenizer, piece.removesuffix(" ") if follows else piece)
             tokens.append(tuple(ids))
@@ -140,7 +140,7 @@ class Template:
 
     @property
     def open_spans(self) -> list[int]:
-        """Which pieces are holes of open length."""
+        """Which pieces are spans of open length."""
         return [i for i, p in enumerate(self.pieces) if isinstance(p, Span) and p.open_length]
 
     def with_lengths(self, lengths: dict[int, int]) -> "Template":

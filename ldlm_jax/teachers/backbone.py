@@ -36,7 +36,7 @@ class BackboneConfig:
     """The model between whose blocks the latents stand; none if ``model`` is empty.
 
     Attributes:
-      model: a named model (``teachers.named``), a folder with ``config.json`` and safetensors, or
+      model: a named model (``pretrained.zoo``), a folder with ``config.json`` and safetensors, or
         a ``.gguf`` file; ``data.tokenizer`` must name the same.
       layer: blocks that read; those above predict tokens.
       dtype: in which the model is kept and computes.

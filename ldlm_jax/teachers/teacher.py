@@ -38,7 +38,7 @@ class TeacherConfig:
         it in the step.
       window: tokens of the model in a row; 0 allows a quarter more than the data's window.
       attention: of a causal model in the step: ``"xla"``, or ``"splash"``, the kernel for TPUs
-        (``models.splash``).
+        (``models.kernels.splash``).
     """
 
     model: str = ""
@@ -117,7 +117,7 @@ class PretrainedTeacher:
         return self.config.width * len(self.layers)
 
     def features(self, params, batch: dict) -> jax.Array:
-        """Features (B, N, H), no gradient, of a batch that ``data.TeacherRows`` prepared."""
+        """Features (B, N, H), no gradient, of a batch that ``AddTeacherTokens`` prepared."""
         run = partial(encoder_lm.hidden_states, config=self.config)
         if isinstance(self.config, DecoderConfig):
             run = partial(decoder_lm.hidden_states, config=self.config, attention=self.attention)
