@@ -1,4 +1,4 @@
-"""Requests: unlike ones together, holes, what is refused; all of untrained generators."""
+"""Requests: unlike ones together, spans, what is refused; all of untrained generators."""
 
 import dataclasses
 import re
@@ -78,7 +78,7 @@ def test_context_guidance_costs_an_evaluation_and_changes_the_text(overrides):
 
 @pytest.mark.parametrize("changes", [(), DEMO], ids=["whole", "blocks"])
 def test_unlike_requests_are_written_as_if_alone(overrides, changes):
-    """Prompts, holes, seeds, steps, guidance and the rest may differ within one compiled call."""
+    """Prompts, spans, seeds, steps, guidance and the rest may differ within one compiled call."""
     generator = babbling([*overrides, *changes])
     cold = 0.6 if generator.diffusion.token_posterior else 1.0
     by_context = 1.5 if generator.diffusion.block_size else 1.0

@@ -1,4 +1,4 @@
-"""Texts with holes: spelling, layout, and what comes back."""
+"""Texts with spans to fill: spelling, layout, and what comes back."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ def tokenizer():
     return Tokenizer.train(sentences(), 320)
 
 
-def test_templates_are_text_and_holes_in_turn():
+def test_templates_are_text_and_spans_in_turn():
     assert parse_template("The king ____ the gates ___{2}.") == (
         "The king ", Span(), " the gates ", Span(2), ".",
     )  # fmt: skip
     assert parse_template("____ came ____") == (Span(), " came ", Span(open_end=True))
     assert parse_template("came ____{4}") == ("came ", Span(4))
     assert parse_template("snake_case __init__ ____")[0] == "snake_case __init__ "
-    for template, words in (("no hole", "has no hole"), ("a ____{0} b", "no tokens")):
+    for template, words in (("no span", "has no span"), ("a ____{0} b", "no tokens")):
         with pytest.raises(UserError, match=words):
             parse_template(template)
 
@@ -84,7 +84,7 @@ def test_given_text_comes_back_to_the_last_byte(tokenizer):
         assert len(ids) == template.fixed_tokens + 1
 
 
-def test_free_holes_take_the_lengths_they_are_given(tokenizer):
+def test_open_spans_take_the_lengths_they_are_given(tokenizer):
     template = Template.of(parse_template("My ____ went ____ home"), tokenizer)
     assert template.open_spans == [1, 3]
     longer = template.with_lengths({1: 2, 3: 5})
