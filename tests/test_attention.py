@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ldlm_jax.models.attention import attend
+from ldlm_jax.models.lowering import compile_for
 from ldlm_jax.models.masks import block_causal, denoising_mask, prefill_mask
 from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
@@ -120,6 +121,14 @@ def test_cudnn(block, with_memory):
     actual = attend(q, keys, values, mask, bias, "cudnn")
     expected = attend(q, keys, values, mask, bias)
     chex.assert_trees_all_close(actual, expected, atol=3e-2)
+
+
+def test_a_run_of_tpus_can_be_sampled_on_gpus():
+    args = case(128, 8, True, radius=0)
+    for place, kernels in (("tpu", True), ("gpu", False)):
+        with compile_for(place):
+            traced = jax.make_jaxpr(lambda: attend(*args, "splash"))()
+        assert ("pallas_call" in str(traced)) == kernels
 
 
 def test_what_an_implementation_cannot_do_is_said():

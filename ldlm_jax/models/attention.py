@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ldlm_jax.models.kernels.ring import ring, ring_axis
 from ldlm_jax.models.kernels.scores import masked_scores, offset_scores
 from ldlm_jax.models.kernels.splash import fits, splash
-from ldlm_jax.models.lowering import constrain
+from ldlm_jax.models.lowering import constrain, platform
 from ldlm_jax.models.masks import SAME_BLOCK, AttentionMask
 
 # xla: the compiler's own, everywhere. cudnn: NVIDIA's fused kernel. splash: a Pallas kernel for
@@ -89,9 +89,10 @@ def attend(
       values: likewise.
       mask: which keys each query attends to, at least one.
       offset_bias: bias (H, 2 R + 1) by offset, the ends standing for all beyond; None for none.
-      implementation: one of ``IMPLEMENTATIONS``, which agree up to rounding. Where there
-        is no such device, rows are too short for the kernel, or nothing splits them, the others
-        are ``"xla"``, so that a run can be sampled from anywhere.
+      implementation: one of ``IMPLEMENTATIONS``, which agree up to rounding. So that a run can be
+        sampled anywhere, ``"xla"`` stands in: for ``"splash"`` on GPUs and where rows are too short
+        for the kernel (CPUs interpret it), for ``"cudnn"`` on all but GPUs, for ``"ring"`` where
+        nothing splits the rows.
 
     Returns:
       (B, N, H, K).
@@ -102,7 +103,8 @@ def attend(
     axis = ring_axis(q_BxNxHxK, keys) if implementation == "ring" else None
     if axis is not None:
         return ring(q_BxNxHxK, keys, values, mask, offset_bias, axis)
-    if implementation == "splash" and fits(q_BxNxHxK, keys) and mask.window is None:
+    fitting = platform() != "gpu" and fits(q_BxNxHxK, keys) and mask.window is None
+    if implementation == "splash" and fitting:
         return splash(q_BxNxHxK, keys, values, mask, offset_bias)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r}: choose one of {IMPLEMENTATIONS}.")
