@@ -101,9 +101,10 @@ class SampleConfig:
         if diffusion.token_posterior:
             return
         for name in ("temperature", "top_p"):
-            if getattr(self, name) != 1.0:
+            if getattr(self, name) != (unused := knobs()[name].default):
                 raise UserError(
-                    f"sample.{name} needs a model trained with diffusion.token_posterior; use 1."
+                    f"sample.{name} needs a model trained with diffusion.token_posterior; "
+                    f"use {unused:g}."
                 )
         if self.solver == "ancestral":
             raise UserError(
