@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import chex
@@ -17,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from ldlm_jax.errors import UserError
+from ldlm_jax.parallel.distributed import main_process_first
 
 log = logging.getLogger(__name__)
 
@@ -132,10 +134,25 @@ class Checkpoints:
         chex.assert_trees_all_equal_shapes_and_dtypes(restored, abstract)
         return restored
 
-    def discard_after(self, step: int) -> None:
-        """Delete checkpoints newer than a step (those that could not be read)."""
-        for later in [s for s in self.steps() if s > step]:
-            self._manager.delete(later)
+    def set_aside_after(self, step: int) -> None:
+        """Move checkpoints newer than a step, which could not be read, to ``unreadable`` beside.
+
+        They may be readable again: a network's disk can fail for a moment.
+        """
+        later = [s for s in self.steps() if s > step]
+        aside = self._folder.parent / "unreadable"
+
+        def move():
+            for number in later:
+                folder = self._folder / str(number)
+                if folder.exists():
+                    aside.mkdir(exist_ok=True)
+                    folder.rename(aside / f"{number}-{time.time_ns()}")
+                    log.warning("moved checkpoint of step %d to %s", number, aside)
+
+        if later:
+            main_process_first("unreadable checkpoints", move)
+            self._manager.reload()
 
     def close(self) -> None:
         """Wait for the save under way and release the folder."""

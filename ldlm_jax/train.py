@@ -53,7 +53,8 @@ def train(config, workdir: str) -> None:
         "backbone": run.assembly.backbone.checksum,
     }
     main_process_first("folder", lambda: folder.start(config, run.prepared.tokenizer, facts))
-    with use_sharding(run.assembly.mesh, experiment.sharding):
+    held = folder.exclusive() if is_main_process() else contextlib.nullcontext()
+    with held, use_sharding(run.assembly.mesh, experiment.sharding):
         _loop(run, folder)
 
 
@@ -89,7 +90,7 @@ class TrainingRun:
         )  # fmt: skip
 
     def restore(self, checkpoints: Checkpoints) -> TrainState:
-        """The newest state that can be read, or the first; newer ones are discarded."""
+        """The newest state that can be read, or the first; newer ones are set aside."""
         made, config = self.assembly, self.experiment
         abstract = abstract_state(
             made.networks, made.optimizer, config.data.window, made.mesh, config.sharding
@@ -97,7 +98,7 @@ class TrainingRun:
         state = checkpoints.restore(abstract)
         if state is None:
             return self.first_state()
-        checkpoints.discard_after(int(state.step))
+        checkpoints.set_aside_after(int(state.step))
         return state
 
     @property
@@ -143,7 +144,8 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
     step_fn = compiled_step(run.assembly.recipe, run.assembly.optimizer)
     key, batches, held_out = jax.random.key(config.seed), run.batches(start), run.held_out()
     silent = not is_main_process()
-    writer, screen = MetricsWriter(folder.path, silent), Screen(config.num_steps, start, silent)
+    writer = MetricsWriter(folder.path, silent, start)
+    screen = Screen(config.num_steps, start, silent)
     first = next(batches)
     batches = chain([first], batches)
     flops_of = partial(step_flops, run.assembly.recipe, frozen, jax.eval_shape(lambda: first))
@@ -181,16 +183,21 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
                 throughput.book("evaluation")
             if done % config.checkpoint_every == 0 or last or preempted:
                 log.flush()
-                scores = {k: v for k, v in evaluated.items() if not isinstance(v, str)}
-                checkpoints.save(done, state, _with_best(scores, config.best_metric))
+                # Rather the checkpoints from before the trouble than this one in their place.
+                if log.skipped_in_a_row > 1:
+                    screen.line(f"no checkpoint of step {done}: the last steps were skipped")
+                else:
+                    scores = _scores(evaluated, config.best_metric)
+                    checkpoints.save(done, state, scores)
                 throughput.book("checkpoint")
             if preempted:
                 screen.line(f"this machine is being taken away: saved step {done}, stopping")
                 break
 
 
-def _with_best(scores: dict, best_metric: str) -> dict | None:
-    """Scores to store with a checkpoint; None before the first evaluation."""
+def _scores(evaluated: dict, best_metric: str) -> dict | None:
+    """Numbers to store with a checkpoint; None before the first evaluation."""
+    scores = {k: v for k, v in evaluated.items() if not isinstance(v, str)}
     if best_metric and scores and best_metric not in scores:
         raise UserError(
             f"train.best_metric = {best_metric!r} is not evaluated; "

@@ -3,8 +3,12 @@
 ``ldlm sample`` and ``ldlm eval`` need nothing else.
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
+import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +76,30 @@ class Workdir:
     def checkpoints(self) -> Path:
         """Checkpoints by step."""
         return self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def exclusive(self):
+        """Hold the folder for a training; the hold ends with the process, however that ends.
+
+        Raises:
+          UserError: another process holds it; names that.
+        """
+        with (self.path / "lock").open("a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.seek(0)
+                raise UserError(
+                    f"{self.path}: {lock.read().strip()} is training there; wait for it, or use "
+                    "another --workdir."
+                ) from error
+            except OSError:  # a file system without locks
+                yield
+                return
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+            lock.flush()
+            yield
 
     def start(self, config: ConfigDict, tokenizer: Tokenizer, facts: dict) -> None:
         """Write what lies beside the checkpoints, or check that it is what lies there.

@@ -16,12 +16,14 @@ import pytest
 
 from ldlm_jax.cli import main
 from ldlm_jax.data import pipeline
+from ldlm_jax.errors import UserError
 from ldlm_jax.evals import quality
 from ldlm_jax.evals.report import rows_of
 from ldlm_jax.evals.scorer import Score
 from ldlm_jax.sampling.config import SampleConfig
 from ldlm_jax.sampling.output import add_knobs
 from ldlm_jax.telemetry.metrics import MetricsWriter
+from ldlm_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +178,12 @@ def test_resumed_training_is_uninterrupted_training(trained, overrides, tmp_path
     workdir = tmp_path / "resumed"
     shutil.copytree(trained, workdir)  # as if stopped after the checkpoint of step 10
     shutil.rmtree(workdir / "checkpoints" / "20")
-    (workdir / "metrics.jsonl").unlink()
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "lo')  # as if killed while it was written
     assert main(train_command(workdir, overrides)) == 0
     whole, resumed = metrics_of(trained), metrics_of(workdir)
-    assert resumed[0]["step"] == 11
+    steps = [line["step"] for line in resumed if "loss" in line]
+    assert steps == sorted(set(steps)) and steps[-1] == 20
     by_step = {line["step"]: line for line in whole if "loss" in line}
     last = [line for line in resumed if "loss" in line][-1]
     for name in ("loss", "grad_norm", "latent/std_min"):
@@ -199,6 +203,23 @@ def test_a_damaged_checkpoint_falls_back_to_the_last_good_one(trained, tmp_path,
     assert main(["sample", "--workdir", str(workdir), "--steps", "2"]) == 2
     assert "no checkpoint can be read" in capsys.readouterr().err
     assert newest.exists()  # nothing was destroyed
+
+
+def test_a_run_that_only_skips_ends_and_saves_nothing_more(overrides, tmp_path, capsys):
+    wild = ("optim.learning_rate=1e6", "train.num_steps=400", "train.checkpoint_every=50",
+            "train.eval_every=400", "train.log_every=5")  # fmt: skip
+    command = train_command(tmp_path / "wild", overrides, *wild)
+    refused(capsys, command, "steps up to", "grad_norm was not finite", "learning_rate")
+    assert not list((tmp_path / "wild" / "checkpoints").glob("[0-9]*"))
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    folder = Workdir(tmp_path)
+    words = f"process {os.getpid()} of .* is training there"
+    with folder.exclusive(), pytest.raises(UserError, match=words), folder.exclusive():
+        pass
+    with folder.exclusive():
+        pass
 
 
 def test_half_written_checkpoints_are_not_seen(trained, tmp_path):
@@ -285,8 +306,6 @@ def test_terminals_of_few_letters_and_closed_pipes_end_nothing():
 
 
 def test_tracebacks_only_on_demand(trained):
-    from ldlm_jax.errors import UserError
-
     with pytest.raises(UserError):
         main(["--debug", "sample", "--workdir", str(trained), "--steps", "0"])
 

@@ -76,13 +76,15 @@ def train_on_sixteen(overrides, steps, copies):
         state, metrics = step(state, batch, jax.random.key(0), phase=phase)
     lengths = np.bincount([len(i) + 1 for i in ids], minlength=experiment.data.window + 1)
     state = jax.device_get(state)
-    generator = Generator.of(models, experiment.diffusion, state, tokenizer, lengths)
+    generator = Generator(
+        models, experiment.diffusion, state.ema, state.latents, tokenizer, lengths
+    )
     return generator, recipe, batch, texts
 
 
 def test_reconstruction_of_an_overfitted_batch_is_above_99_percent(overfitted):
     generator, recipe, batch, _ = overfitted
-    context = EvalContext(generator, recipe, [batch], SampleConfig(), 4, (4,), 0, None)
+    context = EvalContext(generator, [batch], SampleConfig(), 4, (4,), 0, None)
     results = run_evals(("reconstruction",), context)
     assert results["reconstruction/accuracy_noise_0"] > 0.99
     assert results["reconstruction/accuracy_noise_3"] < results["reconstruction/accuracy_noise_0"]
@@ -91,7 +93,7 @@ def test_reconstruction_of_an_overfitted_batch_is_above_99_percent(overfitted):
 def test_what_stands_before_tells_of_a_token(overfitted, overfitted_in_blocks):
     """Sixteen sentences known by heart: only how they begin is open, and where a block goes on."""
     generator, recipe, batch, texts = overfitted_in_blocks
-    context = EvalContext(generator, recipe, [batch], SampleConfig(), 4, (4,), 0, None)
+    context = EvalContext(generator, [batch], SampleConfig(), 4, (4,), 0, None)
     results = run_evals(("context",), context)
     entropy = np.log(len(texts)) * len(texts) / (batch["segments"] > 0).sum()
     assert entropy < results["context/nats"] < 4 * entropy
@@ -189,7 +191,7 @@ def test_likelihood_is_of_one_token_after_another(overfitted_in_blocks):
         layout = latent_layout(segments, generator.networks, generator.diffusion, known_BxL)
         return np.asarray(log_likelihood(denoiser, batch["tokens"], layout, known_BxL, sixteen))
 
-    context = EvalContext(generator, recipe, [batch], SampleConfig(), 4, (4,), 0, None)
+    context = EvalContext(generator, [batch], SampleConfig(), 4, (4,), 0, None)
     expected = run_evals(("context",), context)["context/nats_blocks_of_one"]
     lengths = filled.sum(1)
     nowhere, third = np.zeros(segments.shape, bool), np.arange(segments.shape[1]) == 2
@@ -351,9 +353,9 @@ def test_no_recompilation_between_calls_of_one_shape(overfitted):
     generator = overfitted[0]
     config = SampleConfig(steps=7, batch_size=4)
     list(generate(generator, config, 0, num_samples=4))
-    before = generate_tokens._cache_size()
+    before = generate_tokens.jitted()._cache_size()
     list(generate(generator, config, 9, num_samples=12, prompt="The"))
-    assert generate_tokens._cache_size() == before
+    assert generate_tokens.jitted()._cache_size() == before
 
 
 def test_lengths_follow_the_histogram_and_exceed_the_prompt():

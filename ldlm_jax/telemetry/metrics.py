@@ -10,6 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from ldlm_jax.errors import UserError
+
+# A run ends after so many steps in a row that changed nothing.
+MOST_SKIPPED = 100
+
 
 def finite(value):
     """The same with null in place of what is no number: JSON has neither NaN nor infinity."""
@@ -18,13 +23,33 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _cut_after(file: Path, step: int) -> None:
+    """Leave out lines of later steps, which are made again, and one that was cut off."""
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if _is_up_to(line, step)]
+    if kept != lines:
+        shorter = file.with_suffix(".tmp")
+        shorter.write_text("".join(kept), encoding="utf-8")
+        shorter.replace(file)
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except json.JSONDecodeError:
+        return False
+
+
 class MetricsWriter:
     """Appends metrics to ``metrics.jsonl`` and TensorBoard events to ``tensorboard/``."""
 
-    def __init__(self, folder: Path, silent: bool = False):
-        """Open both for appending; a silent one writes nothing."""
+    def __init__(self, folder: Path, silent: bool = False, start: int = 0):
+        """Open both for appending after step ``start``; a silent one writes nothing."""
         self._silent = silent
         if not silent:
+            _cut_after(folder / "metrics.jsonl", start)
             self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
@@ -109,14 +134,20 @@ class Log:
 
     def __init__(self, writer: MetricsWriter, screen: Screen, throughput):
         self._writer, self._screen, self._throughput = writer, screen, throughput
-        self._pending = None
+        self._pending, self._before = None, None
+        # Steps up to the last one written that changed nothing.
+        self.skipped_in_a_row = 0
 
     def put(self, done: int, phase, metrics: dict) -> None:
         """Keep a step's metrics to be written."""
         self._pending = done, phase, metrics
 
     def flush(self) -> None:
-        """Write what is kept, if anything."""
+        """Write what is kept, if anything.
+
+        Raises:
+          UserError: no step has changed anything for long.
+        """
         if self._pending is None:
             return
         (done, phase, metrics), self._pending = self._pending, None
@@ -125,6 +156,22 @@ class Log:
         values |= self._throughput.report(done, phase)
         self._writer.write(done, values)
         self._screen.metrics(done, _summary(values))
+        self._count_skipped(done, values)
+
+    def _count_skipped(self, done: int, values: dict) -> None:
+        before, self._before = self._before, (done, values["skipped"])
+        if before is None:
+            return
+        steps, skipped = done - before[0], values["skipped"] - before[1]
+        self.skipped_in_a_row = self.skipped_in_a_row + steps if skipped == steps else 0
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            parts = [k for k in values if "loss/" in k or k == "grad_norm"]
+            which = ", ".join(k for k in parts if not math.isfinite(values[k]))
+            raise UserError(
+                f"the last {self.skipped_in_a_row} steps up to {done} were skipped, as {which} "
+                "was not finite; no checkpoint was saved meanwhile. Lower optim.learning_rate or "
+                "optim.clip_norm; JAX_DEBUG_NANS=True names the operation."
+            )
 
 
 def _summary(values: dict) -> str:
