@@ -167,7 +167,7 @@ def test_quality_is_measured_row_by_row(trained, tmp_path, capsys, monkeypatch):
 
 def test_eval_reads_as_many_batches_as_asked(trained, monkeypatch):
     asked, read = [], pipeline.eval_batches
-    monkeypatch.setattr(pipeline, "eval_batches", lambda *a: asked.append(a[-1]) or read(*a))
+    monkeypatch.setattr(pipeline, "eval_batches", lambda *a: asked.append(a[3]) or read(*a))
     command = ["eval", "--workdir", str(trained), "--evals", "denoising"]
     assert main(command) == 0 and main([*command, "--batches", "7"]) == 0
     as_trained = json.loads((trained / "config.json").read_text())["train"]["eval_batches"]

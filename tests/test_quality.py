@@ -38,7 +38,7 @@ def replaced(texts, share=0.1):
 
 
 def test_copied_text_is_found_and_told_from_new_text():
-    memory = text_metrics.KVCache(PROSE)
+    memory = text_metrics.TrainingText(PROSE)
     assert memory.longest("they said The king gathered all the people and left") == 6
     assert memory.longest("of the city and told") == 5
     assert memory.longest("entirely other words stand here") == 0
