@@ -208,6 +208,11 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(sample)
     sample.set_defaults(run=_sample)
 
+    _eval_flags(commands)
+    return parser
+
+
+def _eval_flags(commands) -> None:
     evaluate = commands.add_parser("eval", help="measure a run")
     add_knobs(evaluate)
     evaluate.add_argument("--evals", default="reconstruction,denoising,samples")
@@ -230,7 +235,6 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--html", help="also write a report with plots to this file")
     evaluate.add_argument("--json", help="also write the results to this file")
     evaluate.set_defaults(run=_eval)
-    return parser
 
 
 def _configure_jax(args) -> None:

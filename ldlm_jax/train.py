@@ -152,10 +152,7 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
     throughput = Throughput(first["tokens"].size, flops_of, start)
     log = Log(writer, screen, throughput)
     profiler = Profiler(folder.path / "profile", config)
-    count = sum(x.size for x in jax.tree.leaves(state.params))
-    screen.line(f"{count / 1e6:.2f}M parameters on {jax.device_count()} x {jax.default_backend()}")
-    if start:
-        screen.line(f"resuming {folder.path} at step {start}")
+    _announce(screen, state, folder, start)
     evaluated: dict = {}
     with contextlib.ExitStack() as closing:
         # Each is closed whatever becomes of the others; the last one named is closed first.
@@ -193,6 +190,13 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
             if preempted:
                 screen.line(f"this machine is being taken away: saved step {done}, stopping")
                 break
+
+
+def _announce(screen: Screen, state: TrainState, folder: Workdir, start: int) -> None:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    screen.line(f"{count / 1e6:.2f}M parameters on {jax.device_count()} x {jax.default_backend()}")
+    if start:
+        screen.line(f"resuming {folder.path} at step {start}")
 
 
 def _scores(evaluated: dict, best_metric: str) -> dict | None:

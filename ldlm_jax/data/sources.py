@@ -129,7 +129,7 @@ def files_not_read(path: Path) -> list[Path]:
     """The files of a folder that are of no known kind."""
     if not path.is_dir():
         return []
-    return sorted(f for f in path.rglob("*") if f.is_file() and f not in set(files_of(path)))
+    return sorted({f for f in path.rglob("*") if f.is_file()} - set(files_of(path)))
 
 
 def _document(value, where: str, text_field: str) -> str:
