@@ -122,7 +122,7 @@ def _eval(args, overrides) -> None:
     context = EvalContext(
         run.generator, batches, config_of(args, run), args.num_samples, tuple(args.step_counts),
         args.seed, prepared, args.split, args.scorer, tuple(args.guidances),
-        partial(print, file=sys.stderr, flush=True),
+        partial(print, file=sys.stderr, flush=True), tuple(args.levels),
     )  # fmt: skip
     with run.use_sharding():
         results = run_evals(names, context)
@@ -232,6 +232,10 @@ def _eval_flags(commands) -> None:
         default="smollm2-135m",
         help="model that the evaluation quality scores texts with",
     )
+    evaluate.add_argument(
+        "--levels", nargs="+", default=[],
+        help="sets of puzzles, such as hard or '30 given'; without it the first",
+    )  # fmt: skip
     evaluate.add_argument("--html", help="also write a report with plots to this file")
     evaluate.add_argument("--json", help="also write the results to this file")
     evaluate.set_defaults(run=_eval)

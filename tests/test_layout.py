@@ -17,10 +17,11 @@ ARROWS = {
     "losses": ("models", "diffusion"),
     "parallel": (),
     "pretrained": ("parallel", "models"),
-    "data": ("pretrained",),
+    "puzzles": (),
+    "data": ("pretrained", "puzzles"),
     "teachers": ("pretrained", "data", "models", "parallel"),
     "sampling": ("models", "diffusion", "data", "parallel", "workdir"),
-    "evals": ("sampling", "models", "diffusion", "data", "pretrained", "parallel"),
+    "evals": ("sampling", "models", "diffusion", "data", "pretrained", "parallel", "puzzles"),
     "telemetry": ("plan",),
 }
 

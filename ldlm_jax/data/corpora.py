@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ldlm_jax.errors import UserError
+from ldlm_jax.puzzles.registry import TASKS
 
 # Each split can be iterated more than once; large ones are read anew, never held in memory.
 Splits = dict[str, Iterable[str]]
@@ -237,7 +238,11 @@ def _read_austen(root: Path) -> Splits:
     return splits
 
 
-REGISTRY = {
+REGISTRY: dict[str, Corpus] = {
+    name: Corpus(task.description, lambda root: root, lambda _, task=task: task.documents(), "")
+    for name, task in TASKS.items()
+}
+REGISTRY |= {
     "web": Corpus(
         "World English Bible, one verse a document, split by book (public domain)",
         _deb("sword-text-web"),

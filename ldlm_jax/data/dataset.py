@@ -101,12 +101,14 @@ class Prepared:
       packed: folder of the TFDS dataset of token windows.
       stats: documents, windows, tokens and bytes per token by split, and ``lengths``: how many
         training documents have each (rounded) length, from 0 to the window.
+      source: what it was made of, as the config names it.
     """
 
     tokenizer: Tokenizer
     text: Path
     packed: Path
     stats: dict
+    source: str = ""
 
 
 def _digest(parts: list) -> str:
@@ -281,4 +283,4 @@ def _prepare(config: DataConfig) -> Prepared:
         }
         write_dataset(packed, {"tokens": row, "segments": row}, examples)
         stats_file.write_text(json.dumps(_statistics(config, text, packed)))
-    return Prepared(tokenizer, text, packed, json.loads(stats_file.read_text()))
+    return Prepared(tokenizer, text, packed, json.loads(stats_file.read_text()), config.source)

@@ -25,6 +25,7 @@ class EvalContext:
       split: the held-out split that ``batches`` come from.
       scorer: name or path of the model that scores what was generated, see ``pretrained.zoo``.
       guidances: weights of guidance to generate continuations with, besides that of ``sample``.
+      levels: sets of puzzles to solve, see ``puzzles.base.Task``; empty for the first.
       report: takes a line about how far a long evaluation has come.
     """
 
@@ -38,6 +39,7 @@ class EvalContext:
     split: str = "validation"
     scorer: str = "smollm2-135m"
     guidances: tuple[float, ...] = ()
+    levels: tuple[str, ...] = ()
     report: Callable[[str], None] = lambda _: None
 
     def mean_over_batches(self, function, *args, generator: Generator | None = None, **static):

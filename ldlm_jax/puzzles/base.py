@@ -1,0 +1,50 @@
+"""What a kind of puzzle offers: documents to train on, puzzles to solve, and a check."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+# Stands in ``Puzzle.given`` for each symbol that is to be found.
+OPEN = "_"
+
+
+class Puzzle(NamedTuple):
+    """A puzzle.
+
+    Attributes:
+      given: the text, with ``OPEN`` for each symbol to find.
+      open_end: whether an answer of open length follows ``given``.
+      effort: wrong guesses of a solver with the candidates' counts alone; 0 where unknown.
+    """
+
+    given: str
+    open_end: bool = False
+    effort: int = 0
+
+    def kept(self, text: str) -> bool:
+        """Whether everything given stands in ``text``, where it stood."""
+        right = len(text) > len(self.given) if self.open_end else len(text) == len(self.given)
+        return right and all(g in (OPEN, t) for g, t in zip(self.given, text, strict=False))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of puzzle.
+
+    Attributes:
+      description: one line.
+      documents: training, validation and test documents (solved puzzles), always the same.
+      levels: names of sets of puzzles; the first is the one that is measured within training.
+      puzzles: (documents of a split, level, count, seed) to as many puzzles.
+      solved: whether a whole text is a right answer to a puzzle, any of several.
+      side: of the square grid as which a text is shown; 0 for none.
+      box: rows and columns of a box of that grid.
+    """
+
+    description: str
+    documents: Callable[[], dict[str, list[str]]]
+    levels: tuple[str, ...]
+    puzzles: Callable[[list[str], str, int, int], list[Puzzle]]
+    solved: Callable[[Puzzle, str], bool]
+    side: int = 0
+    box: tuple[int, int] = (0, 0)

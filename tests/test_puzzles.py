@@ -1,0 +1,219 @@
+"""Puzzles: one solution each, no leak between splits, wrong answers refused, clues kept."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ldlm_jax.config import load_config
+from ldlm_jax.errors import UserError
+from ldlm_jax.puzzles import countdown, star_graph
+from ldlm_jax.puzzles.base import OPEN, Puzzle
+from ldlm_jax.puzzles.registry import TASKS
+from ldlm_jax.puzzles.sudoku import Sudoku, sudoku_task
+from ldlm_jax.train import train
+from ldlm_jax.workdir import load_run
+
+SIZES = [(2, 2), (2, 3), (3, 3)]
+# A published grid, its puzzle, and the same with one clue less, which leaves two solutions or more.
+PUZZLE = "53__7____6__195____98____6_8___6___34__8_3__17___2___6_6____28____419__5____8__79"
+GRID = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
+
+
+def symmetric_copy(grid: str, sudoku: Sudoku, rng: random.Random) -> str:
+    """Another grid by renaming digits and moving bands, stacks, rows, columns; and transposed."""
+    side = sudoku.side
+    cells = np.array([int(c) for c in grid]).reshape(side, side)
+
+    def moved(group: int) -> list[int]:
+        bands = rng.sample(range(side // group), side // group)
+        return [group * band + i for band in bands for i in rng.sample(range(group), group)]
+
+    cells = cells[moved(sudoku.rows)][:, moved(sudoku.columns)]
+    names = np.array([0, *rng.sample(range(1, side + 1), side)])
+    cells = names[cells]
+    if sudoku.rows == sudoku.columns:
+        cells = cells.T
+    return "".join(map(str, cells.ravel()))
+
+
+def test_the_solver_finds_the_one_solution_and_counts_others():
+    sudoku = Sudoku(3, 3)
+    found = sudoku.solve(PUZZLE)
+    assert (found.count, found.text) == (1, GRID)
+    assert sudoku.solve(OPEN * 81, limit=5).count == 5
+    assert sudoku.solve("11" + OPEN * 79).count == 0
+    # Two cells that may be swapped with two others: exactly two solutions.
+    small = Sudoku(2, 2)
+    assert small.solve("12343412" + OPEN * 8, limit=99).count == 4
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_every_puzzle_has_exactly_one_solution(size, level):
+    sudoku, task = Sudoku(*size), sudoku_task(*size, 288)
+    rng = random.Random(1)
+    grids = [sudoku.random_grid(rng) for _ in range(8)]
+    name = task.levels[level]
+    if (size, name) == ((2, 2), "hard"):
+        pytest.skip("no puzzle of side 4 needs a guess")
+    puzzles = task.puzzles(grids, name, 4, 0)
+    assert puzzles == task.puzzles(grids, name, 4, 0) != task.puzzles(grids, name, 4, 1)
+    for puzzle in puzzles:
+        found = sudoku.solve(puzzle.given)
+        assert found.count == 1 and found.text in grids
+        assert task.solved(puzzle, found.text)
+        clues = len(puzzle.given) - puzzle.given.count(OPEN)
+        if name == "hard":
+            assert found.guesses > 0
+            for cell, c in enumerate(puzzle.given):  # each clue is needed
+                if c != OPEN:
+                    without = puzzle.given[:cell] + OPEN + puzzle.given[cell + 1 :]
+                    assert sudoku.solve(without).count > 1
+        else:
+            assert clues == {4: 6, 6: 12, 9: 30}[sudoku.side]
+        if name == "easy":
+            assert found.guesses == 0
+
+
+def test_wrong_grids_are_refused():
+    task, puzzle = TASKS["sudoku"], Puzzle(PUZZLE)
+    assert task.solved(puzzle, GRID)
+    assert not task.solved(puzzle, GRID[:-1])  # short
+    assert not task.solved(puzzle, GRID[:2] + "x" + GRID[3:])
+    assert not task.solved(puzzle, GRID[:2] + "\u0664" + GRID[3:])  # a 4 of another script
+    assert not task.solved(puzzle, GRID[:2] + GRID[3] + GRID[2] + GRID[4:])  # two cells swapped
+    # A right grid that is another puzzle's: digits 1 and 2 renamed.
+    other = GRID.translate(str.maketrans("12", "21"))
+    assert Sudoku(3, 3).is_solved(other) and not task.solved(puzzle, other)
+    assert Sudoku(3, 3).conflicts("11" + OPEN * 79) == [0, 1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_symmetric_grids_have_the_same_invariant(size):
+    sudoku, rng = Sudoku(*size), random.Random(0)
+    for _ in range(10):
+        grid = sudoku.random_grid(rng)
+        copy = symmetric_copy(grid, sudoku, rng)
+        assert sudoku.is_solved(copy)
+        one, other = sudoku.invariants([grid, copy])
+        assert one == other
+    if sudoku.side == 9:
+        kinds = sudoku.invariants([sudoku.random_grid(rng) for _ in range(50)])
+        assert len(set(kinds)) == 50
+
+
+def test_no_held_out_grid_or_its_like_is_trained_on(monkeypatch):
+    splits = sudoku_task(3, 3, 60).documents()
+    sizes = [len(splits[name]) for name in ("train", "validation", "test")]
+    assert sizes == [48, 6, 6] and len({g for texts in splits.values() for g in texts}) == 60
+    # A copy of a test grid among the grids is left out of training.
+    copy = symmetric_copy(splits["test"][0], Sudoku(3, 3), random.Random(3))
+    grids = iter([*splits["test"], *splits["validation"], *splits["train"][:-1], copy])
+    monkeypatch.setattr(Sudoku, "random_grid", lambda self, rng: next(grids))
+    planted = sudoku_task(3, 3, 60).documents()
+    assert copy not in planted["train"] and len(planted["train"]) == 47
+
+
+def test_countdown_answers_are_checked():
+    puzzle = Puzzle("44,15,79,50>58:", open_end=True)
+    right = puzzle.given + "44-15=29,79-50=29,29+29=58"
+    assert countdown.solved(puzzle, right)
+    assert countdown.solved(puzzle, puzzle.given + "79-50=29,44-15=29,29+29=58")
+    for wrong in (
+        right[:-1],  # the last result is not the target
+        puzzle.given + "44-15=28,79-50=29,28+29=57",  # wrong difference, wrong target
+        puzzle.given + "44-15=29,29+29=58",  # a number of nowhere, one unused
+        puzzle.given + "44-15=29,79-50=29,29+29=58,58+0=58",
+        puzzle.given + "15-44=-29,79-50=29,29+29=58",
+        puzzle.given + "44+15=59,79-50=29,59-29=30",  # right sums, wrong target
+        "44,15,79,51>58:" + right[len(puzzle.given) :],  # another question
+        puzzle.given + "79/50=1,44+15=59,59-1=58",  # no whole division
+        puzzle.given,
+    ):
+        assert not countdown.solved(puzzle, wrong), wrong
+
+
+@pytest.mark.parametrize("numbers", [4, 5])
+def test_countdown_documents_are_right_and_do_not_leak(numbers, monkeypatch):
+    monkeypatch.setattr(countdown, "COUNT", 600)
+    monkeypatch.setattr(countdown, "HELD_OUT", 50)
+    task = TASKS[f"countdown{numbers}"]
+    splits = task.documents()
+    questions = {}
+    for name, texts in splits.items():
+        for text in texts:
+            question, answer = text.split(":")
+            assert answer.count("=") == numbers - 1
+            assert task.solved(Puzzle(question + ":", open_end=True), text)
+            start, target = question.split(">")
+            assert 10 <= int(target) <= 100
+            key = tuple(sorted(start.split(","))), target
+            assert questions.setdefault(key, name) == name
+    puzzles = task.puzzles(splits["test"], "all", 10, 0)
+    assert len({p.given for p in puzzles}) == 10
+
+
+def test_star_graph_paths_are_checked():
+    text = star_graph.make(random.Random(0))
+    task = TASKS["star_graph"]
+    (puzzle,) = task.puzzles([text], "all", 1, 0)
+    assert task.solved(puzzle, text)
+    path = text[-6:]
+    edges, arms = text.split("/")[0].split(","), []
+    for edge in edges:
+        if edge[0] == path[0] and edge[1] != path[1]:
+            arm = edge
+            while len(arm) < 6:
+                arm += next(e[1] for e in edges if e[0] == arm[-1])
+            arms.append(arm)
+    assert len(arms) == 4
+    for arm in arms:  # along edges, but to another goal; and to the goal by a jump
+        assert not task.solved(puzzle, text[:-6] + arm)
+        assert not task.solved(puzzle, text[:-6] + arm[:-1] + path[-1])
+
+
+@pytest.fixture(scope="module")
+def puzzle_run(tmp_path_factory):
+    """A model of 4 x 4 grids, hardly trained."""
+    root = tmp_path_factory.mktemp("puzzles")
+    config = load_config(
+        "configs/sudoku_cpu.py",
+        [
+            "data.source=sudoku4", f"data.root={root}", "data.window=20", "dit.layers=1",
+            "dit.width=32", "dit.heads=2", "text_vae.width=32", "text_vae.heads=2",
+            "train.num_steps=3", "train.batch_size=8", "train.eval_samples=6",
+            "train.eval_steps=(2,)", "optim.warmup_steps=1", "sample.batch_size=8",
+        ],
+    )  # fmt: skip
+    train(config, str(root / "run"))
+    return root / "run"
+
+
+def test_training_measures_puzzles_and_clues_come_back(puzzle_run):
+    from ldlm_jax.data.dataset import prepare
+    from ldlm_jax.evals import EvalContext, run_evals
+    from ldlm_jax.evals.puzzles import held_out_puzzles, solve
+
+    logged = (puzzle_run / "metrics.jsonl").read_text()
+    assert "puzzles/solved_6_given_steps_2" in logged
+    run = load_run(puzzle_run)
+    prepared = prepare(run.experiment.data)
+    context = EvalContext(
+        run.generator, [], run.experiment.sample, 6, (2, 4), 0, prepared, "test",
+        levels=("6 given", "easy"),
+    )  # fmt: skip
+    results = run_evals(("puzzles",), context)
+    assert len(results) == 8
+    assert all(results[f"puzzles/kept_{level}_steps_{steps}"] == 1
+               for level in ("6_given", "easy") for steps in (2, 4))  # fmt: skip
+    puzzles = held_out_puzzles(context, "6 given")
+    for puzzle, sample in zip(puzzles, solve(run.generator, puzzles, context.sample, 0),
+                              strict=True):  # fmt: skip
+        assert puzzle.kept(sample.text) and len(sample.text) == 16
+        assert sample.given[:16] == [c != OPEN for c in puzzle.given]
+    with pytest.raises(UserError, match="no level 'heavy'"):
+        run_evals(("puzzles",), replace(context, levels=("heavy",)))
+    with pytest.raises(UserError, match="holds no puzzles"):
+        run_evals(("puzzles",), replace(context, prepared=replace(prepared, source="web")))
