@@ -20,8 +20,9 @@ _DISK_TROUBLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQ
 def _data(args, overrides) -> None:
     from ldlm_jax.config import load_config, resolve
     from ldlm_jax.data.corpora import REGISTRY
-    from ldlm_jax.data.dataset import prepare, read_texts
+    from ldlm_jax.data.dataset import prepare
     from ldlm_jax.data.sources import files_not_read
+    from ldlm_jax.data.texts import read_texts
 
     if args.list:
         for name, corpus in REGISTRY.items():

@@ -111,8 +111,10 @@ class TrainingRun:
         """Training batches from a step on, on the mesh."""
         size, (sharding, rows) = self.experiment.train.batch_size, self._rows
         beside = {"add": self.teacher.add, "cache": self.teacher.cache} if self.teacher else {}
-        batches = train_batches(self.prepared, self.experiment.data, size, start, rows, **beside)
-        return (put_batch(batch, sharding) for batch in batches)
+        put = partial(put_batch, sharding=sharding)
+        return train_batches(
+            self.prepared, self.experiment.data, size, start, rows, put=put, **beside
+        )
 
     def held_out(self) -> list[dict]:
         """The batches that evaluations read, on the mesh."""

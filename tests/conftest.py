@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 # The tests compile much and run little: let the compiler take it easy. Before jax is imported.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -22,10 +23,14 @@ import jax  # noqa: E402
 # Before anything uses a device: a later change is an error.
 jax.config.update("jax_num_cpu_devices", 8)
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import tensorflow_datasets as tfds  # noqa: E402
+from array_record.python.array_record_module import ArrayRecordWriter  # noqa: E402
 from flax.core import meta  # noqa: E402
 
 from ldlm_jax.config import load_config, resolve  # noqa: E402
+from ldlm_jax.data.packing import pack  # noqa: E402
 
 SUBJECTS = ("The king", "A servant", "The prophet", "My son", "The woman", "An angel")
 VERBS = ("spoke to", "went before", "blessed", "remembered", "feared")
@@ -94,3 +99,28 @@ def changed(run, z, at: int) -> set[int]:
     """Which positions of what ``run`` makes of ``z (1, N, D)`` depend on position ``at``."""
     difference = jax.numpy.abs(run(z.at[:, at].add(10.0)) - run(z)).max((0, 2))
     return {int(i) for i in jax.numpy.flatnonzero(difference > 1e-4)}
+
+
+def packed_rows(documents: list[list[int]], config) -> list[dict]:
+    """Rows of tokenised documents, one by one."""
+    lengths = np.array([len(ids) for ids in documents])
+    rows = pack(np.concatenate(documents), lengths, config)
+    return [{name: x[i] for name, x in rows.items()} for i in range(len(rows["tokens"]))]
+
+
+def write_tfds(folder: Path, splits: dict[str, list[str]]) -> None:
+    """A TFDS dataset of texts, as version 0.1 kept a corpus: one record a document."""
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+    infos = []
+    for split, texts in splits.items():
+        name = f"dataset-{split}.array_record-00000-of-00001"
+        writer = ArrayRecordWriter(str(folder / name), "group_size:1")
+        for text in texts:
+            writer.write(features.serialize_example({"text": text}))
+        writer.close()
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=[len(texts)], num_bytes=1))
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder, features=features, split_infos=infos, check_data=False,
+        disable_shuffling=True,
+    )  # fmt: skip

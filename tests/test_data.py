@@ -10,26 +10,21 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import tensorflow_datasets as tfds
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from ldlm_jax.data import corpora
 from ldlm_jax.data import dataset as build
-from ldlm_jax.data.dataset import (
-    DataConfig,
-    prepare,
-    read_split,
-    read_texts,
-    write_dataset,
-)
-from ldlm_jax.data.packing import pack_rows
+from ldlm_jax.data import rows as store
+from ldlm_jax.data.dataset import DataConfig, prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
+from ldlm_jax.data.rows import Rows, write_rows
 from ldlm_jax.data.sources import load_documents
 from ldlm_jax.data.special_ids import EOS, PAD
+from ldlm_jax.data.texts import read_texts
 from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
-from tests.conftest import sentences
+from tests.conftest import packed_rows, sentences, write_tfds
 
 ODD = "Naïve café — “quotes” 123, 🙂 <eos> <pad> \u4e2d\u6587 \t tab"
 
@@ -91,7 +86,7 @@ def test_windows_hold_every_document_once_and_whole(layout, round_to):
     rng = np.random.default_rng(0)
     documents = [list(rng.integers(3, 99, n)) for n in rng.integers(1, 15, 200)]
     config = DataConfig(window=16, packing=layout, pad_to_multiple=round_to)
-    rows = list(pack_rows(documents, config))
+    rows = packed_rows(documents, config)
     found = list(documents_of(rows))
     assert all(len(d) % round_to == 0 for d in found)
     stripped = sorted(tuple(d[d != PAD]) for d in found)
@@ -107,7 +102,7 @@ def test_windows_hold_every_document_once_and_whole(layout, round_to):
 
 
 def test_long_documents_are_cut_and_only_the_last_piece_ends():
-    rows = list(pack_rows([list(range(3, 43))], DataConfig(window=16)))
+    rows = packed_rows([list(range(3, 43))], DataConfig(window=16))
     pieces = sorted(documents_of(rows), key=lambda p: p[0])
     assert np.concatenate(pieces).tolist() == [*range(3, 43), EOS]
     assert sum(EOS in p for p in pieces) == 1
@@ -129,26 +124,26 @@ def test_prepare_builds_once_and_reports(corpus, tmp_path):
 
 def test_a_log_is_told_how_many_rows_were_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(build, "_SECONDS_A_LINE", 0)
-    rows = ({"features": np.full((1, 2), i, np.uint16)} for i in range(3))
-    build.write_features(tmp_path / "features", (1, 2), rows)
-    assert capsys.readouterr().err.splitlines()[-1] == "features train: 2 rows"
-    assert len(build.read_split(tmp_path / "features", "train")) == 3
+    batches = ({"teacher": np.full((1, 1, 2), i, np.uint16)} for i in range(3))
+    write_rows(tmp_path / "features", build.watched(batches, "features train", "rows", 3))
+    assert capsys.readouterr().err.splitlines()[-1] == "features train: 2 of 3 rows"
+    assert len(Rows(tmp_path / "features", "train")) == 3
 
 
 def test_rows_keep_their_order_over_shards_of_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_SHARD_BYTES", 1000)
-    rows = [{"features": np.full((1, 100), i, np.uint16)} for i in range(20)]
-    build.write_features(tmp_path / "features", (1, 100), rows)
+    monkeypatch.setattr(store, "_SHARD_BYTES", 1000)
+    batches = [{"teacher": np.full((1, 1, 100), i, np.uint16)} for i in range(20)]
+    write_rows(tmp_path / "features", batches)
     files = sorted(file.name for file in (tmp_path / "features").glob("*array_record*"))
     assert len(files) > 2
-    assert files[0].endswith(f"-00000-of-{len(files):05d}")
-    back = build.read_split(tmp_path / "features", "train")
-    assert [int(back[i]["features"][0, 0]) for i in range(len(back))] == list(range(20))
+    assert f"-00000-of-{len(files):05d}" in files[0]
+    back = Rows(tmp_path / "features", "train")
+    assert [int(back[i]["teacher"][0, 0]) for i in range(len(back))] == list(range(20))
 
 
 def test_a_split_without_rows_is_an_error_and_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="the train split of .* has no rows"):
-        build.write_features(tmp_path / "features", (1, 2), [])
+        write_rows(tmp_path / "features", [])
     assert not (tmp_path / "features").exists()
 
 
@@ -165,9 +160,7 @@ def test_jsonl_and_parquet_and_folders_are_the_same_text(tmp_path):
 
 def test_a_tfds_dataset_by_folder(tmp_path):
     folder = tmp_path / "mine+yours"  # a plus in a name joins nothing
-    write_dataset(
-        folder, {"text": tfds.features.Text()}, {"train": [{"text": t} for t in sentences()]}
-    )
+    write_tfds(folder, {"train": sentences()})
     splits = load_documents(f"tfds:{folder}", downloads=tmp_path)
     assert [t for s in corpora.SPLITS for t in splits[s]] == sentences()
     with pytest.raises(UserError, match="no feature 'body'"):
@@ -293,7 +286,7 @@ def test_missing_package_tools_say_what_to_do_by_hand(tmp_path, monkeypatch):
 def test_batches_are_a_function_of_the_step_and_differ_by_epoch(corpus, tmp_path):
     config = DataConfig(source=str(corpus), root=str(tmp_path), vocab_size=300, window=32)
     prepared = prepare(config)
-    rows = len(read_split(prepared.packed, "train"))
+    rows = len(Rows(prepared.packed, "train"))
     batches = train_batches(prepared, config, 4)
     first = [next(batches)["tokens"] for _ in range(2 * rows // 4)]
     later = train_batches(prepared, config, 4, start_step=3)

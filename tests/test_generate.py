@@ -10,7 +10,6 @@ import pytest
 
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
-from ldlm_jax.data.packing import pack_rows
 from ldlm_jax.data.special_ids import EOS, PAD
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
@@ -26,7 +25,7 @@ from ldlm_jax.sampling.rerank import log_likelihood
 from ldlm_jax.sampling.template import cut_spans
 from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import train_step
-from tests.conftest import DEMO, sentences
+from tests.conftest import DEMO, packed_rows, sentences
 
 STEPS = 1100
 
@@ -56,7 +55,7 @@ def train_on_sixteen(overrides, steps, copies):
     tokenizer = prepare(experiment.data).tokenizer
     texts = sentences()[::10]
     ids = tokenizer.encode(texts)
-    rows = list(pack_rows(ids, experiment.data))
+    rows = packed_rows(ids, experiment.data)
     batch = {k: np.stack([row[k] for row in rows]) for k in ("tokens", "segments")}
     batch = jax.tree.map(lambda x: np.concatenate([x] * copies), batch)
     models = experiment.networks(tokenizer.vocab_size)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldlm_jax.config import Experiment
-from ldlm_jax.data.dataset import prepare, read_split
+from ldlm_jax.data.dataset import prepare
+from ldlm_jax.data.rows import Rows
 from ldlm_jax.data.special_ids import PAD
 from ldlm_jax.errors import UserError
 from ldlm_jax.losses.alignment import AlignmentConfig, alignment_loss
@@ -31,10 +32,9 @@ class CachedFeatures:
 
     def __init__(self, packed: Path, teacher: LoadedTeacher):
         """Note where each piece of text stands in the rows ``packed`` of the latent model."""
-        self._teacher, self._cache, self._at = teacher, read_split(teacher.cache, "train"), {}
-        rows = read_split(packed, "train")
-        for i in range(len(rows)):
-            for key, positions in self._pieces(rows[i]):
+        self._teacher, self._cache, self._at = teacher, Rows(teacher.cache, "train"), {}
+        for i, row in enumerate(Rows(packed, "train")):
+            for key, positions in self._pieces(row):
                 self._at[key] = i, positions[0]
 
     @staticmethod
@@ -49,7 +49,7 @@ class CachedFeatures:
         features = np.zeros((len(row["tokens"]), self._teacher.width), jnp.bfloat16)
         for key, positions in self._pieces(row):
             i, start = self._at[key]
-            cached = self._teacher.add(self._cache[i])["teacher"]
+            cached = self._cache[i]["teacher"]
             features[positions] = cached[start : start + len(positions)]
         return row | {"teacher": features}
 

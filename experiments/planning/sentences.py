@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.baselines.sampling import Baseline
-from ldlm_jax.data.dataset import prepare, read_texts
+from ldlm_jax.data.dataset import prepare
+from ldlm_jax.data.texts import read_texts
 from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.evals.quality import shuffled
 from ldlm_jax.evals.scorer import Scorer

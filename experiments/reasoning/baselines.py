@@ -25,7 +25,8 @@ from flax.core import meta
 from experiments.baselines.token_transformer import TokenTransformer, empty_cache
 from experiments.baselines.training import load_params, save_params
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.dataset import prepare, read_texts
+from ldlm_jax.data.dataset import prepare
+from ldlm_jax.data.texts import read_texts
 from ldlm_jax.data.special_ids import EOS, MASK
 from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.optimizer import OptimizerConfig, make_optimizer

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ldlm_jax.config import load_config, resolve
-from ldlm_jax.data.dataset import prepare, read_texts
+from ldlm_jax.data.dataset import prepare
+from ldlm_jax.data.texts import read_texts
 from ldlm_jax.evals.text_metrics import text_statistics
 
 

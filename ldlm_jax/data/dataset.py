@@ -1,40 +1,43 @@
 """Prepare a corpus for training: text dataset, tokenizer, packed windows, statistics.
 
-Everything lands in ``<root>/<name>/`` and is built once: ``text/`` (a TFDS dataset of documents),
-``tokenizer-<vocab>.json`` (a BPE of the training split) and ``packed-<packing>-<fingerprint>/`` (a
-TFDS dataset of token windows). All datasets are array_record files, so TensorFlow is not needed.
+Everything lands in ``<root>/<name>/`` and is built once: ``text/`` (documents, see ``texts``),
+``tokenizer-<vocab>.json`` (a BPE of the training split) and ``packed-<packing>-<fingerprint>/``
+(windows of tokens, see ``rows``; made by ``shards``). All are array_record files.
 """
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
 from rich.console import Console
 from rich.progress import track
 
 from ldlm_jax.data.corpora import REGISTRY, SPLITS
-from ldlm_jax.data.packing import pack_rows, tokenised
+from ldlm_jax.data.rows import VERSION, write_facts
+from ldlm_jax.data.shards import make_shards, shards_of, stored
 from ldlm_jax.data.sources import load_documents, parts_of
-from ldlm_jax.data.special_ids import PAD, SPECIAL_TOKENS
+from ldlm_jax.data.special_ids import SPECIAL_TOKENS
+from ldlm_jax.data.texts import open_texts, write_texts
 from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
 from ldlm_jax.pretrained.zoo import find_model
 from ldlm_jax.validate import Count, local_path
 
-# How often a log is told of rows that take long.
+# How often a log is told of what takes long.
 _SECONDS_A_LINE = 30
-_SHARD_BYTES = 256 * 2**20
+# Records of text, of about a megabyte, that a BPE is trained on at most; more teaches it nothing.
+_RECORDS_FOR_BPE = 1024
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ class Prepared:
 
     Attributes:
       tokenizer: the tokenizer of the training split.
-      text: folder of the TFDS dataset of documents.
-      packed: folder of the TFDS dataset of token windows.
+      text: folder of documents, see ``texts.read_texts``.
+      packed: folder of windows, see ``rows.Rows``.
       stats: documents, windows, tokens and bytes per token by split, and ``lengths``: how many
         training documents have each (rounded) length, from 0 to the window.
       source: what it was made of, as the config names it.
@@ -115,115 +118,72 @@ def _digest(parts: list) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
 
 
-def _watched(rows: Iterable, name: str) -> Iterator:
-    """The same rows, counted while they go by: on a terminal all the time, in a log by lines."""
+def watched(items: Iterable, name: str, unit: str, total: int | None = None) -> Iterator:
+    """The same items, counted while they go by: on a terminal all the time, in a log by lines."""
     console = Console(stderr=True)
     if console.is_terminal:
-        yield from track(rows, name, console=console, transient=True)
+        yield from track(items, name, total, console=console, transient=True)
         return
     last_line = time.monotonic()
-    for count, row in enumerate(rows):
+    for count, item in enumerate(items):
         if time.monotonic() - last_line >= _SECONDS_A_LINE:
-            print(f"{name}: {count:,} rows", file=sys.stderr, flush=True)
+            of = f" of {total:,}" if total else ""
+            print(f"{name}: {count:,}{of} {unit}", file=sys.stderr, flush=True)
             last_line = time.monotonic()
-        yield row
+        yield item
 
 
-def write_dataset(folder: Path, features: dict, examples: dict[str, Iterable]) -> None:
-    """Write a dataset that TFDS can read, whole or not at all, row by row.
+def _cores() -> int:
+    """How many this process may use; Python 3.13 knows, before it the machine's are taken."""
+    return getattr(os, "process_cpu_count", os.cpu_count)() or 1
 
-    TFDS's own builders hold a split in memory, and beyond a gigabyte ask for TensorFlow.
+
+def _pack(config: DataConfig, text: Path, tokenizer: Tokenizer, packed: Path) -> None:
+    """Write the windows of all splits; shards that an earlier try finished are kept.
 
     Raises:
       UserError: a split has no rows.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    print(f"writing {folder}", flush=True)
-    features = tfds.features.FeaturesDict(features)
-    splits = []
-    for split, rows in examples.items():
-        records = map(features.serialize_example, _watched(rows, f"{folder.name} {split}"))
-        lengths, size = _write_shards(partial, split, records)
-        if not lengths:
-            raise UserError(f"the {split} split of {folder} has no rows: give it more text.")
-        splits.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
-    tfds.folder_dataset.write_metadata(
-        data_dir=partial, features=features, split_infos=splits, check_data=False,
-        disable_shuffling=True,
-    )  # fmt: skip
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-
-
-def _write_shards(folder: Path, split: str, records: Iterator[bytes]) -> tuple[list[int], int]:
-    """Write records, in order, to files of bounded size: records of each, and bytes of all."""
-    lengths, total, room, writer = [], 0, 0, None
-    for record in records:
-        if writer is None or room < len(record):
-            if writer:
-                writer.close()
-            # One record a group: rows are read at random.
-            writer = ArrayRecordWriter(str(folder / f"{split}-{len(lengths)}"), "group_size:1")
-            lengths.append(0)
-            room = _SHARD_BYTES
-        writer.write(record)
-        lengths[-1] += 1
-        room -= len(record)
-        total += len(record)
-    if writer:
-        writer.close()
-    for i in range(len(lengths)):
-        name = f"dataset-{split}.array_record-{i:05d}-of-{len(lengths):05d}"
-        (folder / f"{split}-{i}").rename(folder / name)
-    return lengths, total
-
-
-def write_features(folder: Path, shape: tuple[int, int], rows: Iterable[dict]) -> None:
-    """Write ``features`` of every training row, given as the bits of bf16, which TFDS knows not."""
-    # As bytes: numbers one by one take four times as long to read.
-    encoding = tfds.features.Encoding.BYTES
-    kind = tfds.features.Tensor(shape=shape, dtype=np.uint16, encoding=encoding)
-    write_dataset(folder, {"features": kind}, {"train": rows})
-
-
-def read_split(folder: Path, split: str):
-    """Random-access examples of one split of a prepared dataset."""
-    return tfds.builder_from_directory(str(folder)).as_data_source(split)
-
-
-def read_texts(folder: Path, split: str) -> Iterator[str]:
-    """The documents of one split of a prepared text dataset."""
-    source = read_split(folder, split)
-    for i in range(len(source)):
-        yield source[i]["text"].decode("utf-8")
-
-
-def _segment_lengths(segments: np.ndarray) -> np.ndarray:
-    return np.bincount(segments[segments > 0])[1:]
-
-
-def _statistics(config: DataConfig, text: Path, packed: Path) -> dict:
-    stats: dict = {}
-    lengths = np.zeros(config.window + 1, np.int64)
+    partial = packed.with_name(packed.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    print(f"writing {packed}", flush=True)
+    counts, stats = {}, {}
     for split in SPLITS:
-        size = [len(t.encode()) for t in read_texts(text, split)]
-        rows = read_split(packed, split)
-        tokens = 0
-        for i in range(len(rows)):
-            tokens += int((rows[i]["tokens"] != PAD).sum())
-            if split == "train":
-                np.add.at(lengths, _segment_lengths(rows[i]["segments"]), 1)
-        stats[split] = {
-            "documents": len(size),
-            "windows": len(rows),
-            "tokens": tokens,
-            "bytes_per_token": sum(size) / max(1, tokens - len(size)),
-            "filled": tokens / (len(rows) * config.window),
-        }
-    stats["lengths"] = lengths.tolist()
-    return stats
+        shards = shards_of(text, split, partial, config)
+        made = make_shards(shards, tokenizer, _cores())
+        for _ in watched(made, f"{packed.name} {split}", "shards", len(shards)):
+            pass
+        facts = [json.loads(shard.facts.read_text()) for shard in shards]
+        counts[split] = [fact["rows"] for fact in facts]
+        if not sum(counts[split]):
+            raise UserError(f"the {split} split of {packed} has no rows: give it more text.")
+        stats[split] = _statistics(facts, config.window)
+        if split == "train":
+            lengths = np.sum([fact["lengths"] for fact in facts], axis=0)
+    nothing = np.zeros((0, config.window), np.int32)
+    example = stored({"tokens": nothing, "segments": nothing}, tokenizer.vocab_size)
+    write_facts(partial, example, counts)
+    (partial / "stats.json").write_text(json.dumps(stats | {"lengths": lengths.tolist()}))
+    for half in partial.glob("*.partial"):  # of a worker that was killed
+        half.unlink()
+    shutil.rmtree(packed, ignore_errors=True)
+    partial.rename(packed)
+    for split in SPLITS:
+        for shard in shards_of(text, split, packed, config):
+            shard.facts.unlink()
+
+
+def _statistics(facts: list[dict], window: int) -> dict:
+    rows, documents, size, tokens = (
+        sum(fact[name] for fact in facts) for name in ("rows", "documents", "bytes", "tokens")
+    )
+    return {
+        "documents": documents,
+        "windows": rows,
+        "tokens": tokens,
+        "bytes_per_token": size / max(1, tokens - documents),
+        "filled": tokens / (rows * window),
+    }
 
 
 def prepare(config: DataConfig) -> Prepared:
@@ -256,7 +216,9 @@ def _tokenizer(config: DataConfig, text: Path) -> Tokenizer:
         return _adopted(config.tokenizer)
     file = config.folder / f"tokenizer-{config.vocab_size}.json"
     if not file.exists():
-        Tokenizer.train(read_texts(text, "train"), config.vocab_size).save(file)
+        texts = open_texts(text, "train")
+        records = texts.read(step=-(-len(texts) // _RECORDS_FOR_BPE))
+        Tokenizer.train(chain.from_iterable(records), config.vocab_size).save(file)
     return Tokenizer.load(file)
 
 
@@ -267,20 +229,14 @@ def _prepare(config: DataConfig) -> Prepared:
         downloads = local_path(config.root) / "downloads"
         documents = load_documents(config.source, downloads=downloads, text_field=config.text_field)
         folder.mkdir(parents=True, exist_ok=True)
-        examples = {split: ({"text": t} for t in documents[split]) for split in SPLITS}
-        write_dataset(text, {"text": tfds.features.Text()}, examples)
+        print(f"writing {text}", flush=True)
+        write_texts(text, {s: watched(documents[s], f"text {s}", "documents") for s in SPLITS})
 
     tokenizer = _tokenizer(config, text)
 
-    layout = [config.window, config.packing, config.pad_to_multiple, tokenizer.fingerprint]
+    layout = [VERSION, config.window, config.packing, config.pad_to_multiple, tokenizer.fingerprint]
     packed = folder / f"packed-{config.packing}{config.window}-{_digest(layout)}"
     stats_file = packed / "stats.json"
     if not stats_file.exists():
-        row = tfds.features.Tensor(shape=(config.window,), dtype=np.int32)
-        examples = {
-            split: pack_rows(tokenised(read_texts(text, split), tokenizer), config)
-            for split in SPLITS
-        }
-        write_dataset(packed, {"tokens": row, "segments": row}, examples)
-        stats_file.write_text(json.dumps(_statistics(config, text, packed)))
+        _pack(config, text, tokenizer, packed)
     return Prepared(tokenizer, text, packed, json.loads(stats_file.read_text()), config.source)

@@ -6,7 +6,12 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from ldlm_jax.data.dataset import DataConfig, Prepared, read_split
+from ldlm_jax.data.dataset import DataConfig, Prepared
+from ldlm_jax.data.order import streamed, whole
+from ldlm_jax.data.rows import Arrays, Rows
+
+# Batches that are made ready, on the device, while a step runs.
+_AHEAD = 4
 
 
 def train_batches(
@@ -17,8 +22,9 @@ def train_batches(
     own_rows: np.ndarray | None = None,
     add: Callable[[dict], dict] | None = None,
     cache: Path | None = None,
+    put: Callable[[dict], dict] = lambda batch: batch,
 ) -> Iterator[dict]:
-    """Endless batches of this process's rows, from a step on.
+    """Endless batches of this process's rows, from a step on, made in a thread of their own.
 
     Args:
       prepared: the corpus.
@@ -27,52 +33,44 @@ def train_batches(
       start_step: the first step to yield the batch of.
       own_rows: which rows of each batch are wanted, see ``sharding.own_rows``; None for all.
       add: maps each row to one with more arrays.
-      cache: dataset whose row i is to be joined to training row i, before ``add``.
+      cache: folder whose row i is to be joined to training row i.
+      put: moves a batch to the devices; called in that thread, so that no step waits for it.
 
     Yields:
-      ``tokens`` and ``segments``, int32 (own rows, window). Every epoch has an order of its own,
-      and the whole batch of a step does not depend on how many processes there are.
+      ``tokens`` and ``segments``, int32 (own rows, window), and what ``cache`` and ``add`` give.
+      Every epoch has an order of its own (``order``), and the whole batch of a step does not depend
+      on how many processes there are.
     """
     own_rows = np.arange(batch_size) if own_rows is None else own_rows
-    source = read_split(prepared.packed, "train")
-    if cache is not None:
-        source = _Joined(source, read_split(cache, "train"))
-    rows = grain.MapDataset.source(source).seed(config.shuffle_seed).shuffle().repeat()
-    rows = grain.MapDataset.source(_Share(rows[start_step * batch_size :], batch_size, own_rows))
-    if add is not None:
-        rows = rows.map(add)
-    batches = rows.batch(len(own_rows))
-    # A few batches ahead are enough: decoding a batch is much faster than a step.
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(batches.to_iter_dataset(options))
+    batches = _Batches(prepared.packed, config, batch_size, own_rows, cache, add)
+    steps = grain.MapDataset.source(batches)[start_step:].map(put)
+    return iter(steps.to_iter_dataset(grain.ReadOptions(1, _AHEAD)))
 
 
-class _Share:
-    """Of every batch of an endless dataset, some rows."""
+class _Batches:
+    """The batch of every step, read at once."""
 
-    def __init__(self, rows, batch_size: int, own_rows: np.ndarray):
-        self._rows, self._batch_size, self._own = rows, batch_size, own_rows
+    def __init__(self, packed: Path, config, batch_size: int, own_rows, cache, add):
+        self._sources = [Rows(folder, "train") for folder in (packed, cache) if folder is not None]
+        self._order = whole if self._sources[0].fits_in_memory else streamed
+        self._seed, self._batch_size, self._own = config.shuffle_seed, batch_size, own_rows
+        self._add = add
 
     def __len__(self) -> int:
-        return len(self._rows) // self._batch_size * len(self._own)
+        return 2**40  # of steps there is no end
 
-    def __getitem__(self, index: int) -> dict:
-        batch, place = divmod(index, len(self._own))
-        return self._rows[batch * self._batch_size + int(self._own[place])]
+    def __getitem__(self, step: int) -> Arrays:
+        rows = self._order(step, self._own, self._batch_size, self._sources[0], self._seed)
+        batch = {}
+        for source in self._sources:
+            batch |= source.take(rows)
+        return _with_more(batch, self._add) if self._add else batch
 
 
-class _Joined:
-    """Two datasets of equal length as one."""
-
-    def __init__(self, one, other):
-        self._both = one, other
-
-    def __len__(self) -> int:
-        return len(self._both[0])
-
-    def __getitem__(self, index) -> dict:
-        one, other = (source[index] for source in self._both)
-        return one | other
+def _with_more(batch: Arrays, add: Callable[[dict], dict]) -> Arrays:
+    count = len(batch["tokens"])
+    rows = [add({name: x[i] for name, x in batch.items()}) for i in range(count)]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def eval_batches(
@@ -83,11 +81,11 @@ def eval_batches(
     The last batch is filled up with empty rows, whose segment numbers are all 0.
     """
     own_rows = np.arange(batch_size) if own_rows is None else own_rows
-    source = read_split(prepared.packed, split)
-    rows = [source[i] for i in range(min(len(source), count * batch_size))]
-    empty = {name: np.zeros_like(value) for name, value in rows[0].items()}
-    rows += [empty] * (-len(rows) % batch_size)
+    source = Rows(prepared.packed, split)
+    rows = source.take(np.arange(min(len(source), count * batch_size)))
+    missing = -len(rows["tokens"]) % batch_size
+    rows = {k: np.pad(x, ((0, missing), (0, 0))) for k, x in rows.items()}
     return [
-        {name: np.stack([rows[start + row][name] for row in own_rows]) for name in empty}
-        for start in range(0, len(rows), batch_size)
-    ]  # fmt: skip
+        {name: x[start + own_rows] for name, x in rows.items()}
+        for start in range(0, len(rows["tokens"]), batch_size)
+    ]

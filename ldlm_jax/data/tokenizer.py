@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 
 from ldlm_jax.data.special_ids import EOS, SPECIAL_TOKENS
@@ -28,6 +31,79 @@ def _without_prefix_space(pre_tokenizer: dict) -> dict:
     return pre_tokenizer | changed
 
 
+def _cuts_at_spaces(backend: tokenizers.Tokenizer) -> bool:
+    """Whether no token reaches over a space that stands before a word."""
+    fields = json.loads(backend.to_str())
+    cut = fields["pre_tokenizer"] or {}
+    ours = cut.get("type") == "ByteLevel" and cut.get("use_regex") and not cut["add_prefix_space"]
+    changed = fields["normalizer"] or fields["post_processor"]
+    return bool(ours and not changed and all(t["special"] for t in fields["added_tokens"]))
+
+
+def _integers(values: Iterable[int]) -> np.ndarray:
+    return np.fromiter(values, np.int64)
+
+
+class _Numbers(dict):
+    """Numbers of words, from 0 on in the order in which they were first asked for."""
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self)
+        return number
+
+
+class _WordTable:
+    """Tokens of the words that were met before, so that most words are looked up.
+
+    A word begins with the space before it. Where several spaces stand together, or other white
+    space, byte-level BPE cuts before the last of them.
+    """
+
+    _MARK = "\0"
+    # A space that no word follows is no cut; nor is one before another.
+    _NO_CUT = re.compile(r"\0 (?=[\0\s]|$)")
+    _MOST_WORDS = 2**20
+
+    def __init__(self, encode):
+        self._encode = encode
+        self._clear()
+
+    def _clear(self) -> None:
+        self._number = _Numbers()
+        self._ids, self._start, self._length = (_integers([]) for _ in range(3))
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """See ``Tokenizer.encode_flat``."""
+        words, counts = [], []
+        for text in texts:
+            parts = self._words_of(text)
+            words += parts
+            counts.append(len(parts))
+        if len(self._number) > self._MOST_WORDS:
+            self._clear()
+        number = np.fromiter(map(self._number.__getitem__, words), np.int64, len(words))
+        self._add(list(islice(self._number, len(self._length), None)))
+        length = self._length[number]
+        ends = np.cumsum(length)
+        at = np.repeat(self._start[number] - (ends - length), length) + np.arange(length.sum())
+        of_texts = np.append(0, ends)[np.append(0, np.cumsum(_integers(counts)))]
+        return self._ids[at], np.diff(of_texts)
+
+    def _words_of(self, text: str) -> list[str]:
+        if self._MARK in text:
+            return [text]
+        marked = text.replace(" ", self._MARK + " ")
+        return self._NO_CUT.sub(" ", marked).split(self._MARK)
+
+    def _add(self, words: list[str]) -> None:
+        ids = self._encode(words)
+        length = _integers(map(len, ids))
+        start = len(self._ids) + np.cumsum(length) - length
+        self._start = np.append(self._start, start)
+        self._length = np.append(self._length, length)
+        self._ids = np.concatenate([self._ids, *map(_integers, ids)])
+
+
 class Tokenizer:
     """A trained tokenizer, its vocabulary size and the fingerprint that checkpoints carry."""
 
@@ -36,6 +112,7 @@ class Tokenizer:
         # A text that happens to hold "<eos>" means those five characters.
         backend.encode_special_tokens = True
         self._bytes = None
+        self._words = _WordTable(self.encode) if _cuts_at_spaces(backend) else None
         self.vocab_size = backend.get_vocab_size()
         self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()[:16]
 
@@ -110,13 +187,33 @@ class Tokenizer:
         """Read a ``tokenizer.json``."""
         return cls(tokenizers.Tokenizer.from_file(str(path)))
 
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """Read what ``to_json`` wrote."""
+        return cls(tokenizers.Tokenizer.from_str(text))
+
+    def to_json(self) -> str:
+        """The contents of a ``tokenizer.json``."""
+        return self._backend.to_str()
+
     def save(self, path: Path) -> None:
         """Write ``tokenizer.json``."""
         self._backend.save(str(path))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without an end token."""
-        return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [e.ids for e in encoded]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of all texts one after another, and how many are of each; int64 both.
+
+        The same ids as ``encode``, several times as fast where words come again.
+        """
+        if self._words is None:
+            ids = self.encode(texts)
+            return np.concatenate([*map(_integers, ids), _integers([])]), _integers(map(len, ids))
+        return self._words.encode(texts)
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that a token stands for; none for special tokens."""

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from ldlm_jax.data.dataset import read_texts
+from ldlm_jax.data.texts import read_texts
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.evals.base import EvalContext, Results
 from ldlm_jax.puzzles.base import OPEN, Puzzle

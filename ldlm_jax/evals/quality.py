@@ -11,7 +11,8 @@ from itertools import product
 
 import numpy as np
 
-from ldlm_jax.data.dataset import Prepared, read_texts
+from ldlm_jax.data.dataset import Prepared
+from ldlm_jax.data.texts import read_texts
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import text_metrics
 from ldlm_jax.evals.base import EvalContext, Results

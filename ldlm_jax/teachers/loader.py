@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldlm_jax.data.dataset import Prepared, read_split, write_features
+from ldlm_jax.data.dataset import Prepared, watched
+from ldlm_jax.data.rows import Rows, write_rows
 from ldlm_jax.errors import UserError
 from ldlm_jax.pretrained.load import abstract_pretrained, load_pretrained
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
@@ -29,8 +30,8 @@ class LoadedTeacher(NamedTuple):
       width: of its features.
       teacher: the teacher, or None where its features come with the batch.
       params: its parameters on the mesh.
-      cache: dataset whose row i holds the features of training row i.
-      add: maps a row of the data (and of the cache) to what the step is given.
+      cache: folder whose row i holds the features of training row i (``rows.Rows``).
+      add: maps a row of the data to what the step is given.
     """
 
     width: int
@@ -111,11 +112,7 @@ def _from_cache(experiment, prepared: Prepared) -> LoadedTeacher:
             f"of {stamp['teacher']} for this data; write them with `ldlm data --teacher` and the "
             "same config, or set teacher.cached=False."
         )
-
-    def add(row: dict) -> dict:
-        return row | {"teacher": row.pop("features").view(jnp.bfloat16)}
-
-    return LoadedTeacher(json.loads(file.read_text())["width"], cache=folder, add=add)
+    return LoadedTeacher(json.loads(file.read_text())["width"], cache=folder)
 
 
 def write_cache(experiment, prepared: Prepared, mesh) -> Path:
@@ -131,19 +128,19 @@ def write_cache(experiment, prepared: Prepared, mesh) -> Path:
     if (folder / "stamp.json").is_file():
         return folder
     loaded = _pretrained(experiment, prepared, mesh)
-    positions = experiment.data.window // experiment.text_vae["tokens_per_latent"]
-    write_features(folder, (positions, loaded.width), _features(loaded, prepared))
+    print(f"writing {folder}", flush=True)
+    rows = Rows(prepared.packed, "train")
+    batches = _features(loaded, rows)
+    write_rows(folder, watched(batches, folder.name, f"times {_ROWS} rows", -(-len(rows) // _ROWS)))
     (folder / "stamp.json").write_text(json.dumps(stamp | {"width": loaded.width}) + "\n")
     return folder
 
 
-def _features(loaded: LoadedTeacher, prepared: Prepared) -> Iterator[dict]:
+def _features(loaded: LoadedTeacher, source: Rows) -> Iterator[dict]:
     run = jax.jit(loaded.teacher.features)
-    source = read_split(prepared.packed, "train")
     for first in range(0, len(source), _ROWS):
         rows = [loaded.add(source[i]) for i in range(first, min(first + _ROWS, len(source)))]
         rows += [rows[-1]] * (_ROWS - len(rows))
         batch = jax.tree.map(lambda *x: np.stack(x), *rows)
-        features = np.asarray(run(loaded.params, batch).astype(jnp.bfloat16)).view(np.uint16)
-        for row in features[: len(source) - first]:
-            yield {"features": row}
+        features = np.asarray(run(loaded.params, batch).astype(jnp.bfloat16))
+        yield {"teacher": features[: len(source) - first]}
