@@ -9,6 +9,8 @@ from pathlib import Path
 
 import chex
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -21,6 +23,7 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.parallel.distributed import main_process_first
 
 log = logging.getLogger(__name__)
+_CHECKSUMS = "checksums"
 
 
 def _without_wildcards(folder: Path) -> Path:
@@ -36,6 +39,33 @@ def _without_wildcards(folder: Path) -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to(folder, target_is_directory=True)
     return link
+
+
+class DamagedError(Exception):
+    """What was read is not what was saved."""
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    """A number of 32 bits that any single flipped bit changes, whatever holds which part of it.
+
+    The bits of every element times an odd number of its own, added up modulo 2^32.
+    """
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    width = np.dtype(x.dtype).itemsize * 8
+    bits = jax.lax.bitcast_convert_type(x, f"uint{width}") if x.dtype != bool else x
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+
+def _checksums(state) -> dict[str, int]:
+    """The checksum of each array by its path."""
+    leaves = {jax.tree_util.keystr(path): _checksum(x)
+              for path, x in jax.tree_util.tree_leaves_with_path(state)}  # fmt: skip
+    return {path: int(np.asarray(x.addressable_data(0))) for path, x in leaves.items()}
 
 
 class Checkpoints:
@@ -93,7 +123,10 @@ class Checkpoints:
                 f"{1.1 * needed / 1e6:.1f} MB are needed; earlier checkpoints are untouched. Free "
                 "some space and start the same command again to resume."
             )
-        self._manager.save(step, args=ocp.args.PyTreeSave(state), metrics=metrics)
+        self._manager.save(
+            step, args=ocp.args.PyTreeSave(state), metrics=metrics,
+            custom_metadata={_CHECKSUMS: _checksums(state)},
+        )  # fmt: skip
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the machine is about to be taken away, which all processes learn at one step."""
@@ -132,6 +165,11 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
         restored = self._manager.restore(step, args=args)
         chex.assert_trees_all_equal_shapes_and_dtypes(restored, abstract)
+        # Checkpoints of version 0.1 have no checksums.
+        saved = (self._manager.metadata(step).custom_metadata or {}).get(_CHECKSUMS, {})
+        for path, found in _checksums(restored).items():
+            if saved.get(path, found) != found:
+                raise DamagedError(f"{path} is not what was saved: its file is damaged")
         return restored
 
     def set_aside_after(self, step: int) -> None:
