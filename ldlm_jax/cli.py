@@ -5,6 +5,8 @@ import errno
 import json
 import logging
 import os
+import signal
+import subprocess
 import sys
 from functools import partial
 from itertools import islice
@@ -57,13 +59,36 @@ def _data(args, overrides) -> None:
         print(f"features: {write_cache(experiment, prepared, make_mesh(experiment.mesh))}")
 
 
-def _train(args, overrides) -> None:
+# Exit codes after which starting again would change nothing: done, a user's error, an interruption.
+_FINAL = (0, 2, 130)
+
+
+def _supervise(args) -> int:
+    """The same command in a process of its own, started again when it ends badly; its exit code."""
+    command = [sys.executable, "-m", "ldlm_jax.cli", *args.argv, "--max-restarts=0"]
+    for left in range(args.max_restarts, -1, -1):
+        with subprocess.Popen(command) as child:
+            # A terminal's Ctrl-C reaches the child as well, which then saves; a notice does not.
+            signal.signal(signal.SIGINT, lambda *_: None)
+            signal.signal(signal.SIGTERM, lambda *_, child=child: child.terminate())
+            code = child.wait()
+        if code in _FINAL or not left:
+            break
+        print(f"training ended with exit code {code}: starting again, {left} more at most",
+              file=sys.stderr, flush=True)  # fmt: skip
+    return code if code >= 0 else 128 - code  # a signal, as shells count
+
+
+def _train(args, overrides) -> int | None:
+    if args.max_restarts > 0:
+        return _supervise(args)
     from ldlm_jax.config import load_config
     from ldlm_jax.parallel.distributed import Processes, join
     from ldlm_jax.train import train
 
     join(Processes(args.coordinator, args.num_processes, args.process_id, args.join_timeout))
     train(load_config(args.config, overrides), args.workdir)
+    return None
 
 
 def _plan(args, overrides) -> None:
@@ -202,6 +227,10 @@ def _parser() -> argparse.ArgumentParser:
     together.add_argument(
         "--join-timeout", type=int, default=300, help="seconds to wait for the others"
     )
+    train.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N",
+        help="start again, from the last checkpoint, so often after a crash or a stall (default 0)",
+    )  # fmt: skip
     train.set_defaults(run=_train)
 
     _plan_flags(commands, overriding)
@@ -271,13 +300,14 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)
     if any(word.startswith("-") or "=" not in word for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         _configure_jax(args)
-        args.run(args, rest)
+        code = args.run(args, rest)
     except UserError as error:
         if args.debug:
             raise
@@ -298,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; start the same command again to resume", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

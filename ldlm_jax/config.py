@@ -63,6 +63,8 @@ class TrainConfig:
         signal SIGUSR1 does so at any time.
       profile_steps: steps in a profile.
       profile_slow: capture one, once, after a step that took this many times the usual; 0 never.
+      stall_timeout: seconds without a finished step, evaluation or checkpoint after which the run
+        ends with the stacks of all threads; 0 waits for ever.
     """
 
     num_steps: Count = 1000
@@ -83,6 +85,7 @@ class TrainConfig:
     profile_step: int = -1
     profile_steps: Count = 3
     profile_slow: NotNegative = 0.0
+    stall_timeout: NotNegative = 3600.0
 
 
 SECTIONS = {

@@ -15,7 +15,11 @@ from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
 from ldlm_jax.models.networks import with_backbone
-from ldlm_jax.parallel.distributed import is_main_process, main_process_first
+from ldlm_jax.parallel.distributed import (
+    interrupt_as_preemption,
+    is_main_process,
+    main_process_first,
+)
 from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.parallel.sharding import batch_sharding, own_rows, put_batch, use_sharding
 from ldlm_jax.phases import phase_at
@@ -25,6 +29,7 @@ from ldlm_jax.teachers.loader import LoadedTeacher, load_teacher
 from ldlm_jax.telemetry.metrics import Log, MetricsWriter, Screen
 from ldlm_jax.telemetry.profiler import Profiler
 from ldlm_jax.telemetry.throughput import Throughput
+from ldlm_jax.telemetry.watchdog import Watchdog
 from ldlm_jax.train_state import TrainState, abstract_state, init_state
 from ldlm_jax.train_step import compiled_step
 from ldlm_jax.validate import check_mesh, local_path
@@ -154,12 +159,14 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
     throughput = Throughput(first["tokens"].size, flops_of, start)
     log = Log(writer, screen, throughput)
     profiler = Profiler(folder.path / "profile", config)
+    watchdog = Watchdog(config.stall_timeout)
     _announce(screen, state, folder, start)
     evaluated: dict = {}
     with contextlib.ExitStack() as closing:
         # Each is closed whatever becomes of the others; the last one named is closed first.
-        for part in (checkpoints, writer, screen, profiler):
+        for part in (checkpoints, writer, screen, profiler, watchdog):
             closing.callback(part.close)
+        closing.enter_context(interrupt_as_preemption(screen.line))
         for step in range(start, config.num_steps):
             profiler.before(step)
             batch = next(batches)
@@ -170,6 +177,7 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
             throughput.book("step")
             done, last = step + 1, step + 1 == config.num_steps
             screen.step(done)
+            watchdog.alive()
             if done % config.log_every == 0 or last or step == start:
                 log.put(done, phase, metrics)
             profiler.after(step, metrics)
@@ -190,8 +198,9 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
                     checkpoints.save(done, state, scores)
                 throughput.book("checkpoint")
             if preempted:
-                screen.line(f"this machine is being taken away: saved step {done}, stopping")
+                screen.line(f"told to stop: saved step {done}")
                 break
+            watchdog.alive()
 
 
 def _announce(screen: Screen, state: TrainState, folder: Workdir, start: int) -> None:

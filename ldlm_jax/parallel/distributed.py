@@ -3,9 +3,12 @@
 import contextlib
 import json
 import logging
+import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -82,6 +85,32 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def interrupt_as_preemption(report: Callable[[str], None]) -> Iterator[None]:
+    """Inside, Ctrl-C counts as the notice that the machine is taken away: the loop then saves.
+
+    A second one stops at once. Elsewhere than in the main thread nothing changes.
+
+    Args:
+      report: takes the line that says so.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not (ours and jax.distributed.is_initialized()):
+        yield
+        return
+
+    def notice(number, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        report("interrupted: stopping after this step, with a checkpoint; again to stop at once")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGINT, notice)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---------------------------------------------------------------------------- roll call

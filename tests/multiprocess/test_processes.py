@@ -89,18 +89,20 @@ def test_four_processes_and_then_two_are_as_good_as_one(base, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_taken_away_has_been_saved(base, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_told_to_stop_saves_first(base, tmp_path, number):
     (process,) = start([*base, f"--workdir={tmp_path}", "train.num_steps=100000",
                         "train.checkpoint_every=100000", "train.eval_every=100000"], 1)  # fmt: skip
     deadline = time.monotonic() + 200
     while not (tmp_path / "metrics.jsonl").exists() or len(losses(tmp_path)) < 2:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "taken away" in said, said
+    assert process.returncode == 0 and "told to stop: saved step" in said, said
     saved = [int(folder.name) for folder in (tmp_path / "checkpoints").iterdir()]
     assert len(saved) == 1 and f"saved step {saved[0]}" in said
+    assert ("interrupted" in said) == (number == signal.SIGINT)
 
 
 def test_the_roll_names_who_is_missing():
