@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -184,8 +185,18 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a ``tokenizer.json``."""
-        return cls(tokenizers.Tokenizer.from_file(str(path)))
+        """Read a ``tokenizer.json``.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # of the library's own kind, which has no name
+            raise UserError(
+                f"{path} cannot be read ({error}); delete it, and what was prepared with it, and "
+                "start the same command again."
+            ) from error
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
@@ -197,8 +208,10 @@ class Tokenizer:
         return self._backend.to_str()
 
     def save(self, path: Path) -> None:
-        """Write ``tokenizer.json``."""
-        self._backend.save(str(path))
+        """Write ``tokenizer.json``, whole or not at all."""
+        partial = path.with_name(path.name + ".partial")
+        self._backend.save(str(partial))
+        partial.replace(path)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without an end token."""
@@ -226,6 +239,11 @@ class Tokenizer:
                 for i in range(self.vocab_size)
             ]  # fmt: skip
         return self._bytes[int(token)]
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token."""
+        return max(len(self.bytes_of(token)) for token in range(self.vocab_size))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first end token; special tokens are dropped."""

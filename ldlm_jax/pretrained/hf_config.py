@@ -24,12 +24,7 @@ def read_config(folder: Path) -> DecoderConfig | EncoderConfig:
         supported.
     """
     file = folder / "config.json"
-    try:
-        raw = json.loads(file.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not JSON ({error}); fetch it again.") from error
+    raw = _read_json(file)
     kind = raw.get("model_type")
     if "quantization_config" in raw:
         method = (raw["quantization_config"] or {}).get("quant_method", "?")
@@ -44,8 +39,47 @@ def read_config(folder: Path) -> DecoderConfig | EncoderConfig:
             return _encoder(raw, kind)
     except KeyError as error:
         raise UserError(f"{file}: the field {error} is missing.") from error
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{file} is malformed ({error}); fetch it again.") from error
     known = ", ".join((*DECODERS, *ENCODERS))
     raise UserError(f"{file}: model_type = {kind!r} is not supported; known: {known}.")
+
+
+# Largest values of whole numbers in a config: beyond any model, and far from filling the memory.
+_LARGEST = {
+    "vocab_size": 2**24, "hidden_size": 2**18, "intermediate_size": 2**20,
+    "num_hidden_layers": 2**10, "num_attention_heads": 2**12, "num_key_value_heads": 2**12,
+    "head_dim": 2**14, "max_position_embeddings": 2**31,
+}  # fmt: skip
+
+
+def _read_json(file: Path) -> dict:
+    """The object in a config file, its sizes within reason."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON ({error}); fetch it again.") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{file} holds no JSON object; fetch it again.")
+    for key, largest in _LARGEST.items():
+        value = raw.get(key)
+        if value is None:
+            raw.pop(key, None)  # null is as good as missing
+        elif not (type(value) is int and 1 <= value <= largest):
+            raise UserError(
+                f"{file}: {key} = {value!r} is no whole number from 1 to {largest:,}; fetch it "
+                "again."
+            )
+    return raw
+
+
+def _without_doubles(pairs: list) -> dict:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key stands twice")
+    return values
 
 
 def _decoder(raw: dict, kind: str) -> DecoderConfig:

@@ -1,6 +1,7 @@
 """Pretrained weights on disk, read tensor by tensor: safetensors shards, or one GGUF file."""
 
 import json
+import mmap
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,72 @@ def _shards(folder: Path) -> Iterable[Path]:
     return [folder / name for name in sorted(files)]
 
 
+# Bytes of GGUF's value types by number; 8 is a string, 9 an array.
+_GGUF_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+
+
+class _GgufHeader:
+    """Walks over a GGUF header; nothing that it announces may be larger than the file.
+
+    The reader of the package believes every count, and would fill the memory with it.
+    """
+
+    def __init__(self, content: mmap.mmap):
+        self._content, self._at = content, 0
+
+    def check(self) -> None:
+        """Raise ValueError where the file ends before what it announces."""
+        if self._take(4) != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        self._at += 4  # version
+        tensors, fields = self._number(8), self._number(8)
+        self._room(tensors, 24)
+        self._room(fields, 13)
+        for _ in range(fields):
+            self._string()
+            self._value(self._number(4))
+        for _ in range(tensors):
+            self._string()
+            self._skip(self._number(4), 8)
+            self._skip(1, 12)
+
+    def _take(self, size: int) -> bytes:
+        self._room(size, 1)
+        self._at += size
+        return self._content[self._at - size : self._at]
+
+    def _number(self, size: int) -> int:
+        return int.from_bytes(self._take(size), "little")
+
+    def _room(self, count: int, each: int) -> None:
+        if count * each > len(self._content) - self._at:
+            raise ValueError(f"{count:,} entries are announced, for which the file is too short")
+
+    def _skip(self, count: int, each: int) -> None:
+        self._room(count, each)
+        self._at += count * each
+
+    def _string(self) -> None:
+        self._skip(self._number(8), 1)
+
+    def _value(self, kind: int, depth: int = 0) -> None:
+        if kind == _GGUF_STRING:
+            self._string()
+        elif kind == _GGUF_ARRAY and depth < 4:
+            of, count = self._number(4), self._number(8)
+            if of in _GGUF_BYTES:
+                self._skip(count, _GGUF_BYTES[of])
+                return
+            self._room(count, 8)
+            for _ in range(count):
+                self._value(of, depth + 1)
+        elif kind in _GGUF_BYTES:
+            self._skip(1, _GGUF_BYTES[kind])
+        else:
+            raise ValueError(f"unknown type {kind} of a value")
+
+
 class Gguf:
     """A GGUF file; quantised tensors are dequantised to fp32 when they are read."""
 
@@ -109,10 +176,12 @@ class Gguf:
         self.where = str(file)
         self._dequantize = gguf.quants.dequantize
         try:
+            with file.open("rb") as opened:
+                _GgufHeader(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)).check()
             self._reader = gguf.GGUFReader(str(file))
             # A truncated file is found here: tensors are views of the mapped file.
             self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        except (ValueError, OSError, IndexError) as error:
+        except (ValueError, OSError, IndexError, OverflowError, KeyError) as error:
             raise UserError(f"{file} cannot be read ({error}); fetch it again.") from error
 
     def field(self, key: str, default=None):

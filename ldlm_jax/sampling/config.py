@@ -14,7 +14,7 @@ import numpy as np
 
 from ldlm_jax.diffusion.config import DiffusionConfig
 from ldlm_jax.errors import UserError
-from ldlm_jax.validate import Count, Natural, NotNegative, Positive, Share, check_settings
+from ldlm_jax.validate import Natural, NotNegative, Positive, Share, check_settings
 
 # Texts of one compiled call may differ in a knob of a ROW (an array) or of a REQUEST (read outside
 # the compiled call); they share those of a CALL.
@@ -38,7 +38,9 @@ def knob(default, help: str, kind: str = CALL, *, off=None, was: str = "") -> An
 class SampleConfig:
     """How text is generated; ``sampling/README.md`` says more of each."""
 
-    steps: Count = knob(50, "denoising steps of a block; more cost more and write better", ROW)
+    steps: Annotated[int, "[1, 10000]"] = knob(
+        50, "denoising steps of a block; more cost more and write better", ROW
+    )
     solver: Literal["euler", "heun", "multistep", "stochastic", "ancestral"] = knob(
         "stochastic", "how to step, see diffusion/solvers.py; ancestral needs a token posterior"
     )
@@ -71,8 +73,9 @@ class SampleConfig:
     strength: Annotated[float, "(0, 1]"] = knob(
         1.0, "how much of a revised span is forgotten; 1 keeps nothing but its length", ROW
     )
-    best_of: Count = knob(1, "texts generated for each that is asked for, of which one is kept",
-                          REQUEST)  # fmt: skip
+    best_of: Annotated[int, "[1, 4096]"] = knob(
+        1, "texts generated for each that is asked for, of which one is kept", REQUEST
+    )
     rerank: Literal["likelihood", "mbr"] = knob(
         "likelihood", "which: the likeliest, or the one most like the others (extra eval)",
         REQUEST, was="choose",
@@ -80,7 +83,7 @@ class SampleConfig:
     length: Natural = knob(
         0, "tokens of the longest text; a model with blocks goes on beyond its window"
     )
-    batch_size: Count = knob(32, "texts generated at once")
+    batch_size: Annotated[int, "[1, 65536]"] = knob(32, "texts generated at once")
 
     def __post_init__(self):
         check_settings("sample", SampleConfig, vars(self))

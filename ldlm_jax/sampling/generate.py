@@ -150,7 +150,7 @@ def generate_requests(
     for request in requests:
         request.config.check_fits(generator.diffusion)
     generator = generator.in_blocks(requests[0].config.block_size)
-    asked = [(request, Template.of(request.pieces, generator.tokenizer)) for request in requests]
+    asked = [(request, _template(generator, request)) for request in requests]
     for request, template in asked:
         _check(generator, request, template)
     spec = replace(_spec(generator, asked), traced=keep_drafts, on_block=on_block)
@@ -158,6 +158,18 @@ def generate_requests(
     finished = _run(generator, spec, [candidate for group in groups for candidate in group])
     for request, group in zip(requests, groups, strict=True):
         yield _rerank(request.config.rerank, list(islice(finished, len(group))))
+
+
+def _template(generator: Generator, request: Request) -> Template:
+    """The request's text in tokens; text that cannot fit is refused before it is cut into any."""
+    given = sum(len(p.encode()) for p in request.pieces if isinstance(p, str))
+    most = generator.row_length(request.config) * generator.tokenizer.longest
+    if given > most:
+        raise UserError(
+            f"given text of {given:,} bytes cannot fit: the text may have "
+            f"{generator.row_length(request.config)} tokens. Shorten it."
+        )
+    return Template.of(request.pieces, generator.tokenizer)
 
 
 def _check(generator: Generator, request: Request, template: Template) -> None:

@@ -9,6 +9,9 @@ from ldlm_jax.sampling.config import REQUEST, ROW, SampleConfig, knobs, old_name
 from ldlm_jax.sampling.template import Pieces, Span, parse_template
 from ldlm_jax.validate import check_value
 
+# Of one request; more are other seeds.
+MOST_SAMPLES = 1_000_000
+
 
 @dataclass(frozen=True)
 class Request:
@@ -48,8 +51,8 @@ class Request:
 
     def several(self, count: int) -> list["Request"]:
         """This text and others of its seed, ``count`` in all."""
-        if count < 1:
-            raise UserError(f"num_samples = {count}: at least 1.")
+        if not 1 <= count <= MOST_SAMPLES:
+            raise UserError(f"num_samples = {count}: from 1 to {MOST_SAMPLES:,}.")
         return [replace(self, number=number) for number in range(count)]
 
 

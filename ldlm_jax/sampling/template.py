@@ -47,8 +47,9 @@ def parse_template(template: str) -> Pieces:
     """
     pieces, at = [], 0
     for found in _SPAN.finditer(template):
-        if found[1] and int(found[1]) < 1:
-            raise UserError(f"template {template!r}: {found[0]} is a span of no tokens.")
+        if found[1] and (len(found[1]) > 6 or not int(found[1])):
+            size = "of no tokens" if len(found[1]) <= 6 else "longer than any window"
+            raise UserError(f"template {template[:80]!r}: {found[0][:40]} is a span {size}.")
         last = found.end() == len(template) and not found[1]
         pieces += [template[at : found.start()], Span(int(found[1] or 0), open_end=last)]
         at = found.end()
