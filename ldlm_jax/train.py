@@ -141,11 +141,9 @@ class TrainingRun:
 def _loop(run: TrainingRun, folder: Workdir) -> None:
     experiment, config = run.experiment, run.experiment.train
     checkpoints = Checkpoints(
-        folder.checkpoints,
-        keep_last=config.keep_last,
-        keep_every=config.keep_every,
+        folder.checkpoints, keep_last=config.keep_last, keep_every=config.keep_every,
         best_metric=config.best_metric,
-    )
+    )  # fmt: skip
     state = run.restore(checkpoints)
     start, frozen = int(state.step), run.assembly.frozen
     step_fn = compiled_step(run.assembly.recipe, run.assembly.optimizer)

@@ -3,17 +3,25 @@
 import random
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
-from ldlm_jax.config import load_config
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.errors import UserError
+from ldlm_jax.evals import EvalContext, run_evals
+from ldlm_jax.evals.puzzles import held_out_puzzles, solve
+from ldlm_jax.optimizer import make_optimizer
+from ldlm_jax.parallel.mesh import make_mesh
+from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.puzzles import countdown, star_graph
 from ldlm_jax.puzzles.base import OPEN, Puzzle
 from ldlm_jax.puzzles.registry import TASKS
 from ldlm_jax.puzzles.sudoku import Sudoku, sudoku_task
+from ldlm_jax.sampling.generate import Generator
 from ldlm_jax.train import train
-from ldlm_jax.workdir import load_run
+from ldlm_jax.train_state import init_state
 
 SIZES = [(2, 2), (2, 3), (3, 3)]
 # A published grid, its puzzle, and the same with one clue less, which leaves two solutions or more.
@@ -174,48 +182,52 @@ def test_star_graph_paths_are_checked():
         assert not task.solved(puzzle, text[:-6] + arm[:-1] + path[-1])
 
 
+OVERRIDES = [
+    "data.source=sudoku4", "data.window=17", "dit.layers=1", "dit.width=32", "dit.heads=2",
+    "text_vae.width=32", "text_vae.heads=2", "train.num_steps=3", "train.batch_size=8",
+    "train.eval_samples=6", "train.eval_steps=(2,)", "optim.warmup_steps=1", "sample.batch_size=8",
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def puzzle_run(tmp_path_factory):
-    """A model of 4 x 4 grids, hardly trained."""
+def untrained(tmp_path_factory):
+    """A model of 4 x 4 grids that was never trained, with its corpus."""
     root = tmp_path_factory.mktemp("puzzles")
-    config = load_config(
-        "configs/sudoku_cpu.py",
-        [
-            "data.source=sudoku4", f"data.root={root}", "data.window=20", "dit.layers=1",
-            "dit.width=32", "dit.heads=2", "text_vae.width=32", "text_vae.heads=2",
-            "train.num_steps=3", "train.batch_size=8", "train.eval_samples=6",
-            "train.eval_steps=(2,)", "optim.warmup_steps=1", "sample.batch_size=8",
-        ],
+    experiment = resolve(load_config("configs/sudoku_cpu.py", [*OVERRIDES, f"data.root={root}"]))
+    prepared = prepare(experiment.data)
+    models = experiment.networks(prepared.tokenizer.vocab_size)
+    mesh = make_mesh(replace(experiment.mesh, data=1), jax.devices()[:1])
+    state = init_state(models, make_optimizer(experiment.optim, 3), 0, 17, mesh, AxisRules())
+    generator = Generator(
+        models, experiment.diffusion, state.ema, state.latents, prepared.tokenizer,
+        tuple(prepared.stats["lengths"]),
     )  # fmt: skip
-    train(config, str(root / "run"))
-    return root / "run"
+    return EvalContext(generator, [], experiment.sample, 6, (2,), 0, prepared, "test")
 
 
-def test_training_measures_puzzles_and_clues_come_back(puzzle_run):
-    from ldlm_jax.data.dataset import prepare
-    from ldlm_jax.evals import EvalContext, run_evals
-    from ldlm_jax.evals.puzzles import held_out_puzzles, solve
-
-    logged = (puzzle_run / "metrics.jsonl").read_text()
-    assert "puzzles/solved_6_given_steps_2" in logged
-    run = load_run(puzzle_run)
-    prepared = prepare(run.experiment.data)
-    context = EvalContext(
-        run.generator, [], run.experiment.sample, 6, (2, 4), 0, prepared, "test",
-        levels=("6 given", "easy"),
-    )  # fmt: skip
-    results = run_evals(("puzzles",), context)
-    assert len(results) == 8
-    assert all(0 <= value <= 1 for value in results.values())
-    puzzles = held_out_puzzles(context, "6 given")
-    for puzzle, sample in zip(puzzles, solve(run.generator, puzzles, context.sample, 0),
-                              strict=True):  # fmt: skip
-        # Hardly trained, it may fill cells with half a character: so byte by byte.
-        written = [run.tokenizer.bytes_of(token) for token in sample.tokens[:16]]
+def test_clues_come_back_and_results_are_named(untrained):
+    puzzles = held_out_puzzles(untrained, "6 given")
+    config = replace(untrained.sample, steps=2)
+    samples = solve(untrained.generator, puzzles, config, 0)
+    for puzzle, sample in zip(puzzles, samples, strict=True):
+        # Untrained, it may fill cells with half a character: so byte by byte.
+        written = [untrained.generator.tokenizer.bytes_of(token) for token in sample.tokens[:16]]
         assert sample.given[:16] == [c != OPEN for c in puzzle.given]
         assert all(c in (OPEN, b.decode("latin1")) for c, b in zip(puzzle.given, written,
                                                                    strict=True))  # fmt: skip
+    results = run_evals(("puzzles",), untrained)
+    assert sorted(results) == ["puzzles/kept_6_given_steps_2", "puzzles/solved_6_given_steps_2"]
+    assert all(0 <= value <= 1 for value in results.values())
     with pytest.raises(UserError, match="no level 'heavy'"):
-        run_evals(("puzzles",), replace(context, levels=("heavy",)))
+        run_evals(("puzzles",), replace(untrained, levels=("heavy",)))
+    web = replace(untrained.prepared, source="web")
     with pytest.raises(UserError, match="holds no puzzles"):
-        run_evals(("puzzles",), replace(context, prepared=replace(prepared, source="web")))
+        run_evals(("puzzles",), replace(untrained, prepared=web))
+
+
+@pytest.mark.slow
+def test_training_measures_puzzles(untrained, tmp_path):
+    root = untrained.prepared.text.parent.parent
+    config = load_config("configs/sudoku_cpu.py", [*OVERRIDES, f"data.root={root}"])
+    train(config, str(tmp_path))
+    assert "puzzles/solved_6_given_steps_2" in (tmp_path / "metrics.jsonl").read_text()
