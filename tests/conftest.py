@@ -25,7 +25,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 import pytest  # noqa: E402
 from flax.core import meta  # noqa: E402
 
+from ldlm_jax.checkpoint import Checkpoints  # noqa: E402
 from ldlm_jax.config import load_config, resolve  # noqa: E402
+from ldlm_jax.data.dataset import prepare  # noqa: E402
+from ldlm_jax.models.networks import LatentStats  # noqa: E402
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh  # noqa: E402
+from ldlm_jax.teachers.backbone import load_backbone  # noqa: E402
+from ldlm_jax.train_state import AveragedModel  # noqa: E402
+from ldlm_jax.workdir import Workdir  # noqa: E402
 
 SUBJECTS = ("The king", "A servant", "The prophet", "My son", "The woman", "An angel")
 VERBS = ("spoke to", "went before", "blessed", "remembered", "feared")
@@ -94,3 +101,25 @@ def changed(run, z, at: int) -> set[int]:
     """Which positions of what ``run`` makes of ``z (1, N, D)`` depend on position ``at``."""
     difference = jax.numpy.abs(run(z.at[:, at].add(10.0)) - run(z)).max((0, 2))
     return {int(i) for i in jax.numpy.flatnonzero(difference > 1e-4)}
+
+
+def untrained_run(folder, overrides):
+    """The folder of a run whose words hang on everything: its parameters are nowhere zero."""
+    config = load_config("configs/debug.py", overrides)
+    experiment = resolve(config)
+    prepared = prepare(experiment.data)
+    backbone = load_backbone(experiment.backbone, make_mesh(MeshConfig()), experiment.sharding)
+    networks = experiment.networks(prepared.tokenizer.vocab_size, 0, backbone.backbone)
+    window = experiment.data.window
+    params = jax.jit(lambda: nowhere_zero(networks.init(jax.random.key(0), window), 0.1, seed=1))()
+    stats = LatentStats.create(networks.vae.latent_channels)
+    stats = stats.update(stats.mean_D + 0.1, stats.var_D + 0.5)
+    facts = {
+        "lengths": prepared.stats["lengths"], "teacher": "", "backbone": backbone.checksum
+    }  # fmt: skip
+    workdir = Workdir(folder)
+    workdir.start(config, prepared.tokenizer, facts)
+    checkpoints = Checkpoints(workdir.checkpoints)
+    checkpoints.save(7, AveragedModel(jax.numpy.int32(7), params, stats))
+    checkpoints.close()
+    return folder

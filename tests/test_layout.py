@@ -20,6 +20,15 @@ ARROWS = {
     "data": ("pretrained",),
     "teachers": ("pretrained", "data", "models", "parallel"),
     "sampling": ("models", "diffusion", "data", "parallel", "workdir"),
+    "serving": (
+        "sampling",
+        "models",
+        "data",
+        "pretrained",
+        "parallel",
+        "workdir",
+        "train_state",
+    ),
     "evals": ("sampling", "models", "diffusion", "data", "pretrained", "parallel"),
     "telemetry": ("plan",),
 }
