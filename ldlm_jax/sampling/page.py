@@ -1,4 +1,17 @@
-"""A self-contained page on which text sharpens from noise, step by step."""
+"""A self-contained page on which text sharpens from noise, step by step.
+
+What it shows is one JSON object::
+
+    block      tokens that are generated together; the window for whole texts
+    words      the text of each token id that occurs
+    panels     one for each number of steps:
+      steps      the number
+      texts      one for each text:
+        final        its token ids
+        given        whether each was given
+        evaluations  of the network
+        steps        for each step the token ids that it would decode to, and their probabilities
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,8 +22,8 @@ from ldlm_jax.sampling.generate import Generator, Sample
 _PAGE = Path(__file__).with_name("page.html")
 
 
-def denoising_page(generator: Generator, panels: Mapping[int, Sequence[Sample]]) -> str:
-    """The page: a panel for each number of steps, a slider and a play button for all.
+def page_data(generator: Generator, panels: Mapping[int, Sequence[Sample]]) -> dict:
+    """What the page shows.
 
     Args:
       generator: the model.
@@ -24,7 +37,7 @@ def denoising_page(generator: Generator, panels: Mapping[int, Sequence[Sample]])
                 words[i] = generator.tokenizer.bytes_of(i).decode("utf-8", "replace")
         return list(ids)
 
-    data = {
+    return {
         "block": generator.diffusion.block_size * generator.networks.vae.tokens_per_latent
         or generator.window,
         "panels": [
@@ -44,6 +57,19 @@ def denoising_page(generator: Generator, panels: Mapping[int, Sequence[Sample]])
         ],
         "words": words,
     }
+
+
+def denoising_page(generator: Generator, panels: Mapping[int, Sequence[Sample]]) -> str:
+    """The page of finished samples; see ``page_data``."""
     # "</" would end the script.
-    text = json.dumps(data).replace("</", "<\\/")
-    return _PAGE.read_text(encoding="utf-8").replace("__DATA__", text)
+    text = json.dumps(page_data(generator, panels)).replace("</", "<\\/")
+    return _filled(text)
+
+
+def live_page() -> str:
+    """The page of a server, which asks what to write and fetches it from ``/v1/denoise``."""
+    return _filled("null")
+
+
+def _filled(data: str) -> str:
+    return _PAGE.read_text(encoding="utf-8").replace("__DATA__", data)
