@@ -1,5 +1,6 @@
 """The Python API: every method of a loaded model, from threads, on a mesh of one's own."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from ldlm_jax import load
 from ldlm_jax.data.special_ids import EOS
 from ldlm_jax.errors import UserError
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.sampling.stream import InOrder
 from ldlm_jax.serving.model import slerp
 from tests.conftest import untrained_run
 
@@ -78,6 +80,16 @@ def test_a_stream_is_the_text_in_pieces(blocks, whole, prompt):
     assert "".join(pieces) == blocks.generate(prompt, steps=3, seed=2)[0].text
     assert len(pieces) > 1
     assert list(whole.stream(prompt, steps=2)) == [whole.generate(prompt, steps=2)[0].text]
+
+
+def test_blocks_are_shown_in_order_and_on_many_devices(blocks):
+    shown = []
+    show = InOrder(shown.append)
+    for index in (1, 0, 3, 4, 2):
+        show(index, index)
+    assert shown == [0, 1, 2, 3, 4]
+    pieces = list(load(TRAINED).stream("My son", steps=3, seed=2))
+    assert pieces == list(blocks.stream("My son", steps=3, seed=2))
 
 
 def test_a_streams_error_is_raised_where_it_is_read(blocks):
@@ -174,3 +186,14 @@ def test_interpolation_turns_evenly_and_keeps_the_length():
 def test_a_run_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match="no model"):
         load(tmp_path / "none")
+
+
+def test_the_examples_of_the_page_run(monkeypatch, tmp_path, capsys):
+    page = (Path(__file__).parent.parent / "ldlm_jax/serving/README.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(TRAINED, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    assert len(examples) == 2
+    exec("\n".join(examples), {})
+    assert "The king blessed the people." in capsys.readouterr().out

@@ -15,7 +15,7 @@ from ldlm_jax.sampling.generate import Generator, Sample, generate_requests
 from ldlm_jax.sampling.page import denoising_page
 from ldlm_jax.sampling.request import Request, read_requests
 from ldlm_jax.sampling.revision import Revision, find_phrase, read_text
-from ldlm_jax.sampling.stream import TextStream
+from ldlm_jax.sampling.stream import InOrder, TextStream
 from ldlm_jax.sampling.template import parse_spans
 from ldlm_jax.workdir import LoadedRun
 
@@ -189,10 +189,10 @@ def _stream(generator: Generator, requests: Sequence[Request]) -> None:
         raise UserError("--stream shows one text: leave --num-samples out, or give 1.")
     stream = TextStream(generator.in_blocks(requests[0].config.block_size), requests[0])
 
-    def on_block(_, tokens_BxT):
+    def show(tokens_BxT):
         print(stream.add(tokens_BxT[0]), end="", flush=True)
 
-    (sample,) = generate_requests(generator, requests, on_block=on_block)
+    (sample,) = generate_requests(generator, requests, on_block=InOrder(show))
     jax.effects_barrier()  # the last block may still be on its way
     print(stream.rest(sample) + (CUT if sample.cut else ""))
     print(f"[{sample.evaluations} evaluations]")
@@ -201,7 +201,7 @@ def _stream(generator: Generator, requests: Sequence[Request]) -> None:
 def _spans(args, text: str) -> list[tuple[int, int]]:
     if bool(args.find) == bool(args.spans):
         raise UserError(
-            "--revise needs --find PHRASE or --spans, characters such as 10:25,40:52, and not both."
+            "--revise needs --spans, characters such as 10:25,40:52, or --find PHRASE; not both."
         )
     return find_phrase(text, args.find) if args.find else parse_spans(args.spans)
 

@@ -1,10 +1,29 @@
 """The text of one request while it is generated, block by block."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from ldlm_jax.sampling.generate import Generator, Sample
 from ldlm_jax.sampling.request import Request
 from ldlm_jax.sampling.template import Template
+
+
+class InOrder:
+    """Shows the blocks of one batch in the order of their numbers, whatever order they come in."""
+
+    def __init__(self, show: Callable[[np.ndarray], None]):
+        self._show, self._next, self._early = show, 0, {}
+        self._turn = threading.Lock()
+
+    def __call__(self, index: int, tokens_BxT: np.ndarray) -> None:
+        """A finished block."""
+        with self._turn:
+            self._early[int(index)] = tokens_BxT
+            while self._next in self._early:
+                self._show(self._early.pop(self._next))
+                self._next += 1
 
 
 class TextStream:

@@ -24,7 +24,7 @@ from ldlm_jax.sampling.likelihood import Likelihood, log_likelihoods
 from ldlm_jax.sampling.logits import likeliest
 from ldlm_jax.sampling.request import Request
 from ldlm_jax.sampling.revision import Revision, find_phrase
-from ldlm_jax.sampling.stream import TextStream
+from ldlm_jax.sampling.stream import InOrder, TextStream
 from ldlm_jax.workdir import LoadedRun
 
 
@@ -242,15 +242,16 @@ class BlockListener:
     def __init__(self):
         self._turn, self._show = threading.Lock(), None
 
-    def __call__(self, _, tokens_BxT: np.ndarray) -> None:
+    def __call__(self, index, tokens_BxT: np.ndarray) -> None:
         """A finished block (B, T)."""
-        self._show(tokens_BxT)
+        self._show(index, tokens_BxT)
 
     @contextmanager
     def shown_to(self, show: Callable[[np.ndarray], None]):
-        """A context in which blocks are shown to this function, one context at a time."""
+        """A context in which the blocks of one batch are shown to this function, in order; one
+        context at a time."""
         with self._turn:
-            self._show = show
+            self._show = InOrder(show)
             yield
 
 
