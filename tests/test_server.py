@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 
 from ldlm_jax import load
+from ldlm_jax.cli import main
 from ldlm_jax.errors import UserError
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.sampling.likelihood import token_likelihoods
@@ -358,3 +359,11 @@ def test_what_may_begin_a_stop_is_held_back(model):
     assert choice.add(ids[0]) == "a ENx " and choice.finish_reason is None
     assert choice.add(ids[1]) == "" and choice.finish_reason == "stop"
     assert choice.text == "a ENx "
+
+
+def test_impossible_sizes_are_refused_before_a_model_is_read(capsys):
+    command = ["serve", "--workdir", "nowhere"]
+    assert main([*command, "--queue", "8"]) == 2
+    assert "must hold a batch" in capsys.readouterr().err
+    assert main([*command, "--timeout", "0"]) == 2
+    assert "--timeout must be above 0" in capsys.readouterr().err

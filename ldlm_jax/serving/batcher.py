@@ -203,8 +203,13 @@ class Batcher:
         """A size that other batches have, too."""
         most = max(request.config.steps for request in requests)
         steps = next((n for n in _STEPS if n >= most), most)
-        sizes = (1, 8, self.limits.max_batch)
-        return Program(next(n for n in sizes if n >= rows), steps)
+        return Program(next(n for n in self._sizes if n >= rows), steps)
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Numbers of rows that are compiled for, ascending."""
+        most = self.limits.max_batch
+        return sorted({1, min(8, most), most})
 
     def _score(self, job: Job, sample: Sample) -> Likelihood:
         """Of all tokens of a sample, what was given among them."""
@@ -213,7 +218,7 @@ class Batcher:
     def warm_up(self) -> None:
         """Compile what most requests need."""
         config = self.run.experiment.sample
-        for rows in sorted({1, 8, self.limits.max_batch}):
+        for rows in self._sizes:
             done = threading.Event()
             jobs = [Job(Request("", n, 0, config), lambda *_, d=done: d.set()) for n in range(rows)]
             self.submit(jobs)

@@ -33,6 +33,10 @@ def run_server(args, load: Callable[[], LoadedRun]) -> None:
     for name in ("max_batch", "queue", "timeout"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0.")
+    if args.queue < args.max_batch:
+        raise UserError(
+            f"--queue = {args.queue}: must hold a batch of --max-batch = {args.max_batch}."
+        )
     run = load()
     config = ServerConfig(
         run.path.resolve().name, Limits(args.max_batch, args.queue), args.timeout,
