@@ -12,7 +12,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,eval]'
 	touch $@
 
-demo: $(VENV)/.installed
+# What the demo needs, and no more.
+$(VENV)/.demo: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bible]'
+	touch $@
+
+demo: $(VENV)/.demo
 	$(BIN)/ldlm data --config configs/web_cpu.py
 	$(BIN)/ldlm train --config configs/web_cpu.py --workdir $(RUN)
 	for steps in 5 20 100; do \

@@ -1,19 +1,21 @@
-"""``ldlm data|train|plan|sample|eval``: flags to functions, nothing else."""
+"""``ldlm``: flags to functions, nothing else."""
 
 import argparse
+import ast
 import errno
 import json
 import logging
 import os
-import signal
-import subprocess
 import sys
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
 from ldlm_jax.errors import UserError, did_you_mean
-from ldlm_jax.sampling.output import add_flags, add_knobs
+from ldlm_jax.sampling.output import EXAMPLES, add_flags, add_knobs
+from ldlm_jax.serving.command import add_export_flags, add_serve_flags, run_export, run_server
+from ldlm_jax.telemetry.watchdog import supervise
 from ldlm_jax.validate import local_path
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
@@ -34,7 +36,7 @@ def _data(args, overrides) -> None:
         overrides = [args.source, *overrides]  # an override where a source may stand
     elif args.source:
         overrides = [*overrides, f"data.source={args.source!r}"]
-    experiment = resolve(load_config(args.config, overrides))
+    experiment = resolve(load_config(_config_file(args.config), overrides))
     config = experiment.data
     prepared = prepare(config)
     print(f"{config.source}: {prepared.packed}")
@@ -59,35 +61,48 @@ def _data(args, overrides) -> None:
         print(f"features: {write_cache(experiment, prepared, make_mesh(experiment.mesh))}")
 
 
-# Exit codes after which starting again would change nothing: done, a user's error, an interruption.
-_FINAL = (0, 2, 130)
+def _packaged_configs() -> dict[str, Path]:
+    """The configs of this project by name: of an installed package, or of a clone."""
+    package = Path(__file__).parent
+    folders = (package / "configs", package.parent / "configs")
+    folder = next((f for f in folders if f.is_dir()), folders[0])
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
-def _supervise(args) -> int:
-    """The same command in a process of its own, started again when it ends badly; its exit code."""
-    command = [sys.executable, "-m", "ldlm_jax.cli", *args.argv, "--max-restarts=0"]
-    for left in range(args.max_restarts, -1, -1):
-        with subprocess.Popen(command) as child:
-            # A terminal's Ctrl-C reaches the child as well, which then saves; a notice does not.
-            signal.signal(signal.SIGINT, lambda *_: None)
-            signal.signal(signal.SIGTERM, lambda *_, child=child: child.terminate())
-            code = child.wait()
-        if code in _FINAL or not left:
-            break
-        print(f"training ended with exit code {code}: starting again, {left} more at most",
-              file=sys.stderr, flush=True)  # fmt: skip
-    return code if code >= 0 else 128 - code  # a signal, as shells count
+def _config_file(name: str | None) -> str | None:
+    """A file, or the packaged config of that name."""
+    if name is None or local_path(name).is_file():
+        return name
+    known = _packaged_configs()
+    if Path(name).stem in known and Path(name).parent in (Path("."), Path("configs")):
+        return str(known[Path(name).stem])
+    raise UserError(f"no config file {name}; {did_you_mean(Path(name).stem, known)}")
+
+
+def _configs(args, overrides) -> None:
+    _no_overrides(overrides)
+    for name, file in _packaged_configs().items():
+        first = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).splitlines()[0]
+        print(f"{name:24} {first}")
 
 
 def _train(args, overrides) -> int | None:
     if args.max_restarts > 0:
-        return _supervise(args)
-    from ldlm_jax.config import load_config
+        return supervise(args.argv, args.max_restarts)
+    from ldlm_jax.config import load_config, resolve
     from ldlm_jax.parallel.distributed import Processes, join
     from ldlm_jax.train import train
 
     join(Processes(args.coordinator, args.num_processes, args.process_id, args.join_timeout))
-    train(load_config(args.config, overrides), args.workdir)
+    config = load_config(_config_file(args.config), overrides)
+    if args.dry_run:
+        from ldlm_jax.plan.dry_run import dry_run
+
+        print(dry_run(resolve(config)))
+        return None
+    if not args.workdir:
+        raise UserError("--workdir names the folder of the run; only --dry-run needs none.")
+    train(config, args.workdir, args.init)
     return None
 
 
@@ -96,7 +111,7 @@ def _plan(args, overrides) -> None:
     from ldlm_jax.plan.report import explain, largest_batch, plan, table
     from ldlm_jax.plan.target import Target
 
-    experiment = resolve(load_config(args.config, overrides))
+    experiment = resolve(load_config(_config_file(args.config), overrides))
     programs = tuple(args.programs.split(","))
     for name in programs:
         if name not in ("train", "eval", "sample"):
@@ -119,7 +134,28 @@ def _sample(args, overrides) -> None:
     from ldlm_jax.sampling import output
 
     _no_overrides(overrides)
-    output.run(args)
+    output.run(args, partial(_open, args))
+
+
+def _open(args):
+    """The model that --workdir or --model names."""
+    if args.workdir:
+        from ldlm_jax.workdir import load_run
+
+        return load_run(args.workdir, args.step)
+    from ldlm_jax.serving.hub import open_model
+
+    return open_model(args.model, args.step)
+
+
+def _serve(args, overrides) -> None:
+    _no_overrides(overrides)
+    run_server(args, partial(_open, args))
+
+
+def _export(args, overrides) -> None:
+    _no_overrides(overrides)
+    run_export(args)
 
 
 def _eval(args, overrides) -> None:
@@ -129,16 +165,20 @@ def _eval(args, overrides) -> None:
     from ldlm_jax.parallel.sharding import own_rows, put_batch
     from ldlm_jax.sampling.output import config_of
     from ldlm_jax.telemetry.metrics import finite
-    from ldlm_jax.workdir import load_run
 
     _no_overrides(overrides)
     names = tuple(args.evals.split(","))
     for name in names:
         if name not in REGISTRY:
             raise UserError(f"--evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
-    run = load_run(args.workdir, args.step)
+    run = _open(args)
     experiment = run.experiment
     prepared = prepare(experiment.data)
+    if prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        raise UserError(
+            f"{run.path} was trained with another tokenizer than data.source = "
+            f"{experiment.data.source!r} now gives; restore that text."
+        )
     count = experiment.train.eval_batches if args.batches is None else args.batches
     if count < 1:
         raise UserError(f"--batches = {count}: at least 1 is needed.")
@@ -154,8 +194,8 @@ def _eval(args, overrides) -> None:
         results = run_evals(names, context)
     for name, value in results.items():
         print(f"{name}:\n{value}" if isinstance(value, str) else f"{name:45} {value:.4f}")
-    record = {"workdir": args.workdir, "step": int(run.average.step), **vars(context.sample),
-                  "split": args.split, "batches": len(batches),
+    record = {"workdir": args.workdir or args.model, "step": int(run.average.step),
+                  **vars(context.sample), "split": args.split, "batches": len(batches),
                   "num_samples": args.num_samples, "seed": args.seed,
                   "scorer": args.scorer, "sampling_dtype": run.assembly.networks.dit.dtype,
                   "results": results}  # fmt: skip
@@ -199,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ldlm", description="Latent diffusion language models in JAX."
     )
+    parser.add_argument("--version", action="version", version=f"ldlm_jax {version('ldlm_jax')}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True)
     overriding = (
@@ -215,9 +256,37 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--list", action="store_true", help="list the named corpora")
     data.set_defaults(run=_data)
 
+    configs = commands.add_parser("configs", help="list the configs of this project")
+    configs.set_defaults(run=_configs)
+
+    _train_flags(commands, overriding)
+    _plan_flags(commands, overriding)
+    sample = commands.add_parser(
+        "sample", help="write text", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_flags(sample)
+    sample.set_defaults(run=_sample)
+
+    server = commands.add_parser("serve", help="serve completions over HTTP")
+    add_serve_flags(server)
+    server.set_defaults(run=_serve)
+    export = commands.add_parser("export", help="write a run's model in the Hub's format")
+    add_export_flags(export)
+    export.set_defaults(run=_export)
+
+    _eval_flags(commands)
+    return parser
+
+
+def _train_flags(commands, overriding: str) -> None:
     train = commands.add_parser("train", help="train, or resume", epilog=overriding)
-    train.add_argument("--config", required=True, help="config file")
-    train.add_argument("--workdir", required=True, help="folder of the run")
+    train.add_argument("--config", required=True, help="config file, or name (ldlm configs)")
+    train.add_argument("--workdir", help="folder of the run")
+    train.add_argument("--dry-run", action="store_true",
+                       help="only resolve, build and compile; print shapes and memory")  # fmt: skip
+    train.add_argument("--init", default="", metavar="DIR",
+                       help="begin with the weights of this exported model")  # fmt: skip
     together = train.add_argument_group(
         "several processes", "Cloud TPU, GKE, SLURM and Open MPI need none of these"
     )
@@ -232,14 +301,6 @@ def _parser() -> argparse.ArgumentParser:
         help="start again, from the last checkpoint, so often after a crash or a stall (default 0)",
     )  # fmt: skip
     train.set_defaults(run=_train)
-
-    _plan_flags(commands, overriding)
-    sample = commands.add_parser("sample", help="write text")
-    add_flags(sample)
-    sample.set_defaults(run=_sample)
-
-    _eval_flags(commands)
-    return parser
 
 
 def _eval_flags(commands) -> None:

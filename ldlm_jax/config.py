@@ -178,11 +178,11 @@ def default_config() -> ConfigDict:
     return config
 
 
-def load_config(path: str | None, overrides: list[str] = ()) -> ConfigDict:
+def load_config(path: str | dict | None, overrides: list[str] = ()) -> ConfigDict:
     """Read a config file (``.py``, or the ``.json`` beside a run) and apply overrides.
 
     Args:
-      path: the file, or None for the defaults.
+      path: the file, its values by section, or None for the defaults.
       overrides: ``section.key=value`` strings, or ``phases.N.key=value`` of the phase of that
         number (-1 is the last); values are Python literals or bare words.
 
@@ -190,7 +190,7 @@ def load_config(path: str | None, overrides: list[str] = ()) -> ConfigDict:
       UserError: no such file, or an unknown section, key or phase.
     """
     config = default_config()
-    given = _read(Path(path)) if path is not None else {}
+    given = _read(Path(path)) if isinstance(path, (str, Path)) else path or {}
     for section, values in dict(given).items():
         _merge(config, section, values)
     for override in overrides:

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import chain
 
 import jax
+from flax.core import meta
 
 from ldlm_jax.checkpoint import Checkpoints
 from ldlm_jax.config import Assembly, Experiment, build, resolve
@@ -25,6 +26,7 @@ from ldlm_jax.parallel.sharding import batch_sharding, own_rows, put_batch, use_
 from ldlm_jax.phases import phase_at
 from ldlm_jax.plan.flops import step_flops
 from ldlm_jax.sampling.generate import Generator
+from ldlm_jax.serving.hub import WarmStart
 from ldlm_jax.teachers.loader import LoadedTeacher, load_teacher
 from ldlm_jax.telemetry.metrics import Log, MetricsWriter, Screen
 from ldlm_jax.telemetry.profiler import Profiler
@@ -36,12 +38,13 @@ from ldlm_jax.validate import check_mesh, local_path
 from ldlm_jax.workdir import Workdir
 
 
-def train(config, workdir: str) -> None:
+def train(config, workdir: str, init: str = "") -> None:
     """Train the experiment of a config in a run folder, or resume it there.
 
     Args:
       config: from ``config.load_config``.
       workdir: the run's folder; created if missing.
+      init: an exported model with whose weights a new run begins; empty for none.
 
     Raises:
       UserError: the config, the data or the folder is not usable.
@@ -50,12 +53,13 @@ def train(config, workdir: str) -> None:
     for name in experiment.train.evals:
         if name not in REGISTRY:
             raise UserError(f"train.evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
-    run = TrainingRun.create(experiment)
+    run = TrainingRun.create(experiment, init)
     folder = Workdir(local_path(workdir))
     facts = {
         "lengths": run.prepared.stats["lengths"],
         "teacher": experiment.teacher.model,
         "backbone": run.assembly.backbone.checksum,
+        "init": init,
     }
     main_process_first("folder", lambda: folder.start(config, run.prepared.tokenizer, facts))
     held = folder.exclusive() if is_main_process() else contextlib.nullcontext()
@@ -65,21 +69,27 @@ def train(config, workdir: str) -> None:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """All that a training needs: what the config names, on the mesh; the corpus; the teacher."""
+    """All that a training needs: what the config names, on the mesh; the corpus; the teacher; an
+    exported model to begin with, if one is named."""
 
     assembly: Assembly
     prepared: Prepared
     teacher: LoadedTeacher | None
+    warm_start: WarmStart | None = None
 
     @classmethod
-    def create(cls, experiment: Experiment) -> "TrainingRun":
+    def create(cls, experiment: Experiment, init: str = "") -> "TrainingRun":
         """Make it; the corpus is prepared if it is not there yet."""
         mesh = make_mesh(experiment.mesh)
         check_mesh(experiment, mesh)
         prepared = main_process_first("data", lambda: prepare(experiment.data))
         teacher = load_teacher(experiment, prepared, mesh)
         assembly = build(experiment, mesh, prepared.tokenizer.vocab_size, teacher)
-        return cls(assembly, prepared, teacher)
+        warm_start = None
+        if init:
+            params = meta.unbox(assembly.networks.abstract(experiment.data.window))
+            warm_start = WarmStart(init, prepared.tokenizer, params)
+        return cls(assembly, prepared, teacher, warm_start)
 
     @property
     def experiment(self) -> Experiment:
@@ -89,10 +99,11 @@ class TrainingRun:
     def first_state(self) -> TrainState:
         """The state before the first step."""
         made, config = self.assembly, self.experiment
-        return init_state(
+        state = init_state(
             made.networks, made.optimizer, config.train.seed, config.data.window, made.mesh,
             config.sharding,
         )  # fmt: skip
+        return self.warm_start.apply(state) if self.warm_start else state
 
     def restore(self, checkpoints: Checkpoints) -> TrainState:
         """The newest state that can be read, or the first; newer ones are set aside."""

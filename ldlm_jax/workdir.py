@@ -183,17 +183,17 @@ def _backbone_of(facts: dict) -> str:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run read back: everything that sampling and evaluation need.
+    """A run, or an exported model, read back: all that sampling and evaluation need.
 
     Attributes:
-      workdir: its folder.
+      path: its folder.
       assembly: what its config names, on the mesh of this process.
       average: averaged parameters and latent statistics.
       tokenizer: of the run.
       facts: what lies beside the checkpoints.
     """
 
-    workdir: Workdir
+    path: Path
     assembly: Assembly
     average: AveragedModel
     tokenizer: Tokenizer
@@ -227,8 +227,46 @@ class LoadedRun:
         return rows, sharding
 
 
-def _sampling_mesh(experiment: Experiment, vocab_size: int, devices: list) -> Mesh:
-    """Each device holds a share of the parameters, or all where they do not divide."""
+def experiment_of(values: dict) -> Experiment:
+    """The experiment of a config's values by section."""
+    return resolve(load_config(values))
+
+
+def assemble(
+    experiment: Experiment, tokenizer: Tokenizer, facts: dict, where: Path, mesh: Mesh
+) -> tuple[Assembly, AveragedModel]:
+    """What a run's config names, on a mesh, and its averaged model as shapes with shardings.
+
+    Args:
+      experiment: its config.
+      tokenizer: its tokenizer.
+      facts: what lies beside its weights.
+      where: its folder, for messages.
+      mesh: where to.
+
+    Raises:
+      UserError: its backbone is gone, or another one.
+    """
+    assembly = build(experiment, mesh, tokenizer.vocab_size)
+    if assembly.backbone.checksum != _backbone_of(facts):
+        raise UserError(
+            f"{where} was trained with other files of backbone.model = "
+            f"{experiment.backbone.model!r}; put the original back."
+        )
+    window = experiment.data.window
+    return assembly, abstract_average(assembly.networks, window, mesh, experiment.sharding)
+
+
+def mesh_for(experiment: Experiment, vocab_size: int, devices: list | None = None) -> Mesh:
+    """A mesh to sample on: each device holds a share of the parameters, or all where they do not
+    divide.
+
+    Args:
+      experiment: the config.
+      vocab_size: tokens of the tokenizer.
+      devices: which to use; all of this process by default.
+    """
+    devices = jax.local_devices() if devices is None else devices
     split = make_mesh(MeshConfig(data=1, fsdp=-1), devices)
     networks = experiment.networks(vocab_size)
     try:
@@ -238,7 +276,12 @@ def _sampling_mesh(experiment: Experiment, vocab_size: int, devices: list) -> Me
     return split
 
 
-def load_run(path: str | Path, step: int | None = None, devices: list | None = None) -> LoadedRun:
+def load_run(
+    path: str | Path,
+    step: int | None = None,
+    devices: list | None = None,
+    mesh: Mesh | None = None,
+) -> LoadedRun:
     """Read a run: its newest readable checkpoint, or the one of a step.
 
     Of the checkpoint the averaged parameters alone are read, onto the devices of this process: the
@@ -248,27 +291,21 @@ def load_run(path: str | Path, step: int | None = None, devices: list | None = N
       path: the run's folder.
       step: a certain step instead of the newest.
       devices: which to use; all by default.
+      mesh: where to, instead of one over the devices.
 
     Raises:
       UserError: no run folder, no checkpoint, or none that can be read; or its backbone is gone.
     """
     workdir = Workdir(local_path(str(path)))
     experiment, tokenizer, facts = workdir.open()
-    devices = jax.local_devices() if devices is None else devices
-    mesh = _sampling_mesh(experiment, tokenizer.vocab_size, devices)
-    assembly = build(experiment, mesh, tokenizer.vocab_size)
-    if assembly.backbone.checksum != _backbone_of(facts):
-        raise UserError(
-            f"{workdir.path} was trained with other files of backbone.model = "
-            f"{experiment.backbone.model!r}; put the original back."
-        )
     if not workdir.checkpoints.is_dir():
         raise UserError(f"{workdir.path} has no checkpoint yet; train it first.")
-    window = experiment.data.window
-    abstract = abstract_average(assembly.networks, window, mesh, experiment.sharding)
+    if mesh is None:
+        mesh = mesh_for(experiment, tokenizer.vocab_size, devices)
+    assembly, abstract = assemble(experiment, tokenizer, facts, workdir.path, mesh)
     checkpoints = Checkpoints(workdir.checkpoints)
     average = checkpoints.restore(abstract, step)
     checkpoints.close()
     if average is None:
         raise UserError(f"{workdir.path} has no checkpoint yet; train it first.")
-    return LoadedRun(workdir, assembly, average, tokenizer, facts)
+    return LoadedRun(workdir.path, assembly, average, tokenizer, facts)

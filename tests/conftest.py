@@ -29,8 +29,15 @@ import tensorflow_datasets as tfds  # noqa: E402
 from array_record.python.array_record_module import ArrayRecordWriter  # noqa: E402
 from flax.core import meta  # noqa: E402
 
+from ldlm_jax.checkpoint import Checkpoints  # noqa: E402
 from ldlm_jax.config import load_config, resolve  # noqa: E402
+from ldlm_jax.data.dataset import prepare  # noqa: E402
 from ldlm_jax.data.packing import pack  # noqa: E402
+from ldlm_jax.models.networks import LatentStats  # noqa: E402
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh  # noqa: E402
+from ldlm_jax.teachers.backbone import load_backbone  # noqa: E402
+from ldlm_jax.train_state import AveragedModel  # noqa: E402
+from ldlm_jax.workdir import Workdir  # noqa: E402
 
 SUBJECTS = ("The king", "A servant", "The prophet", "My son", "The woman", "An angel")
 VERBS = ("spoke to", "went before", "blessed", "remembered", "feared")
@@ -124,3 +131,25 @@ def write_tfds(folder: Path, splits: dict[str, list[str]]) -> None:
         data_dir=folder, features=features, split_infos=infos, check_data=False,
         disable_shuffling=True,
     )  # fmt: skip
+
+
+def untrained_run(folder, overrides):
+    """The folder of a run whose words hang on everything: its parameters are nowhere zero."""
+    config = load_config("configs/debug.py", overrides)
+    experiment = resolve(config)
+    prepared = prepare(experiment.data)
+    backbone = load_backbone(experiment.backbone, make_mesh(MeshConfig()), experiment.sharding)
+    networks = experiment.networks(prepared.tokenizer.vocab_size, 0, backbone.backbone)
+    window = experiment.data.window
+    params = jax.jit(lambda: nowhere_zero(networks.init(jax.random.key(0), window), 0.1, seed=1))()
+    stats = LatentStats.create(networks.vae.latent_channels)
+    stats = stats.update(stats.mean_D + 0.1, stats.var_D + 0.5)
+    facts = {
+        "lengths": prepared.stats["lengths"], "teacher": "", "backbone": backbone.checksum
+    }  # fmt: skip
+    workdir = Workdir(folder)
+    workdir.start(config, prepared.tokenizer, facts)
+    checkpoints = Checkpoints(workdir.checkpoints)
+    checkpoints.save(7, AveragedModel(jax.numpy.int32(7), params, stats))
+    checkpoints.close()
+    return folder

@@ -327,3 +327,28 @@ def test_a_full_disk_leaves_earlier_checkpoints(overrides, tmp_path, capsys):
         refused(capsys, train_command(disk / "run", overrides), "Free some space")
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_phrase_is_found_and_one_text_streamed(trained, tmp_path, capsys):
+    file = tmp_path / "letter.txt"
+    file.write_text("The king went.\n\nMy king spoke.")
+    command = ["sample", "--workdir", str(trained), "--steps", "2"]
+    revise = [*command, "--num-samples", "1", "--revise", str(file)]
+    assert main([*revise, "--find", "king"]) == 0
+    out = capsys.readouterr().out
+    assert re.fullmatch(r"\[1\] The.+ went\.\n\nMy.+ spoke\.\n", out, re.DOTALL), out
+    refused(capsys, [*revise, "--find", "queen"], "does not hold 'queen'")
+    refused(capsys, [*revise, "--find", "king", "--spans", "1:2"], "not both")
+    assert main([*command, "--stream", "--prompt", "My son"]) == 0  # one text, not eight
+    streamed = capsys.readouterr().out
+    assert main([*command, "--num-samples", "1", "--prompt", "My son"]) == 0
+    assert streamed.rsplit("\n[", 1)[0] == capsys.readouterr().out.removeprefix("[1] ").strip("\n")
+
+
+def test_help_shows_groups_defaults_and_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    told = capsys.readouterr().out
+    for words in ("guidance:", "blocks and length:", "revising and choosing:", "(default: 50)"):
+        assert words in told
+    assert told.count("  ldlm sample --workdir") == 3

@@ -20,6 +20,7 @@ from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.phases import phase_at
 from ldlm_jax.sampling.blockwise import generate_tokens
 from ldlm_jax.sampling.generate import Generator, draw_lengths, generate, generate_requests
+from ldlm_jax.sampling.likelihood import log_likelihoods
 from ldlm_jax.sampling.request import Request, SampleConfig
 from ldlm_jax.sampling.rerank import log_likelihood
 from ldlm_jax.sampling.template import cut_spans
@@ -200,6 +201,21 @@ def test_likelihood_is_of_one_token_after_another(overfitted_in_blocks):
     rest = -ask(np.broadcast_to(np.arange(segments.shape[1]) < 2, segments.shape)) * (lengths - 2)
     np.testing.assert_allclose(-ask(~third & filled), rest, rtol=1e-4)
     assert (rest < mean * lengths).all()
+
+
+def test_sixteen_known_texts_are_near_their_entropy_and_never_below(overfitted):
+    generator, _, _, texts = overfitted
+    found = log_likelihoods(generator, [("", text) for text in texts], draws=32)
+    nats = np.array([-one.log_likelihood for one in found])
+    error = np.sqrt(np.mean([one.standard_error**2 for one in found]) / len(found))
+    # Of the text given its length, so at least the entropy among texts of one length.
+    lengths = np.array([len(one.tokens) for one in found])
+    entropy = np.mean([np.log(np.sum(lengths == n)) for n in lengths])
+    assert entropy - 3 * error < nats.mean() < entropy + 0.5 * lengths.mean()
+    # Of other sentences in the same words it knows nothing.
+    others = [("", text) for text in sentences() if text not in texts][:16]
+    foreign = [-one.log_likelihood for one in log_likelihoods(generator, others, draws=8)]
+    assert np.mean(foreign) > 3 * nats.mean()
 
 
 def test_what_follows_a_hole_bears_out_one_of_several_fillings(overfitted_in_blocks):

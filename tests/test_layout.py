@@ -20,8 +20,17 @@ ARROWS = {
     "puzzles": (),
     "data": ("pretrained", "puzzles"),
     "teachers": ("pretrained", "data", "models", "parallel"),
-    "sampling": ("models", "diffusion", "data", "parallel", "workdir"),
+    "sampling": ("models", "diffusion", "data", "parallel", "workdir", "puzzles"),
     "evals": ("sampling", "models", "diffusion", "data", "pretrained", "parallel", "puzzles"),
+    "serving": (
+        "sampling",
+        "models",
+        "data",
+        "pretrained",
+        "parallel",
+        "workdir",
+        "train_state",
+    ),
     "telemetry": ("plan",),
 }
 

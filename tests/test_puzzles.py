@@ -11,7 +11,6 @@ from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
-from ldlm_jax.evals.puzzles import held_out_puzzles, solve
 from ldlm_jax.optimizer import make_optimizer
 from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
@@ -19,7 +18,9 @@ from ldlm_jax.puzzles import countdown, star_graph
 from ldlm_jax.puzzles.base import OPEN, Puzzle
 from ldlm_jax.puzzles.registry import TASKS
 from ldlm_jax.puzzles.sudoku import Sudoku, sudoku_task
-from ldlm_jax.sampling.generate import Generator
+from ldlm_jax.sampling.generate import Generator, generate_requests
+from ldlm_jax.sampling.page import page_data
+from ldlm_jax.sampling.puzzles import held_out, printer, requests_of, typed
 from ldlm_jax.train import train
 from ldlm_jax.train_state import init_state
 
@@ -206,9 +207,9 @@ def untrained(tmp_path_factory):
 
 
 def test_clues_come_back_and_results_are_named(untrained):
-    puzzles = held_out_puzzles(untrained, "6 given")
-    config = replace(untrained.sample, steps=2)
-    samples = solve(untrained.generator, puzzles, config, 0)
+    puzzles = held_out(untrained.prepared.config, "test", "", 6, 0)
+    requests = requests_of(puzzles, replace(untrained.sample, steps=2), 0)
+    samples = list(generate_requests(untrained.generator, requests))
     for puzzle, sample in zip(puzzles, samples, strict=True):
         # Untrained, it may fill cells with half a character: so byte by byte.
         written = [untrained.generator.tokenizer.bytes_of(token) for token in sample.tokens[:16]]
@@ -220,8 +221,8 @@ def test_clues_come_back_and_results_are_named(untrained):
     assert all(0 <= value <= 1 for value in results.values())
     with pytest.raises(UserError, match="no level 'heavy'"):
         run_evals(("puzzles",), replace(untrained, levels=("heavy",)))
-    web = replace(untrained.prepared, source="web")
-    with pytest.raises(UserError, match="holds no puzzles"):
+    web = replace(untrained.prepared, config=replace(untrained.prepared.config, source="web"))
+    with pytest.raises(UserError, match="holds no puzzles; those"):
         run_evals(("puzzles",), replace(untrained, prepared=web))
 
 
@@ -231,3 +232,25 @@ def test_training_measures_puzzles(untrained, tmp_path):
     config = load_config("configs/sudoku_cpu.py", [*OVERRIDES, f"data.root={root}"])
     train(config, str(tmp_path))
     assert "puzzles/solved_6_given_steps_2" in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_puzzle_may_be_typed_and_is_shown_as_a_grid():
+    task = TASKS["sudoku4"]
+    puzzle = typed("12.. 3412 .... ....", task)
+    assert puzzle.given == "12__3412________"
+    shown = printer(task)(puzzle, "1234341221434321")
+    assert shown.splitlines()[0] == "solved"
+    assert shown.splitlines()[1] == "    1 2 . .     1 2 3 4"
+    assert printer(task)(puzzle, "1234341221434312").startswith("wrong")
+    with pytest.raises(UserError, match="has 3 cells; a grid of side 4 has 16"):
+        typed("1_2", task)
+    with pytest.raises(UserError, match="write _ for each symbol"):
+        typed("1234341221434321", task)
+    assert typed("a_b.", None).given == "a_b."
+
+
+def test_the_page_is_told_of_the_grid(untrained):
+    data = page_data(untrained.generator, {}, TASKS["sudoku6"])
+    assert data["grid"] == {"side": 6, "rows": 2, "columns": 3}
+    assert page_data(untrained.generator, {}, TASKS["countdown4"])["grid"] is None
+    assert page_data(untrained.generator, {})["grid"] is None

@@ -26,8 +26,8 @@ from experiments.baselines.token_transformer import TokenTransformer, empty_cach
 from experiments.baselines.training import load_params, save_params
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
-from ldlm_jax.data.texts import read_texts
 from ldlm_jax.data.special_ids import EOS, MASK
+from ldlm_jax.data.texts import read_texts
 from ldlm_jax.models.token_layout import token_layout
 from ldlm_jax.optimizer import OptimizerConfig, make_optimizer
 from ldlm_jax.puzzles.base import OPEN

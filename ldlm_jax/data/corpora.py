@@ -165,7 +165,10 @@ _WEB_HELD_OUT = {
 
 
 def _read_web(root: Path) -> Splits:
-    from pysword.modules import SwordModules
+    try:
+        from pysword.modules import SwordModules
+    except ImportError as error:
+        raise UserError("the corpus web needs pysword: pip install '.[bible]'.") from error
 
     modules = SwordModules(str(root / "usr/share/sword"))
     modules.parse_modules()

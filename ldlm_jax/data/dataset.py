@@ -104,14 +104,14 @@ class Prepared:
       packed: folder of windows, see ``rows.Rows``.
       stats: documents, windows, tokens and bytes per token by split, and ``lengths``: how many
         training documents have each (rounded) length, from 0 to the window.
-      source: what it was made of, as the config names it.
+      config: what it was made from.
     """
 
     tokenizer: Tokenizer
     text: Path
     packed: Path
     stats: dict
-    source: str = ""
+    config: DataConfig
 
 
 def _digest(parts: list) -> str:
@@ -239,4 +239,4 @@ def _prepare(config: DataConfig) -> Prepared:
     stats_file = packed / "stats.json"
     if not stats_file.exists():
         _pack(config, text, tokenizer, packed)
-    return Prepared(tokenizer, text, packed, json.loads(stats_file.read_text()), config.source)
+    return Prepared(tokenizer, text, packed, json.loads(stats_file.read_text()), config)

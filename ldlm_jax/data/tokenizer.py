@@ -134,7 +134,8 @@ class Tokenizer:
 
     @classmethod
     def adopt(cls, backend: tokenizers.Tokenizer, name: str) -> "Tokenizer":
-        """The vocabulary of a pretrained model, its ids moved up to make room for ours.
+        """The vocabulary of a pretrained model, its ids moved up to make room for ours. One of
+        ours, as in an exported model, is taken as it is.
 
         Args:
           backend: the model's tokenizer.
@@ -151,6 +152,8 @@ class Tokenizer:
                 f"the tokenizer of {name!r} is no byte-level BPE (such as those of SmolLM, Qwen or "
                 "Llama 3), and would not give every text back; set data.tokenizer='' to train one."
             )
+        if [backend.id_to_token(number) for number in range(room)] == list(SPECIAL_TOKENS):
+            return cls(backend)
         model["vocab"] = {word: number + room for word, number in model["vocab"].items()}
         of_model = [token | {"id": token["id"] + room} for token in fields["added_tokens"]]
         ours = [

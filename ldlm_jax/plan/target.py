@@ -85,13 +85,13 @@ class Target:
       experiment: the config.
       mesh: of the devices, present or not.
       vocab_size: tokens; no corpus is read.
-      chip: what each device can do.
+      chip: what each device can do; None for the devices that are there.
     """
 
     experiment: Experiment
     mesh: jax.sharding.Mesh
     vocab_size: int
-    chip: Chip
+    chip: Chip | None
 
     @classmethod
     def of(cls, experiment: Experiment, topology: str, num_slices: int = 1) -> "Target":
@@ -111,6 +111,17 @@ class Target:
         mesh = make_mesh(experiment.mesh, devices)
         check_mesh(experiment, mesh)
         return cls(experiment, mesh, vocab_size(experiment.data), chip)
+
+    @classmethod
+    def here(cls, experiment: Experiment) -> "Target":
+        """The config on the devices of this process.
+
+        Raises:
+          UserError: mesh and config do not fit them.
+        """
+        mesh = make_mesh(experiment.mesh)
+        check_mesh(experiment, mesh)
+        return cls(experiment, mesh, vocab_size(experiment.data), None)
 
     @cached_property
     def assembly(self) -> Assembly:

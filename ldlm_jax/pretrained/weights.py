@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import safetensors
+from safetensors.numpy import save_file
 
 from ldlm_jax.errors import UserError
 
@@ -38,10 +40,6 @@ class Safetensors:
         Raises:
           UserError: a file is missing, truncated or not in this format.
         """
-        try:
-            import safetensors
-        except ImportError as error:
-            raise UserError(f"reading {folder} needs safetensors: {_EXTRA}.") from error
         self.where = str(folder)
         self._open = partial(safetensors.safe_open, framework="np")
         self._files, self._shapes = {}, {}
@@ -203,3 +201,43 @@ class Gguf:
         rows = tensor.data if tensor.data.ndim == 1 else tensor.data[part[0]]
         whole = self._dequantize(rows, tensor.tensor_type)
         return whole[part] if tensor.data.ndim == 1 else whole[(slice(None), *part[1:])]
+
+
+def write_safetensors(
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write ``model.safetensors``, or several shards with an index.
+
+    Args:
+      folder: where to; it exists.
+      tensors: names and arrays; no more of them than a shard holds are in memory at a time.
+      shard_bytes: the most that a file holds, unless one tensor is larger.
+    """
+    parts: list[list[str]] = []
+    shard: dict[str, np.ndarray] = {}
+    total = 0
+
+    def write() -> None:
+        save_file(shard, folder / f"part-{len(parts)}", {"format": "np"})
+        parts.append(list(shard))
+        shard.clear()
+
+    for name, array in tensors:
+        if shard and sum(x.nbytes for x in shard.values()) + array.nbytes > shard_bytes:
+            write()
+        shard[name] = np.ascontiguousarray(array)
+        total += array.nbytes
+    write()
+    if len(parts) == 1:
+        (folder / "part-0").rename(folder / "model.safetensors")
+        return
+    files = [f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
+    for i, file in enumerate(files):
+        (folder / f"part-{i}").rename(folder / file)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {
+            name: file for file, names in zip(files, parts, strict=True) for name in names
+        },
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")

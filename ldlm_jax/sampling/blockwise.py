@@ -173,7 +173,8 @@ class BlockwiseSampler:
         tokens_BxL = jax.lax.dynamic_update_slice_in_dim(tokens_BxL, new_BxT, index * T, axis=1)
         ended_B |= jnp.any((new_BxT == EOS) & ~observed_BxT, axis=1)
         if self.spec.on_block:
-            jax.debug.callback(self.spec.on_block, index, new_BxT, ordered=True)
+            # Ordered callbacks need a single device; see ``stream.InOrder``.
+            jax.debug.callback(self.spec.on_block, index, replicate(new_BxT))
         return (tokens_BxL, caches, ended_B), (jnp.where(needed_B, steps_B, 0), extra)
 
 

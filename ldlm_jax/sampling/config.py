@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldlm_jax.diffusion.config import DiffusionConfig
-from ldlm_jax.errors import UserError
+from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.validate import Natural, NotNegative, Positive, Share, check_settings
 
 # Texts of one compiled call may differ in a knob of a ROW (an array) or of a REQUEST (read outside
@@ -21,7 +21,15 @@ from ldlm_jax.validate import Natural, NotNegative, Positive, Share, check_setti
 ROW, REQUEST, CALL = "row", "request", "call"
 
 
-def knob(default, help: str, kind: str = CALL, *, off=None, was: str = "") -> Any:
+# Headings under which the options stand in the help.
+SAMPLING, GUIDING, BLOCKS, CHOOSING = (
+    "how to sample", "guidance", "blocks and length", "revising and choosing",
+)  # fmt: skip
+
+
+def knob(
+    default, help: str, kind: str = CALL, *, off=None, was: str = "", group: str = SAMPLING
+) -> Any:
     """A field of ``SampleConfig``.
 
     Args:
@@ -30,8 +38,10 @@ def knob(default, help: str, kind: str = CALL, *, off=None, was: str = "") -> An
       kind: ROW, REQUEST or CALL.
       off: value at which a ROW knob does nothing and need not be compiled; None for none.
       was: name in the release before, still understood.
+      group: heading in the help.
     """
-    return field(default=default, metadata={"help": help, "kind": kind, "off": off, "was": was})
+    metadata = {"help": help, "kind": kind, "off": off, "was": was, "group": group}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,23 @@ class SampleConfig:
         "stochastic", "how to step, see diffusion/solvers.py; ancestral needs a token posterior"
     )
     churn: NotNegative = knob(1.0, "noise of the stochastic and the ancestral solver; 0 is Euler")
-    guidance: NotNegative = knob(1.0, "weight of the prompt (classifier-free)", ROW, off=1.0)
+    guidance: NotNegative = knob(
+        1.0, "weight of the prompt (classifier-free)", ROW, off=1.0, group=GUIDING
+    )
     self_condition_guidance: NotNegative = knob(
-        1.0, "weight of the model's own previous estimate", ROW, off=1.0, was="self_guidance"
+        1.0,
+        "weight of the model's own previous estimate",
+        ROW,
+        off=1.0,
+        was="self_guidance",
+        group=GUIDING,
     )
     context_guidance: NotNegative = knob(
-        1.0, "weight of the whole context against the neighbours' alone", ROW, off=1.0
+        1.0,
+        "weight of the whole context against the neighbours' alone",
+        ROW,
+        off=1.0,
+        group=GUIDING,
     )
     grid: Literal["quantile", "uniform"] = knob(
         "quantile", "where the steps stand: quantiles of the training times, or evenly in time"
@@ -59,29 +80,35 @@ class SampleConfig:
     top_p: Annotated[float, "(0, 1]"] = knob(
         1.0, "probability of the tokens that the context may propose", ROW, off=1.0
     )
-    block_size: Natural = knob(0, "latents generated together; 0 for as many as in training")
-    time_offset: NotNegative = knob(
-        0.0, "how far a block's beginning runs ahead of its end", ROW, was="lag"
+    block_size: Natural = knob(
+        0, "latents generated together; 0 for as many as in training", group=BLOCKS
     )
-    guidance_from: Share = knob(0.0, "guide at times from this one on", ROW)
-    guidance_to: Share = knob(1.0, "and up to this one", ROW)
+    time_offset: NotNegative = knob(
+        0.0, "how far a block's beginning runs ahead of its end", ROW, was="lag", group=BLOCKS
+    )
+    guidance_from: Share = knob(0.0, "guide at times from this one on", ROW, group=GUIDING)
+    guidance_to: Share = knob(1.0, "and up to this one", ROW, group=GUIDING)
     stable_steps: Natural = knob(
         0, "finish a block once its tokens stayed the same for so many steps; 0 never",
-        ROW, off=0, was="patience",
-    )  # fmt: skip
-    confidence: Share = knob(0.9, "and all of them are at least so probable", ROW, was="sure")
+        ROW, off=0, was="patience", group=BLOCKS)  # fmt: skip
+    confidence: Share = knob(
+        0.9, "and all of them are at least so probable", ROW, was="sure", group=BLOCKS
+    )
     strength: Annotated[float, "(0, 1]"] = knob(
-        1.0, "how much of a revised span is forgotten; 1 keeps nothing but its length", ROW
+        1.0,
+        "how much of a revised span is forgotten; 1 keeps nothing but its length",
+        ROW,
+        group=CHOOSING,
     )
     best_of: Annotated[int, "[1, 4096]"] = knob(
-        1, "texts generated for each that is asked for, of which one is kept", REQUEST
-    )
+        1, "texts generated for each that is asked for, of which one is kept", REQUEST,
+        group=CHOOSING,
+    )  # fmt: skip
     rerank: Literal["likelihood", "mbr"] = knob(
         "likelihood", "which: the likeliest, or the one most like the others (extra eval)",
-        REQUEST, was="choose",
-    )  # fmt: skip
+        REQUEST, was="choose", group=CHOOSING)  # fmt: skip
     length: Natural = knob(
-        0, "tokens of the longest text; a model with blocks goes on beyond its window"
+        0, "tokens of the longest text; a model with blocks goes on beyond its window", group=BLOCKS
     )
     batch_size: Annotated[int, "[1, 65536]"] = knob(32, "texts generated at once")
 
@@ -119,6 +146,19 @@ class SampleConfig:
 def knobs(*kinds: str) -> dict[str, dataclasses.Field]:
     """The fields of ``SampleConfig`` of these kinds, by name; all without any."""
     return {f.name: f for f in fields(SampleConfig) if not kinds or f.metadata["kind"] in kinds}
+
+
+def with_options(config: SampleConfig, options: dict[str, Any]) -> SampleConfig:
+    """A config with some options changed.
+
+    Raises:
+      UserError: an option is unknown, or a value impossible.
+    """
+    options = {old_names().get(name, name): value for name, value in options.items()}
+    for name in options:
+        if name not in knobs():
+            raise UserError(f"unknown option {name!r}: {did_you_mean(name, knobs())}")
+    return dataclasses.replace(config, **options)
 
 
 def old_names() -> dict[str, str]:

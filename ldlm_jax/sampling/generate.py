@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from ldlm_jax.data.special_ids import EOS, PAD
 from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.diffusion.config import DiffusionConfig
 from ldlm_jax.errors import UserError
@@ -60,6 +61,14 @@ class Generator:
         return -(-(config.length or self.window) // self.block_tokens) * self.block_tokens
 
 
+class Program(NamedTuple):
+    """The size of a compiled call; what a batch does not need of it is left empty, so that batches
+    of different sizes share one."""
+
+    rows: int
+    steps: int
+
+
 # Lengths that are tried for a span of open length, in tokens, as far as there is room.
 LENGTHS = (1, 2, 3, 4, 6, 8, 11, 15)
 
@@ -90,6 +99,7 @@ class Sample:
       given: whether each was given.
       evaluations: of the denoiser, for all blocks together (prefill and decoding not counted).
       drafts: one a step, if they were asked for; the last is the finished text.
+      cut: whether the text would go on, had the window not ended.
     """
 
     prompt: str
@@ -98,6 +108,7 @@ class Sample:
     given: list[bool]
     evaluations: int
     drafts: list[Draft]
+    cut: bool = False
 
 
 def generate(
@@ -128,6 +139,7 @@ def generate_requests(
     requests: Sequence[Request],
     keep_drafts: bool = False,
     on_block: Callable[[int, np.ndarray], None] | None = None,
+    program: Program | None = None,
 ) -> Iterator[Sample]:
     """Generate the texts that were asked for, in order, batch by batch.
 
@@ -140,22 +152,21 @@ def generate_requests(
       requests: what to generate.
       keep_drafts: keep what each step would decode to.
       on_block: see ``spec.Spec``; the rows are those of the batch.
+      program: the least that is compiled for.
 
     Raises:
-      UserError: given text does not fit the window, guidance or infilling was asked of a model that
-        never trained with them, or the requests differ in what must be alike.
+      UserError: see ``check_request``; or the requests differ in what must be alike.
     """
     if not requests:
         return
-    for request in requests:
-        request.config.check_fits(generator.diffusion)
+    asked = [(request, check_request(generator, request)) for request in requests]
     generator = generator.in_blocks(requests[0].config.block_size)
-    asked = [(request, _template(generator, request)) for request in requests]
-    for request, template in asked:
-        _check(generator, request, template)
     spec = replace(_spec(generator, asked), traced=keep_drafts, on_block=on_block)
     groups = [_candidates(generator, request, template) for request, template in asked]
-    finished = _run(generator, spec, [candidate for group in groups for candidate in group])
+    rows = 1
+    if program:
+        rows, spec = program.rows, replace(spec, steps=max(spec.steps, program.steps))
+    finished = _run(generator, spec, [c for group in groups for c in group], rows)
     for request, group in zip(requests, groups, strict=True):
         yield _rerank(request.config.rerank, list(islice(finished, len(group))))
 
@@ -172,8 +183,17 @@ def _template(generator: Generator, request: Request) -> Template:
     return Template.of(request.pieces, generator.tokenizer)
 
 
-def _check(generator: Generator, request: Request, template: Template) -> None:
+def check_request(generator: Generator, request: Request) -> Template:
+    """The template of a request.
+
+    Raises:
+      UserError: given text does not fit the window, or guidance or infilling was asked of a model
+        that never trained with them.
+    """
     config, diffusion = request.config, generator.diffusion
+    config.check_fits(diffusion)
+    generator = generator.in_blocks(config.block_size)
+    template = _template(generator, request)
     # One more for the end, or for something to generate.
     needed = template.fixed_tokens + len(template.open_spans) + 1
     most = generator.row_length(config)
@@ -198,6 +218,12 @@ def _check(generator: Generator, request: Request, template: Template) -> None:
             "guidance needs a model trained with diffusion.condition_dropout and a share of "
             "observed text (diffusion.prefix) above 0; use guidance 1."
         )
+    return template
+
+
+def row_count(request: Request, template: Template) -> int:
+    """Rows that a request takes: the texts of which one is kept."""
+    return max(request.config.best_of, len(LENGTHS) * bool(template.open_spans))
 
 
 def _spec(generator: Generator, asked: Sequence[tuple[Request, Template]]) -> Spec:
@@ -246,10 +272,7 @@ class Finished(NamedTuple):
 def _candidates(generator: Generator, request: Request, template: Template) -> list[Candidate]:
     """The rows of one request."""
     config, open_spans = request.config, template.open_spans
-    window, count = (
-        generator.row_length(config),
-        max(config.best_of, len(LENGTHS) * bool(open_spans)),
-    )
+    window, count = generator.row_length(config), row_count(request, template)
     room = (window - template.fixed_tokens - 1) // max(1, len(open_spans))
     possible = [length for length in LENGTHS if length <= room]
     candidates = []
@@ -272,9 +295,11 @@ def _candidates(generator: Generator, request: Request, template: Template) -> l
     return candidates
 
 
-def _run(generator: Generator, spec: Spec, candidates: Sequence[Candidate]) -> Iterator[Finished]:
-    """The candidates in order, in batches of one size: the last is filled up."""
-    size = min(candidates[0].request.config.batch_size, len(candidates))
+def _run(
+    generator: Generator, spec: Spec, candidates: Sequence[Candidate], rows: int
+) -> Iterator[Finished]:
+    """The candidates in order, in batches of one size, at least ``rows``: the last is filled up."""
+    size = max(rows, min(candidates[0].request.config.batch_size, len(candidates)))
     size = -(-size // row_multiple()) * row_multiple()
     for start in range(0, len(candidates), size):
         batch = list(candidates[start : start + size])
@@ -306,7 +331,9 @@ def _finish(tokenizer: Tokenizer, candidate: Candidate, row: Generated) -> Finis
             confidence = [round(float(x), 3) for x in confidence_L[: len(draft)]]
             drafts.append(Draft(words, draft, confidence))
     given = candidate.row.observed_L[: len(ids)].tolist()
-    sample = Sample(request.prompt, text, ids, given, int(row.evaluations_B), drafts)
+    full = len(ids) == len(row.tokens_BxL)
+    cut = template.continues and full and ids[-1] not in (EOS, PAD)
+    sample = Sample(request.prompt, text, ids, given, int(row.evaluations_B), drafts, cut)
     return Finished(sample, float(row.likelihood_B))
 
 

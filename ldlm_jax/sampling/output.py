@@ -2,44 +2,79 @@
 
 import argparse
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import get_args
 
+import jax
+
 from ldlm_jax.errors import UserError
+from ldlm_jax.puzzles.base import Task
+from ldlm_jax.puzzles.registry import TASKS
 from ldlm_jax.sampling.config import SampleConfig, knobs
 from ldlm_jax.sampling.generate import Generator, Sample, generate_requests
 from ldlm_jax.sampling.page import denoising_page
+from ldlm_jax.sampling.puzzles import held_out, printer, requests_of, typed
 from ldlm_jax.sampling.request import Request, read_requests
-from ldlm_jax.sampling.template import cut_spans, parse_spans
-from ldlm_jax.workdir import load_run
+from ldlm_jax.sampling.revision import Revision, find_phrase, read_text
+from ldlm_jax.sampling.stream import InOrder, TextStream
+from ldlm_jax.sampling.template import parse_spans
+from ldlm_jax.workdir import LoadedRun
+
+# Behind a text that would go on, had the window not ended.
+CUT = " [...]"
+
+
+EXAMPLES = """examples:
+  ldlm sample --workdir runs/mine --prompt "The king" --steps 20
+  ldlm sample --workdir runs/mine --template "The ____ of the people." --num-samples 3
+  ldlm sample --workdir runs/mine --prompt "The king" --stream
+"""
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Flags for the model."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", help="folder of a run")
+    which.add_argument("--model", help="exported folder (ldlm export), or a name on the Hub")
+    parser.add_argument("--step", type=int, help="checkpoint of the run (default: the newest)")
 
 
 def add_knobs(parser: argparse.ArgumentParser) -> None:
-    """Flags for the run, and one for each knob of ``SampleConfig``."""
-    parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
+    """Flags for the model, and one for each knob of ``SampleConfig``, by group."""
+    add_model(parser)
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
-    group = parser.add_argument_group("how to sample", "defaults are those of the run's config")
+    groups: dict = {}
     for name, knob in knobs().items():
+        title = knob.metadata["group"]
+        if title not in groups:
+            text = None if groups else "a run's config may hold other defaults"
+            groups[title] = parser.add_argument_group(title, text)
         names = [f"--{n.replace('_', '-')}" for n in (name, knob.metadata["was"]) if n]
         kind = next((t for t in (knob.type, *get_args(knob.type)) if t in (int, float)), str)
-        group.add_argument(*names, dest=name, type=kind, help=knob.metadata["help"])
+        text = f"{knob.metadata['help']} (default: {knob.default})".replace("%", "%%")
+        groups[title].add_argument(*names, dest=name, type=kind, help=text)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Everything that ``ldlm sample`` understands."""
     add_knobs(parser)
-    parser.add_argument("--num-samples", type=int, default=8, help="texts (default: 8)")
+    parser.add_argument("--num-samples", type=int, help="texts (default: 8, or 1 with --stream)")
     what = parser.add_argument_group("what is given")
     what.add_argument("--prompt", default="", help="beginning")
     what.add_argument("--suffix", default="", help="end")
     what.add_argument("--template", default="", help='"The king ____ the gates ____{3} night."')
-    what.add_argument("--revise", metavar="FILE", help="rewrite the --spans of this text")
-    what.add_argument("--spans", default="", help="characters of FILE, such as 10:25,40:52")
+    what.add_argument("--revise", metavar="FILE", help="rewrite parts of this text")
+    what.add_argument("--find", metavar="PHRASE", default="", help="wherever this stands in FILE")
+    what.add_argument("--spans", default="", help="or these characters, such as 10:25,40:52")
+    what.add_argument(
+        "--puzzle", default="", help="a text with _ for each symbol to find; a grid row by row"
+    )
+    what.add_argument(
+        "--puzzles", type=int, metavar="N", help="held-out puzzles of the model's own corpus"
+    )
+    what.add_argument("--level", default="", help="of them, such as hard")
     what.add_argument(
         "--requests", metavar="JSONL",
         help="what this file asks for: prompt, template, seed, steps, guidance... by line",
@@ -60,50 +95,63 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_of(args, run) -> SampleConfig:
+def config_of(args, run: LoadedRun) -> SampleConfig:
     """The run's sampling section with the flags that were given."""
     given = {name: value for name in knobs() if (value := getattr(args, name)) is not None}
     return replace(run.experiment.sample, **given)
 
 
-def run(args) -> None:
-    """Generate what was asked for."""
-    asked = [name for name in ("prompt", "suffix", "template", "revise", "requests")
-             if getattr(args, name)]  # fmt: skip
+def run(args, load: Callable[[], LoadedRun]) -> None:
+    """Generate what was asked for, with the model that ``load`` returns."""
+    asked = [name for name in ("prompt", "suffix", "template", "revise", "puzzle", "puzzles",
+                               "requests") if getattr(args, name)]  # fmt: skip
     if len(asked) > 1 and asked != ["prompt", "suffix"]:
         raise UserError(f"--{asked[0]} and --{asked[1]} do not go together.")
-    run = load_run(args.workdir, args.step)
+    if args.num_samples is None:
+        args.num_samples = 1 if args.stream else 8
+    run = load()
     with run.use_sharding():
-        _write(args, run.generator, config_of(args, run))
+        _write(args, run, config_of(args, run))
 
 
-def _write(args, generator: Generator, config: SampleConfig) -> None:
+def _write(args, run: LoadedRun, config: SampleConfig) -> None:
+    generator, show = run.generator, None
     if args.revise:
-        _revise(args, generator, Revision.read(args.revise, args.spans, config, args.seed))
+        text = read_text(args.revise)
+        _revise(args, generator, Revision.of(text, _spans(args, text), config, args.seed))
         return
-    if args.requests:
+    task = TASKS.get(run.experiment.data.source)
+    if args.puzzles or args.puzzle:
+        puzzles = (
+            [typed(args.puzzle, task)] if args.puzzle
+            else held_out(run.experiment.data, "test", args.level, args.puzzles, args.seed)
+        )  # fmt: skip
+        requests = requests_of(puzzles, config, args.seed)
+        answer, each = printer(task), iter(puzzles)
+        show = lambda text: answer(next(each), text)  # noqa: E731
+    elif args.requests:
         requests = read_requests(args.requests, config, args.seed)
     else:
         request = Request(args.prompt, args.seed, 0, config, args.suffix, args.template)
         requests = request.several(args.num_samples)
     if args.html:
-        _to_page(args, generator, requests)
+        _to_page(args, generator, requests, task)
     elif args.jsonl:
         _to_file(args.jsonl, requests, generate_requests(generator, requests))
     elif args.stream:
         _stream(generator, requests)
     else:
-        _to_terminal(args, generator, requests)
+        _to_terminal(args, generator, requests, show or str)
 
 
-def _to_terminal(args, generator: Generator, requests: Sequence[Request]) -> None:
+def _to_terminal(args, generator: Generator, requests: Sequence[Request], show) -> None:
     shown = _draft_steps(args.show_denoising, min(r.config.steps for r in requests))
     samples = generate_requests(generator, requests, keep_drafts=bool(shown))
     for place, (request, sample) in enumerate(zip(requests, samples, strict=True), 1):
         for step in shown:
             draft = sample.drafts[step - 1].text
             print(f"[{place} after step {step}/{request.config.steps}] {draft}")
-        print(f"[{place}] {sample.text}", flush=True)
+        print(f"[{place}] {show(sample.text)}{CUT if sample.cut else ''}", flush=True)
 
 
 def _draft_steps(spec: str | None, steps: int) -> tuple[int, ...]:
@@ -145,84 +193,37 @@ def _record(request: Request, sample: Sample) -> dict:
     return fields | asked
 
 
-def _to_page(args, generator: Generator, requests: Sequence[Request]) -> None:
+def _to_page(args, generator: Generator, requests: Sequence[Request], task: Task | None) -> None:
     with _open(args.html) as out:
         panels = {}
         for steps in args.panels or (requests[0].config.steps,):
             of_panel = [replace(r, config=replace(r.config, steps=steps)) for r in requests]
             panels[steps] = list(generate_requests(generator, of_panel, keep_drafts=True))
-        out.write(denoising_page(generator.in_blocks(requests[0].config.block_size), panels))
+        out.write(denoising_page(generator.in_blocks(requests[0].config.block_size), panels, task))
     print(f"wrote {len(requests)} samples at {', '.join(map(str, panels))} steps to {args.html}")
 
 
 def _stream(generator: Generator, requests: Sequence[Request]) -> None:
-    """Print blocks as they come: their own text."""
-    if len(requests) != 1 or not generator.diffusion.block_size:
-        raise UserError("--stream shows one text (--num-samples 1) of a model with blocks.")
-    tokens: list[int] = []
-    printed = ""
+    """Print a text as its blocks come."""
+    if len(requests) != 1:
+        raise UserError("--stream shows one text: leave --num-samples out, or give 1.")
+    stream = TextStream(generator.in_blocks(requests[0].config.block_size), requests[0])
 
-    def on_block(_, tokens_BxT):
-        nonlocal printed
-        tokens.extend(map(int, tokens_BxT[0]))
-        text = generator.tokenizer.decode(tokens)
-        # Half a character comes out as the replacement mark; the rest of it is in the next block.
-        whole = text.rstrip("\ufffd")
-        print(whole[len(printed) :], end="", flush=True)
-        printed = whole
+    def show(tokens_BxT):
+        print(stream.add(tokens_BxT[0]), end="", flush=True)
 
-    (sample,) = generate_requests(generator, requests, on_block=on_block)
-    print(f"\n[{sample.evaluations} evaluations]")
+    (sample,) = generate_requests(generator, requests, on_block=InOrder(show))
+    jax.effects_barrier()  # the last block may still be on its way
+    print(stream.rest(sample) + (CUT if sample.cut else ""))
+    print(f"[{sample.evaluations} evaluations]")
 
 
-@dataclass(frozen=True)
-class Revision:
-    """A text file of which spans are rewritten. A paragraph is a document of its own.
-
-    Attributes:
-      parts: paragraphs and what stands between them, in turn.
-      requests: for the paragraphs that a span touches, by their place in ``parts``.
-    """
-
-    parts: tuple[str, ...]
-    requests: dict[int, Request]
-
-    @classmethod
-    def read(cls, path: str, spec: str, config: SampleConfig, seed: int) -> "Revision":
-        """The revision of a file's spans (see ``template.parse_spans``).
-
-        Raises:
-          UserError: the file cannot be read, or a span is outside of it or crosses paragraphs.
-        """
-        if not spec:
-            raise UserError("--revise needs --spans: characters such as 10:25,40:52.")
-        try:
-            text = Path(path).read_bytes().decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {path}: {error}.") from error
-        spans = parse_spans(spec)
-        cut_spans(text, spans)  # raises where one is outside
-        parts, requests, at = re.split(r"(\n\s*\n)", text), {}, 0
-        for place, part in enumerate(parts):
-            end = at + len(part)
-            inside = [(b - at, e - at) for b, e in spans if b < end and e > at]
-            if inside and (place % 2 or inside[0][0] < 0 or inside[-1][1] > len(part)):
-                raise UserError(f"a span of {spec} crosses paragraphs: give one for each.")
-            if inside:
-                pieces = cut_spans(part, inside)
-                requests[place] = Request(seed=seed, config=config, revise=pieces)
-            at = end
-        return cls(tuple(parts), requests)
-
-    def texts(self, generator: Generator, count: int) -> Iterator[str]:
-        """The file with its spans rewritten, ``count`` times."""
-        groups = [request.several(count) for request in self.requests.values()]
-        samples = generate_requests(
-            generator, [request for turn in zip(*groups, strict=True) for request in turn]
+def _spans(args, text: str) -> list[tuple[int, int]]:
+    if bool(args.find) == bool(args.spans):
+        raise UserError(
+            "--revise needs --spans, characters such as 10:25,40:52, or --find PHRASE; not both."
         )
-        for _ in range(count):
-            new = {place: next(samples).text for place in self.requests}
-            yield "".join(new.get(place, part) for place, part in enumerate(self.parts))
+    return find_phrase(text, args.find) if args.find else parse_spans(args.spans)
 
 
 def _revise(args, generator: Generator, revision: Revision) -> None:

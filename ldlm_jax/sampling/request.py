@@ -80,7 +80,7 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
         if not line.strip():
             continue
         try:
-            requests.append(_parse(json.loads(line), Request("", seed, number, config)))
+            requests.append(request_from(json.loads(line), Request("", seed, number, config)))
         except (json.JSONDecodeError, UserError) as error:
             raise UserError(f"{path}:{number + 1}: {error}") from error
     if not requests:
@@ -88,7 +88,16 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
     return requests
 
 
-def _parse(row: dict, default: Request) -> Request:
+def request_from(row: dict, default: Request) -> Request:
+    """A request from the fields of a JSON object, see ``read_requests``.
+
+    Args:
+      row: the object.
+      default: holds what the object does not.
+
+    Raises:
+      UserError: it is no such object; names the field and what it may be.
+    """
     if not isinstance(row, dict):
         raise UserError(f"not a JSON object such as {_EXAMPLE}.")
     texts = ("prompt", "suffix", "template", "seed", "number")

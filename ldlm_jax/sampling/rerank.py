@@ -12,7 +12,7 @@ from ldlm_jax.data.special_ids import EOS
 from ldlm_jax.diffusion.objective import masked_mean
 from ldlm_jax.diffusion.solvers import row_keys, row_noise
 from ldlm_jax.errors import UserError
-from ldlm_jax.models.denoiser import Denoiser
+from ldlm_jax.models.denoiser import Denoiser, Prediction
 from ldlm_jax.models.dit import GENERATED, OBSERVED, NoisyInputs
 from ldlm_jax.models.token_layout import TokenLayout, token_layout
 
@@ -46,13 +46,13 @@ def log_likelihood(
     if not denoiser.config.next_token_prior:
         loss_BxL = _in_noise(denoiser, tokens_BxL, layout, observed_BxN, keys_B)
         return -jax.vmap(masked_mean)(loss_BxL, scored_BxL)
-    loss_BxL = one_by_one(denoiser, tokens_BxL, layout)
+    loss_BxL = one_by_one(denoiser, tokens_BxL, layout).metrics.loss_BxL
     after_B = jnp.sum(loss_BxL * (begun_BxL & ~generated_BxL), axis=1)
     return -jax.vmap(masked_mean)(loss_BxL, scored_BxL) - after_B
 
 
-def one_by_one(denoiser: Denoiser, tokens_BxL: jax.Array, layout: TokenLayout) -> jax.Array:
-    """Cross-entropy (B, L) of each latent's tokens given the clean text before it and no other."""
+def one_by_one(denoiser: Denoiser, tokens_BxL: jax.Array, layout: TokenLayout) -> Prediction:
+    """Logits and metrics of each latent's tokens given the clean text before it and no other."""
     layout = token_layout(layout.segment_ids_BxN, block_size=1)
     nowhere_BxN = jnp.zeros(layout.segment_ids_BxN.shape, bool)
     z_0_BxNxD = denoiser.encode(tokens_BxL, layout, nowhere_BxN)
@@ -61,7 +61,7 @@ def one_by_one(denoiser: Denoiser, tokens_BxL: jax.Array, layout: TokenLayout) -
     blank_BxNxD, t_BxN = jnp.zeros_like(z_0_BxNxD), jnp.ones(nowhere_BxN.shape)
     generated_BxN = jnp.full(nowhere_BxN.shape, GENERATED)
     inputs = NoisyInputs(blank_BxNxD, t_BxN, generated_BxN, blank_BxNxD, layout)
-    return denoiser.denoise(inputs, cache, tokens_BxL).metrics.loss_BxL
+    return denoiser.denoise(inputs, cache, tokens_BxL)
 
 
 def _in_noise(denoiser: Denoiser, tokens_BxL, layout: TokenLayout, observed_BxN, keys_B):

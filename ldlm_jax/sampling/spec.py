@@ -55,7 +55,7 @@ class Spec:
       scored: also return the likelihood of what was generated.
       cached_latents: that a model with blocks keeps, the latest ones; 0 for all.
       on_block: called with each finished block's number and tokens (B, T), to show them as they
-        come.
+        come; not always in order, see ``stream.InOrder``.
     """
 
     networks: Networks

@@ -68,6 +68,7 @@ def test_a_run_without_input_ends_and_goes_on_where_it_was(corpus, tmp_path):
 
 def test_a_supervised_command_is_started_again_and_errors_of_users_are_final(tmp_path, monkeypatch):
     from ldlm_jax import cli
+    from ldlm_jax.telemetry import watchdog
 
     counter = tmp_path / "count"
     counter.write_text("")
@@ -83,7 +84,7 @@ def test_a_supervised_command_is_started_again_and_errors_of_users_are_final(tmp
     )
     true_popen = subprocess.Popen
     monkeypatch.setattr(
-        cli.subprocess, "Popen", lambda command: true_popen([sys.executable, str(program)])
+        watchdog.subprocess, "Popen", lambda command: true_popen([sys.executable, str(program)])
     )
     train = ["train", "--config", "configs/debug.py", "--workdir", str(tmp_path)]
     assert cli.main([*train, "--max-restarts", "5"]) == 0

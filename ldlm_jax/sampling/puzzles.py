@@ -1,0 +1,106 @@
+"""Puzzles as requests: what is given, and what the answers look like on a terminal."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import groupby
+
+from ldlm_jax.data.dataset import DataConfig, prepare
+from ldlm_jax.data.texts import read_texts
+from ldlm_jax.errors import UserError, did_you_mean
+from ldlm_jax.puzzles.base import OPEN, Puzzle, Task
+from ldlm_jax.puzzles.registry import TASKS
+from ldlm_jax.sampling.config import SampleConfig
+from ldlm_jax.sampling.request import Request
+from ldlm_jax.sampling.template import Pieces, Span
+
+
+def task_of(source: str) -> Task:
+    """The task whose corpus a model was trained on.
+
+    Raises:
+      UserError: it was trained on something else.
+    """
+    if source not in TASKS:
+        raise UserError(
+            f"data.source = {source!r} holds no puzzles; those that do are {', '.join(TASKS)}."
+        )
+    return TASKS[source]
+
+
+def pieces_of(puzzle: Puzzle) -> Pieces:
+    """What is given, and spans to fill."""
+    pieces: list[str | Span] = [
+        Span(len(list(symbols))) if is_open else "".join(symbols)
+        for is_open, symbols in groupby(puzzle.given, lambda symbol: symbol == OPEN)
+    ]
+    return tuple([*pieces, Span(open_end=True)] if puzzle.open_end else pieces)
+
+
+def requests_of(puzzles: list[Puzzle], config: SampleConfig, seed: int) -> list[Request]:
+    """A request for each puzzle, with noise of its own."""
+    return [
+        Request(seed=seed, number=number, config=config, revise=pieces_of(puzzle))
+        for number, puzzle in enumerate(puzzles)
+    ]
+
+
+def held_out(config: DataConfig, split: str, level: str, count: int, seed: int) -> list[Puzzle]:
+    """Puzzles of a held-out split of a puzzle corpus; the same whenever it is asked.
+
+    Args:
+      config: of the corpus.
+      split: ``validation`` or ``test``.
+      level: one of ``Task.levels``; empty for the first.
+      count: how many.
+      seed: which.
+
+    Raises:
+      UserError: the corpus holds no puzzles, or the level is unknown.
+    """
+    task = task_of(config.source)
+    level = level or task.levels[0]
+    if level not in task.levels:
+        raise UserError(
+            f"no level {level!r} of {config.source}: {did_you_mean(level, task.levels)}"
+        )
+    return _held_out(config, split, level, count, seed)
+
+
+@lru_cache(maxsize=8)
+def _held_out(config: DataConfig, split: str, level: str, count: int, seed: int) -> list[Puzzle]:
+    texts = list(read_texts(prepare(config).text, split))
+    return TASKS[config.source].puzzles(texts, level, count, seed)
+
+
+def typed(text: str, task: Task | None) -> Puzzle:
+    """A puzzle as a user spells it: ``_`` or ``.`` for each symbol to find, blanks for the eye.
+
+    Raises:
+      UserError: nothing is to be found, or a grid has not the right number of cells.
+    """
+    side = task.side if task else 0
+    given = "".join(text.split()).replace(".", OPEN) if side else text
+    if OPEN not in given:
+        raise UserError(f"--puzzle {text!r}: write _ for each symbol that is to be found.")
+    if side and len(given) != side**2:
+        raise UserError(f"--puzzle has {len(given)} cells; a grid of side {side} has {side**2}.")
+    return Puzzle(given)
+
+
+def printer(task: Task | None) -> Callable[[Puzzle, str], str]:
+    """How an answer is shown: a grid as one, its clues beside it; and whether it is right."""
+
+    def show(puzzle: Puzzle, text: str) -> str:
+        if task is None:
+            return text
+        verdict = "solved" if task.solved(puzzle, text) else "wrong"
+        side = task.side
+        if not side:
+            return f"{text}  ({verdict})"
+        lines = [verdict]
+        for row in range(0, side**2, side):
+            clues = puzzle.given[row : row + side].replace(OPEN, ".")
+            lines.append(f"    {' '.join(clues)}     {' '.join(text[row : row + side])}")
+        return "\n".join(lines)
+
+    return show
