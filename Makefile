@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN ?= runs/web_cpu
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-plan models lint format smoke clean
+.PHONY: demo puzzles test test-all test-plan models lint format smoke clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
@@ -32,6 +32,14 @@ demo: $(VENV)/.demo
 	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 3 --guidance 1.5 --prompt "The king said"
 	@echo "--- filling spans"
 	$(BIN)/ldlm sample --workdir $(RUN) --steps 50 --num-samples 3 --template "The ____ said to the people, ____{6} God."
+
+# Sudoku of side 6: ten minutes of training, twenty puzzles, and a page on which grids sharpen.
+PUZZLES := runs/sudoku_cpu
+puzzles: $(VENV)/.installed
+	$(BIN)/ldlm train --config configs/sudoku_cpu.py --workdir $(PUZZLES)
+	$(BIN)/ldlm sample --workdir $(PUZZLES) --puzzles 20 --steps 20
+	$(BIN)/ldlm sample --workdir $(PUZZLES) --puzzles 4 --html $(PUZZLES)/puzzles.html --panels 1 5 20 100
+	@echo "open $(PUZZLES)/puzzles.html"
 
 test: $(VENV)/.installed
 	$(BIN)/pytest -m "not slow"
