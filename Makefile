@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,eval]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,eval,harness]'
 	touch $@
 
 # What the demo needs, and no more.

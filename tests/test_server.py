@@ -200,6 +200,7 @@ BAD = {
     "no JSON": ("{", "no JSON"),
     "an unknown field": ({"stepz": 3}, "did you mean 'steps'"),
     "no steps": ({"steps": 0}, "steps = 0: must be at least 1"),
+    "a billion steps": ({"steps": 10**9}, "at most 256"),
     "a word for a number": ({"temperature": "hot"}, "temperature = 'hot'"),
     "cold": ({"temperature": 0}, "temperature = 0: must be above 0"),
     "a call's option": ({"solver": "euler"}, "unknown field 'solver'"),

@@ -108,6 +108,8 @@ class Batcher:
           Closed: the server is shutting down.
         """
         for job in jobs:
+            if job.request.config.steps > _STEPS[-1]:
+                raise UserError(f"steps = {job.request.config.steps}: at most {_STEPS[-1]} here.")
             template = check_request(self._generator, job.request)
             job.rows = row_count(job.request, template)
             if job.rows > self.limits.max_batch:
@@ -202,7 +204,7 @@ class Batcher:
     def _program(self, rows: int, requests: Sequence[Request]) -> Program:
         """A size that other batches have, too."""
         most = max(request.config.steps for request in requests)
-        steps = next((n for n in _STEPS if n >= most), most)
+        steps = next(n for n in _STEPS if n >= most)
         return Program(next(n for n in self._sizes if n >= rows), steps)
 
     @property
