@@ -6,6 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
@@ -151,11 +152,12 @@ class Log:
         if self._pending is None:
             return
         (done, phase, metrics), self._pending = self._pending, None
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._throughput.book("step")
         values |= self._throughput.report(done, phase)
         self._writer.write(done, values)
         self._screen.metrics(done, _summary(values))
+        self._throughput.book("log")
         self._count_skipped(done, values)
 
     def _count_skipped(self, done: int, values: dict) -> None:
