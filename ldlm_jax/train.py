@@ -1,7 +1,6 @@
 """The loop, top to bottom: restore, data, step, log, evaluate, save, stop."""
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -134,10 +133,6 @@ class TrainingRun:
         )  # fmt: skip
 
 
-# Steps that the host runs ahead of the devices: enough that they always find the next one waiting.
-_IN_FLIGHT = 2
-
-
 def _loop(run: TrainingRun, folder: Workdir) -> None:
     experiment, config = run.experiment, run.experiment.train
     checkpoints = Checkpoints(
@@ -161,7 +156,6 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
     profiler = Profiler(folder.path / "profile", config)
     _announce(screen, state, folder, start)
     evaluated: dict = {}
-    in_flight: deque = deque()
     with contextlib.ExitStack() as closing:
         # Each is closed whatever becomes of the others; the last one named is closed first.
         for part in (checkpoints, writer, screen, profiler):
@@ -172,10 +166,7 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
             throughput.book("input")
             phase = phase_at(experiment.phases, step)
             state, metrics = step_fn(state, batch, key, frozen, phase=phase)
-            in_flight.append(metrics["loss"])
-            if len(in_flight) > _IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())  # nothing is fetched
-            log.flush()  # of the step before, now that this one is under way
+            log.under_way(metrics)
             throughput.book("step")
             done, last = step + 1, step + 1 == config.num_steps
             screen.step(done)

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 
 import jax
@@ -15,6 +16,8 @@ from ldlm_jax.errors import UserError
 
 # A run ends after so many steps in a row that changed nothing.
 MOST_SKIPPED = 100
+# Steps that the host runs ahead of the devices: enough that they always find the next one waiting.
+STEPS_AHEAD = 2
 
 
 def finite(value):
@@ -136,8 +139,16 @@ class Log:
     def __init__(self, writer: MetricsWriter, screen: Screen, throughput):
         self._writer, self._screen, self._throughput = writer, screen, throughput
         self._pending, self._before = None, None
+        self._under_way: deque[jax.Array] = deque()
         # Steps up to the last one written that changed nothing.
         self.skipped_in_a_row = 0
+
+    def under_way(self, metrics: dict) -> None:
+        """A step was dispatched: write the one before, and wait until only few are under way."""
+        self._under_way.append(metrics["loss"])
+        if len(self._under_way) > STEPS_AHEAD:
+            jax.block_until_ready(self._under_way.popleft())  # nothing is fetched
+        self.flush()
 
     def put(self, done: int, phase, metrics: dict) -> None:
         """Keep a step's metrics to be written."""
