@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN ?= runs/web_cpu
 BIN := $(VENV)/bin
 
-.PHONY: demo puzzles test test-all test-plan models lint format smoke clean
+.PHONY: demo puzzles test test-all test-gpu test-plan models lint format smoke clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
@@ -46,6 +46,11 @@ test: $(VENV)/.installed
 
 test-all: $(VENV)/.installed
 	$(BIN)/pytest
+
+# On a machine with an NVIDIA GPU, under four minutes; elsewhere all of it is skipped.
+test-gpu: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cuda]'
+	$(BIN)/pytest -n 0 tests/gpu
 
 # The plans for TPU pods, with the compiler for TPUs (half a gigabyte), apart from the rest.
 test-plan:

@@ -182,7 +182,7 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
             throughput.book("input")
             phase = phase_at(experiment.phases, step)
             state, metrics = step_fn(state, batch, key, frozen, phase=phase)
-            log.flush()  # of the step before, now that this one is under way
+            log.under_way(metrics)
             throughput.book("step")
             done, last = step + 1, step + 1 == config.num_steps
             screen.step(done)

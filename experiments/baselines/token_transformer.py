@@ -33,7 +33,9 @@ class Cache(NamedTuple):
     def put(self, keys_and_values: tuple[jax.Array, jax.Array], index) -> "Cache":
         """The cache with these keys and values from position ``index`` on."""
         updated = jax.tree.map(
-            lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, index, axis=2),
+            lambda whole, new: jax.lax.dynamic_update_slice_in_dim(
+                whole, new.astype(whole.dtype), index, axis=2
+            ),
             self.keys_and_values, keys_and_values,
         )  # fmt: skip
         return self._replace(keys_and_values=updated)
@@ -106,8 +108,8 @@ class TokenTransformer(nn.Module):
 
 
 def empty_cache(model: TokenTransformer, params: dict, layout: TokenLayout) -> Cache:
-    """A cache of zeros for the tokens of a layout, in the dtype of the model's own keys."""
+    """A cache of zeros for the tokens of a layout, in the dtype that the model computes in."""
     tokens_BxN = jnp.zeros_like(layout.segment_ids_BxN)
     prediction = jax.eval_shape(model.apply, {"params": params}, tokens_BxN, layout)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), prediction.keys_and_values)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, model.dtype), prediction.keys_and_values)
     return Cache(zeros, layout)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ldlm_jax.data.library import COLLECTIONS
 from ldlm_jax.errors import UserError
 from ldlm_jax.puzzles.registry import TASKS
 
@@ -164,7 +165,8 @@ _WEB_HELD_OUT = {
 }
 
 
-def _read_web(root: Path) -> Splits:
+def web_verses(root: Path) -> Iterator[tuple[str, int, str]]:
+    """Book, chapter and text of every verse of the World English Bible."""
     try:
         from pysword.modules import SwordModules
     except ImportError as error:
@@ -175,13 +177,19 @@ def _read_web(root: Path) -> Splits:
     bible = modules.get_bible_from_module("engWEB2015eb")
     # The library unpacks a whole book for every verse of it: two minutes in all without this.
     bible._decompressed_text = lru_cache(maxsize=2)(bible._decompressed_text)
-    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
     for books in bible.get_structure().get_books().values():
         for book in books:
-            name = next((s for s, held in _WEB_HELD_OUT.items() if book.name in held), "train")
             for chapter in range(1, book.num_chapters + 1):
                 verses = bible.get_iter(books=[book.name], chapters=[chapter], clean=False)
-                splits[name] += filter(None, map(_clean_osis, verses))
+                for verse in filter(None, map(_clean_osis, verses)):
+                    yield book.name, chapter, verse
+
+
+def _read_web(root: Path) -> Splits:
+    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for book, _, verse in web_verses(root):
+        name = next((s for s, held in _WEB_HELD_OUT.items() if book in held), "train")
+        splits[name].append(verse)
     return splits
 
 
@@ -265,4 +273,8 @@ REGISTRY |= {
         _read_austen,
         _deb_by_hand("r-cran-janeaustenr"),
     ),
+}
+REGISTRY |= {
+    name: Corpus(many.description, many.fetch, many.read, "see the message above")
+    for name, many in COLLECTIONS.items()
 }

@@ -25,7 +25,7 @@ from rich.progress import track
 from ldlm_jax.data.corpora import REGISTRY, SPLITS
 from ldlm_jax.data.rows import VERSION, write_facts
 from ldlm_jax.data.shards import make_shards, shards_of, stored
-from ldlm_jax.data.sources import load_documents, parts_of
+from ldlm_jax.data.sources import load_documents, weighted_parts
 from ldlm_jax.data.special_ids import SPECIAL_TOKENS
 from ldlm_jax.data.texts import open_texts, write_texts
 from ldlm_jax.data.tokenizer import Tokenizer
@@ -45,8 +45,8 @@ class DataConfig:
     """Which text, and how it is cut into windows.
 
     Attributes:
-      source: a corpus name, a path or ``tfds:NAME``, or several joined by a plus (see
-        ``sources.load_documents``).
+      source: a corpus name, a path or ``tfds:NAME``, or several joined by a plus, with weights or
+        without (see ``sources.load_documents``).
       root: folder that holds prepared corpora.
       text_field: field of JSONL, Parquet or TFDS records that holds the text.
       vocab_size: tokens of the BPE, special tokens and the 256 bytes included.
@@ -75,13 +75,15 @@ class DataConfig:
     @property
     def folder(self) -> Path:
         """Where this source's datasets live; files that changed are another source."""
-        root, parts = local_path(self.root), parts_of(self.source)
+        root, weighted = local_path(self.root), weighted_parts(self.source)
+        parts = [part for _, part in weighted]
         if all(part in REGISTRY for part in parts):
-            return root / self.source
+            return root / self.source.replace("*", "x")
         paths = [Path(part.removeprefix("tfds:")) for part in parts]
         origins = [_identity(p, part) for p, part in zip(paths, parts, strict=True)]
         name = re.sub(r"\W+", "_", "+".join(path.stem for path in paths))
-        return root / f"{name}-{_digest([*origins, self.text_field])}"
+        weights = [] if {weight for weight, _ in weighted} == {1.0} else [weighted]
+        return root / f"{name}-{_digest([*origins, self.text_field, *weights])}"
 
 
 def _identity(path: Path, source: str) -> list:

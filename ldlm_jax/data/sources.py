@@ -2,6 +2,7 @@
 
 import heapq
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -21,17 +22,23 @@ def load_documents(source: str, *, downloads: Path, text_field: str = "text") ->
     Args:
       source: the name of a corpus (``web``), a file or folder of ``.txt``, ``.jsonl`` or
         ``.parquet``, or ``tfds:NAME`` / ``tfds:FOLDER`` for a TFDS dataset that is on disk; or
-        several of them, ``sotu+austen``, each split into its own parts and then mixed evenly.
+        several of them, ``sotu+austen``, each split into its own parts and then mixed evenly. With
+        weights, ``2*sotu+0.5*austen``, an epoch holds each training document of one twice, and half
+        of the other's.
       downloads: folder for fetched packages.
       text_field: the field that holds the text in JSONL, Parquet and TFDS.
 
     Raises:
       UserError: the source is unknown, empty, undecodable or lacks the field.
     """
-    parts = parts_of(source)
-    if len(parts) > 1:
-        mixed = [load_documents(p, downloads=downloads, text_field=text_field) for p in parts]
-        return {split: _Mixed([documents[split] for documents in mixed]) for split in SPLITS}
+    parts = weighted_parts(source)
+    if parts != [(1.0, source)]:
+        loaded = [load_documents(p, downloads=downloads, text_field=text_field) for _, p in parts]
+        weights = [weight for weight, _ in parts]
+        return {split: _Mixed([
+            _Repeated(documents[split], weight if split == "train" else 1.0)
+            for documents, weight in zip(loaded, weights, strict=True)
+        ]) for split in SPLITS}  # fmt: skip
     if source in REGISTRY:
         documents = REGISTRY[source].load(downloads)
     elif source.startswith("tfds:"):
@@ -49,10 +56,46 @@ def load_documents(source: str, *, downloads: Path, text_field: str = "text") ->
     return documents
 
 
-def parts_of(source: str) -> list[str]:
-    """The sources in ``sotu+austen``; a file or folder that has a plus in its name is one."""
-    whole = Path(source.removeprefix("tfds:")).expanduser()
-    return [source] if whole.exists() else source.split("+")
+def weighted_parts(source: str) -> list[tuple[float, str]]:
+    """Weights and names of the sources in ``2*sotu+austen``.
+
+    A file or folder that has such a sign in its name is one source.
+
+    Raises:
+      UserError: a weight is 0.
+    """
+    if Path(source.removeprefix("tfds:")).expanduser().exists():
+        return [(1.0, source)]
+    parts = []
+    for part in source.split("+"):
+        weighted = re.fullmatch(r"(\d+\.?\d*|\.\d+)\*(.+)", part)
+        weight, name = (float(weighted[1]), weighted[2]) if weighted else (1.0, part)
+        if weight == 0:
+            raise UserError(f"data.source: the weight of {name!r} is 0; leave the source out.")
+        parts.append((weight, name))
+    return parts
+
+
+def mixed(sources: list[Iterable[str]]) -> Iterable[str]:
+    """All documents of some sources, each spread evenly over the whole."""
+    return _Mixed(sources)
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """The documents of a source ``weight`` times over; of a part of a time, evenly chosen ones."""
+
+    source: Iterable[str]
+    weight: float
+
+    def __iter__(self) -> Iterator[str]:
+        whole = int(self.weight)
+        for _ in range(whole):
+            yield from self.source
+        share = self.weight - whole
+        for i, text in enumerate(self.source if share else ()):
+            if int((i + 1) * share) > int(i * share):
+                yield text
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ import json
 import math
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
@@ -14,6 +16,8 @@ from ldlm_jax.errors import UserError
 
 # A run ends after so many steps in a row that changed nothing.
 MOST_SKIPPED = 100
+# Steps that the host runs ahead of the devices: enough that they always find the next one waiting.
+STEPS_AHEAD = 2
 
 
 def finite(value):
@@ -135,8 +139,16 @@ class Log:
     def __init__(self, writer: MetricsWriter, screen: Screen, throughput):
         self._writer, self._screen, self._throughput = writer, screen, throughput
         self._pending, self._before = None, None
+        self._under_way: deque[jax.Array] = deque()
         # Steps up to the last one written that changed nothing.
         self.skipped_in_a_row = 0
+
+    def under_way(self, metrics: dict) -> None:
+        """A step was dispatched: write the one before, and wait until only few are under way."""
+        self._under_way.append(metrics["loss"])
+        if len(self._under_way) > STEPS_AHEAD:
+            jax.block_until_ready(self._under_way.popleft())  # nothing is fetched
+        self.flush()
 
     def put(self, done: int, phase, metrics: dict) -> None:
         """Keep a step's metrics to be written."""
@@ -151,11 +163,12 @@ class Log:
         if self._pending is None:
             return
         (done, phase, metrics), self._pending = self._pending, None
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._throughput.book("step")
         values |= self._throughput.report(done, phase)
         self._writer.write(done, values)
         self._screen.metrics(done, _summary(values))
+        self._throughput.book("log")
         self._count_skipped(done, values)
 
     def _count_skipped(self, done: int, values: dict) -> None:

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# All rows on this machine's device, in order of importance, in at most ten minutes:
+#   experiments/accelerator/run.sh OUT [--peers DIR] [--tiny]
+# Every row is a process of its own under its own limit. OUT/rows.jsonl and OUT/table.md are written
+# as rows are done. DIR holds elf_bench.py and cola_bench.py, which are run as they are.
+set -u
+cd "$(dirname "$0")/../.."
+out=$1; shift
+peers="" size="" limit=75 whole=600
+while [ $# -gt 0 ]; do
+  case $1 in
+    --peers) peers=$2; shift 2 ;;
+    --tiny) size=tiny; shift ;;
+    *) echo "unknown argument $1" >&2; exit 2 ;;
+  esac
+done
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
+python=${PYTHON:-python}
+mkdir -p "$out"
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$out/compiled}"
+begin=$SECONDS
+
+# guarded NAME SECONDS COMMAND...: under a limit; a row that runs into it is told as such.
+guarded() {
+  local name=$1 most=$2 left=$((whole - (SECONDS - begin) - 5)); shift 2
+  if [ "$left" -lt 10 ]; then
+    echo "{\"row\": \"$name\", \"error\": \"not run: no time left\"}" >> "$out/rows.jsonl"
+    return
+  fi
+  timeout -k 5 $((most < left ? most : left)) "$@"
+  local code=$?
+  if [ $code -ne 0 ]; then
+    echo "{\"row\": \"$name\", \"error\": \"ended with $code (124: over $most s)\"}" >> "$out/rows.jsonl"
+  fi
+  "$python" experiments/accelerator/table.py "$out/rows.jsonl" "$out/table.md"
+}
+
+rows=${ROWS:-$("$python" experiments/accelerator/table.py --rows)}
+first=1
+for row in $rows; do
+  # The peers come after the rows that are compared with theirs.
+  if [ -n "$peers" ] && [ $first = 1 ] && [[ $row == sample_1x1024_8 ]]; then
+    first=0
+    for peer in elf cola; do
+      budget=$([ $peer = elf ] && echo 60 || echo 70)
+      guarded "peer_$peer" $((budget + 15)) bash -c \
+        "'$python' '$peers/${peer}_bench.py' --budget $budget ${size:+--tiny} > '$out/peer_$peer.jsonl'"
+    done
+  fi
+  guarded "$row" "$limit" "$python" experiments/accelerator/row.py "$row" "$out/rows.jsonl" $size
+done
+cat "$out/table.md"
