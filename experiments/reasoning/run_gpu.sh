@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# One row of the tables in one call of at most ten minutes on one GPU; the same call goes on where
+# the last one stopped.
+#
+#   experiments/reasoning/run_gpu.sh ROW OUT [SEED]
+#   ROW: sudoku sudoku_28m countdown4 countdown5, and for side 9 the baselines ar ar_order mdlm
+#
+# Prepare the corpora beforehand where time is dear: `ldlm data --config configs/sudoku.py`.
+# TINY=1 runs the row in a minute on a CPU, to prove that it works.
+set -euo pipefail
+row=$1 out=$2 seed=${3:-0} minutes=${MINUTES:-7}
+export PYTHONPATH=${PYTHONPATH:-.}
+python=${PYTHON:-python}
+mkdir -p "$out"
+tiny=() count=1000 steps="1 2 5 10 20 50 100 180" small=()
+if [ "${TINY:-}" ]; then
+  count=8 steps="1 2" minutes=0.1
+  tiny=(data.source=sudoku4 data.window=17 dit.layers=1 text_vae.width=32 text_vae.heads=2
+        dit.width=32 dit.heads=2 train.num_steps=4 train.batch_size=8 train.eval_samples=4
+        "train.eval_steps=(1,)" optim.warmup_steps=1)
+  small=(width=32 layers=1 heads=2 batch_size=8)
+fi
+
+case $row in
+  sudoku | sudoku_28m | countdown4 | countdown5)
+    config=configs/$row.py source=() levels=("30 given" easy hard)
+    if [ "$row" != "${row#countdown}" ]; then
+      config=configs/countdown.py source=("data.source=$row") levels=(all)
+      [ -z "${TINY:-}" ] || tiny=("${tiny[@]:2}" train.evals='()') count=4
+    elif [ "${TINY:-}" ]; then
+      levels=("6 given" easy)
+    fi
+    # At the end of its time training saves and stops; what is left is for the evaluation.
+    timeout --signal=TERM "$(printf '%.0f' "$(echo "$minutes * 60 + 30" | bc)")" \
+      "$python" -m ldlm_jax.cli train --config "$config" --workdir "$out/${row}_$seed" \
+      "train.seed=$seed" "${source[@]}" "${tiny[@]}" || [ $? = 124 ]
+    "$python" -m ldlm_jax.cli eval --workdir "$out/${row}_$seed" --evals puzzles --split test \
+      --num-samples "$count" --levels "${levels[@]}" --step-counts $steps \
+      --json "$out/${row}_$seed.json"
+    ;;
+  ar | ar_order | mdlm)
+    config=configs/sudoku.py
+    [ -z "${TINY:-}" ] || config=configs/sudoku_cpu.py
+    "$python" experiments/reasoning/baselines.py train "$row" "$out/${row}_$seed" "$minutes" \
+      "config=$config" "seed=$seed" width=256 layers=8 batch_size=512 learning_rate=2e-3 "${small[@]}"
+    "$python" experiments/reasoning/baselines.py solve "$row" "$out/${row}_$seed" \
+      "$out/${row}_$seed.json" "$count"
+    ;;
+  *)
+    echo "unknown row $row: see the head of this file" >&2
+    exit 2
+    ;;
+esac
