@@ -30,6 +30,7 @@ ARROWS = {
         "parallel",
         "workdir",
         "train_state",
+        "puzzles",
     ),
     "telemetry": ("plan",),
 }

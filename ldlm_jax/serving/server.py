@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from ldlm_jax.errors import UserError
+from ldlm_jax.puzzles.registry import TASKS
 from ldlm_jax.sampling.page import live_page, page_data
 from ldlm_jax.serving.batcher import Batcher, Closed, Job, Limits, Overloaded
 from ldlm_jax.serving.protocol import Asked, Choice, parse
@@ -87,7 +88,7 @@ class Server:
 
     def __init__(self, run: LoadedRun, config: ServerConfig):
         self.config, self.generator, self.sample = config, run.generator, run.experiment.sample
-        self.batcher = Batcher(run, config.limits)
+        self.batcher, self.task = Batcher(run, config.limits), TASKS.get(run.experiment.data.source)
         self.metrics, self.created = Metrics(self.batcher), int(time.time())
 
     def app(self) -> Starlette:
@@ -180,7 +181,7 @@ class Server:
             pass
         generator = self.generator.in_blocks(self.sample.block_size)
         steps = asked.requests[0].config.steps
-        return JSONResponse(page_data(generator, {steps: answer.samples}))
+        return JSONResponse(page_data(generator, {steps: answer.samples}, self.task))
 
     async def models(self, _: Request) -> Response:
         """``GET /v1/models``."""
