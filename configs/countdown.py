@@ -2,7 +2,8 @@
 
 Command:  ldlm train --config configs/countdown.py --workdir runs/countdown
           (data.source=countdown5 for five numbers)
-Hardware: one H100, planned for eight minutes. Not run.
+Hardware: one H100, planned for eight minutes.
+Result:   not run.
 """
 
 import runpy

@@ -3,7 +3,8 @@
 Command:  ldlm train --config configs/sudoku.py --workdir runs/sudoku
           ldlm eval --workdir runs/sudoku --evals puzzles --split test --num-samples 1000
             --levels "30 given" easy hard --step-counts 1 2 5 10 20 50 100 180
-Hardware: one H100, planned for eight minutes. Not run.
+Hardware: one H100, planned for eight minutes.
+Result:   not run.
 """
 
 

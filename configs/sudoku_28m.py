@@ -2,7 +2,8 @@
 
 Command:  ldlm train --config configs/sudoku_28m.py --workdir runs/sudoku_28m
           (the same command again goes on from the last checkpoint)
-Hardware: one H100, some parts of eight minutes. Not run.
+Hardware: one H100, some parts of eight minutes.
+Result:   not run.
 """
 
 import runpy

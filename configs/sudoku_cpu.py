@@ -3,6 +3,7 @@
 Command:  make puzzles, or
           ldlm train --config configs/sudoku_cpu.py --workdir runs/sudoku_cpu
 Hardware: 2 virtual CPU cores.
+Result:   see experiments/reasoning/.
 """
 
 

@@ -1,0 +1,66 @@
+"""Accuracy against denoising steps, the baselines as lines; and the table.
+
+Command: PYTHONPATH=. python experiments/reasoning/figure.py experiments/reasoning/results OUT.png
+The folder holds ``latent*.json`` (ldlm eval --evals puzzles --json), and ``ar*``, ``ar_order*`` and
+``mdlm*.json`` (baselines.py solve); several of one kind are seeds.
+"""
+
+import json
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+NAMES = {"ar": "autoregressive", "ar_order": "autoregressive, told the order",
+         "mdlm": "masked diffusion, by margin"}  # fmt: skip
+
+
+def read(folder: Path) -> dict[tuple[str, str], dict[int, list[float]]]:
+    """Share solved by (system, level) and number of steps, one value a seed; steps 0: has none."""
+    solved: dict = defaultdict(lambda: defaultdict(list))
+    for file in sorted(folder.glob("*.json")):
+        record = json.loads(file.read_text())
+        for name, value in record["results"].items():
+            if found := re.fullmatch(r"puzzles/solved_(.+)_steps_(\d+)", name):
+                solved["latent diffusion", found[1].replace("_", " ")][int(found[2])].append(value)
+            elif "kind" in record:
+                level, _, steps = name.partition(", ")
+                steps = int(steps.split()[0]) if steps else 0
+                solved[NAMES[record["kind"]], level][steps].append(value["solved"])
+    return solved
+
+
+def main(folder: str, out: str) -> None:
+    """Print the table and draw the figure of the first level."""
+    solved = read(Path(folder))
+    print("| system | puzzles | steps | solved | seeds |\n|---|---|---|---|---|")
+    for (system, level), by_steps in solved.items():
+        for steps, values in sorted(by_steps.items()):
+            spread = f" ± {np.std(values):.3f}" if len(values) > 1 else ""
+            print(f"| {system} | {level} | {steps or '-'} | {np.mean(values):.3f}{spread} | "
+                  f"{len(values)} |")  # fmt: skip
+    first = next(level for system, level in solved if level.endswith("given"))
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    for (system, level), by_steps in solved.items():
+        if level != first:
+            continue
+        steps = sorted(by_steps)
+        means = [100 * np.mean(by_steps[s]) for s in steps]
+        if steps == [0]:
+            axes.axhline(means[0], linestyle="--", color="gray")
+            axes.text(1, means[0] + 1.5, system, color="gray", fontsize=9)
+        else:
+            axes.plot(steps, means, "o-", label=system)
+    axes.set(xscale="log", xlabel="denoising steps", ylabel="puzzles solved, %", ylim=(0, 102))
+    axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(out, dpi=130)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
