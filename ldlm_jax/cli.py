@@ -187,8 +187,9 @@ def _eval(args, overrides) -> None:
     batches = [put_batch(batch, sharding) for batch in batches]
     context = EvalContext(
         run.generator, batches, config_of(args, run), args.num_samples, tuple(args.step_counts),
-        args.seed, prepared, args.split, args.scorer, tuple(args.guidances),
-        partial(print, file=sys.stderr, flush=True), tuple(args.levels),
+        args.seed, prepared, args.split, args.scorer,
+        guidances=tuple(args.guidances), levels=tuple(args.levels),
+        report=partial(print, file=sys.stderr, flush=True),
     )  # fmt: skip
     with run.use_sharding():
         results = run_evals(names, context)

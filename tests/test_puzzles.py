@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from ldlm_jax import cli
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
 from ldlm_jax.errors import UserError
@@ -226,12 +227,24 @@ def test_clues_come_back_and_results_are_named(untrained):
         run_evals(("puzzles",), replace(untrained, prepared=web))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow
-def test_training_measures_puzzles(untrained, tmp_path):
+def test_training_measures_puzzles_and_commands_solve_them(untrained, tmp_path, capsys):
     root = untrained.prepared.text.parent.parent
     config = load_config("configs/sudoku_cpu.py", [*OVERRIDES, f"data.root={root}"])
     train(config, str(tmp_path))
     assert "puzzles/solved_6_given_steps_2" in (tmp_path / "metrics.jsonl").read_text()
+    run, steps = ["--workdir", str(tmp_path)], ["--steps", "2"]
+    levels = ["--evals", "puzzles", "--levels", "6 given", "--step-counts", "2"]
+    assert cli.main(["eval", *run, *levels, "--num-samples", "6", "--batches", "1"]) == 0
+    assert "puzzles/solved_6_given_steps_2" in capsys.readouterr().out
+    assert cli.main(["sample", *run, *steps, "--puzzles", "2"]) == 0
+    assert capsys.readouterr().out.count("\n    ") == 8  # two grids of four rows
+    page = tmp_path / "page.html"
+    assert (
+        cli.main(["sample", *run, *steps, "--puzzle", "12..34..21..43..", "--html", str(page)]) == 0
+    )
+    assert '"grid": {"side": 4' in page.read_text()
 
 
 def test_a_puzzle_may_be_typed_and_is_shown_as_a_grid():
