@@ -343,3 +343,13 @@ def test_web_corpus_is_split_by_book(tmp_path):
     assert splits["validation"][0].startswith("In the days when the judges judged")
     assert len(splits["train"]) > 30_000
     assert not set(splits["train"]) & set(splits["test"]) & {splits["test"][0]}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"train": {}}', '{"lengths": [1, "a"]}'])
+def test_damaged_statistics_are_named(tmp_path, content):
+    (tmp_path / "text.txt").write_text("\n\n".join(sentences()[:40]))
+    config = DataConfig(str(tmp_path / "text.txt"), str(tmp_path), vocab_size=300, window=32)
+    stats = prepare(config).packed / "stats.json"
+    stats.write_text(content)
+    with pytest.raises(UserError, match=r"stats.json is damaged: delete .*packed"):
+        prepare(config)

@@ -241,4 +241,14 @@ def _prepare(config: DataConfig) -> Prepared:
     stats_file = packed / "stats.json"
     if not stats_file.exists():
         _pack(config, text, tokenizer, packed)
-    return Prepared(tokenizer, text, packed, json.loads(stats_file.read_text()), config)
+    return Prepared(tokenizer, text, packed, _read_stats(stats_file), config)
+
+
+def _read_stats(file: Path) -> dict:
+    try:
+        stats = json.loads(file.read_text())
+        if set(SPLITS) <= set(stats) and all(isinstance(n, int) for n in stats["lengths"]):
+            return stats
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{file} is damaged: delete {file.parent} and start the same command again.")
