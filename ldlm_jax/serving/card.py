@@ -6,10 +6,11 @@ from pathlib import Path
 import jax
 
 from ldlm_jax.data.corpora import REGISTRY
-from ldlm_jax.data.sources import parts_of
+from ldlm_jax.data.sources import weighted_parts
+from ldlm_jax.puzzles.registry import TASKS
 from ldlm_jax.workdir import LoadedRun
 
-_MEASURED = ("reconstruction/", "denoising/", "context/", "samples/", "quality/")
+_MEASURED = ("reconstruction/", "denoising/", "context/", "samples/", "quality/", "puzzles/")
 
 
 def model_card(run: LoadedRun) -> str:
@@ -27,7 +28,7 @@ def model_card(run: LoadedRun) -> str:
         "## Use",
         f'```python\nfrom ldlm_jax import load\n\nmodel = load("{name}")\n'
         'for sample in model.generate("The", num_samples=4):\n    print(sample.text)\n```',
-        f"Or `ldlm sample --model {name}` and `ldlm serve --model {name}`.",
+        f"Or `ldlm sample --model {name}{_puzzle(run)}` and `ldlm serve --model {name}`.",
         "## Data and licence",
         _data(run),
         "## Recipe",
@@ -42,9 +43,14 @@ def model_card(run: LoadedRun) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _puzzle(run: LoadedRun) -> str:
+    """What a model of puzzles is asked."""
+    return " --puzzle PUZZLE" if run.experiment.data.source in TASKS else ""
+
+
 def _data(run: LoadedRun) -> str:
     lines = []
-    for part in parts_of(run.experiment.data.source):
+    for _, part in weighted_parts(run.experiment.data.source):
         if part in REGISTRY:
             lines.append(f"- `{part}`: {REGISTRY[part].description}.")
         else:
