@@ -13,7 +13,7 @@ from ldlm_jax.data.dataset import prepare
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import EvalContext, run_evals
 from ldlm_jax.optimizer import make_optimizer
-from ldlm_jax.parallel.mesh import make_mesh
+from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.puzzles import countdown, star_graph
 from ldlm_jax.puzzles.base import OPEN, Puzzle
@@ -22,6 +22,7 @@ from ldlm_jax.puzzles.sudoku import Sudoku, sudoku_task
 from ldlm_jax.sampling.generate import Generator, generate_requests
 from ldlm_jax.sampling.page import page_data
 from ldlm_jax.sampling.puzzles import held_out, printer, requests_of, typed
+from ldlm_jax.serving.hub import open_model
 from ldlm_jax.train import train
 from ldlm_jax.train_state import init_state
 
@@ -245,6 +246,17 @@ def test_training_measures_puzzles_and_commands_solve_them(untrained, tmp_path, 
         cli.main(["sample", *run, *steps, "--puzzle", "12..34..21..43..", "--html", str(page)]) == 0
     )
     assert '"grid": {"side": 4' in page.read_text()
+
+
+def test_the_model_in_the_repository_solves_puzzles():
+    """Fresh puzzles with one solution each; nine of ten are solved on average."""
+    run = open_model("checkpoints/sudoku6", mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    task, sudoku, rng = TASKS["sudoku6"], Sudoku(2, 3), random.Random(5)
+    puzzles = [sudoku.puzzle(sudoku.random_grid(rng), 12, rng) for _ in range(16)]
+    config = replace(run.experiment.sample, steps=20)
+    samples = list(generate_requests(run.generator, requests_of(puzzles, config, 0)))
+    assert all(p.kept(s.text) for p, s in zip(puzzles, samples, strict=True))
+    assert sum(task.solved(p, s.text) for p, s in zip(puzzles, samples, strict=True)) >= 12
 
 
 def test_a_puzzle_may_be_typed_and_is_shown_as_a_grid():
