@@ -35,7 +35,7 @@ demo: $(VENV)/.demo
 
 # Sudoku of side 6: ten minutes of training, twenty puzzles, and a page on which grids sharpen.
 PUZZLES := runs/sudoku_cpu
-puzzles: $(VENV)/.installed
+puzzles: $(VENV)/.demo
 	$(BIN)/ldlm train --config configs/sudoku_cpu.py --workdir $(PUZZLES)
 	$(BIN)/ldlm sample --workdir $(PUZZLES) --puzzles 20 --steps 20
 	$(BIN)/ldlm sample --workdir $(PUZZLES) --puzzles 4 --html $(PUZZLES)/puzzles.html --panels 1 5 20 100
