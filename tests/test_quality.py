@@ -147,7 +147,7 @@ def test_real_texts_are_read_once(judge, tmp_path, monkeypatch):
             assert a.ids == b.ids
             np.testing.assert_array_equal(a.nll, b.nll)
             np.testing.assert_array_equal(a.features, b.features)
-    for other, whose in ((texts[1:], judge), (texts, replace(judge, fingerprint="another"))):
+    for other, whose in ((texts[1:], judge), (texts, replace(judge, checksum="another"))):
         with pytest.raises(pytest.fail.Exception, match="read again"):
             whose.score_once(other, tmp_path)
 

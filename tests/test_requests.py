@@ -131,7 +131,7 @@ def test_requests_are_read_line_by_line(tmp_path):
     for line, words in (
         ('{"promt": ""}', "did you mean 'prompt'"),
         ('{"steps": "5"}', "steps = '5': must be a whole number"),
-        ('{"steps": 0}', "steps = 0: must be at least 1"),
+        ('{"steps": 0}', "steps = 0: must be in [1, 10000]"),
         ("[3]", "not a JSON object"),
         ("{nonsense", "asked.jsonl:2"),
         ("", "holds no request"),

@@ -177,7 +177,7 @@ def _template(generator: Generator, request: Request) -> Template:
     most = generator.row_length(request.config) * generator.tokenizer.longest
     if given > most:
         raise UserError(
-            f"given text of {given:,} bytes cannot fit: the text may have "
+            f"given text of {given:,} bytes cannot fit the window: the text may have "
             f"{generator.row_length(request.config)} tokens. Shorten it."
         )
     return Template.of(request.pieces, generator.tokenizer)

@@ -146,7 +146,7 @@ def test_absurd_sizes_are_refused_at_once(little_memory):
         Request("a").several(10**9)
     tokenizer = Tokenizer.train(["some words of text"], 300)
     generator = SimpleNamespace(row_length=lambda config: 64, tokenizer=tokenizer)
-    with pytest.raises(UserError, match="cannot fit: the text may have 64 tokens"):
+    with pytest.raises(UserError, match="cannot fit the window: the text may have 64 tokens"):
         _template(generator, Request("word " * 10_000_000))
     assert _template(generator, Request("some words")).fixed_tokens > 0
 
