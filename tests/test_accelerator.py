@@ -29,7 +29,7 @@ def test_one_call_measures_every_row_and_outlives_those_that_fail(tmp_path):
     environment = os.environ | {"ROWS": rows, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         ["experiments/accelerator/run.sh", str(tmp_path / "out"), "--tiny", "--peers", str(peers)],
-        env=environment, capture_output=True, text=True, timeout=280,
+        env=environment, capture_output=True, text=True, timeout=580,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").open()]

@@ -217,7 +217,7 @@ def ldlm_plan(*arguments: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.run(
         [sys.executable, "-m", "ldlm_jax.cli", "plan", "--config", "configs/debug.py", *arguments],
-        capture_output=True, text=True, env=environment, timeout=280,
+        capture_output=True, text=True, env=environment, timeout=580,
     )  # fmt: skip
 
 

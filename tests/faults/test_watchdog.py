@@ -27,7 +27,7 @@ sys.exit(cli.main(sys.argv[2:]))
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=280,
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=580,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_a_run_without_input_ends_and_goes_on_where_it_was(corpus, tmp_path):
         str(tmp_path / "mark"), "train", "--config", "configs/debug.py",
         f"data.source={corpus}", f"data.root={tmp_path}", "--workdir", str(tmp_path / "run"),
         "train.num_steps=6", "train.checkpoint_every=2", "train.log_every=1",
-        "train.eval_every=100", "train.evals=()", "train.stall_timeout=90",
+        "train.eval_every=100", "train.evals=()", "train.stall_timeout=150",
     ]  # fmt: skip
     first = run(STALLS_ONCE, *arguments)
     assert first.returncode == STALLED, first.stderr[-2000:]
