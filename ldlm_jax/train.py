@@ -162,8 +162,7 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
     silent = not is_main_process()
     writer = MetricsWriter(folder.path, silent, start)
     screen = Screen(config.num_steps, start, silent)
-    first = next(batches)
-    batches = chain([first], batches)
+    batches = chain([first := next(batches)], batches)
     flops_of = partial(step_flops, run.assembly.recipe, frozen, jax.eval_shape(lambda: first))
     throughput = Throughput(first["tokens"].size, flops_of, start)
     log = Log(writer, screen, throughput)
@@ -203,8 +202,7 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
                 if log.skipped_in_a_row > 1:
                     screen.line(f"no checkpoint of step {done}: the last steps were skipped")
                 else:
-                    scores = _scores(evaluated, config.best_metric)
-                    checkpoints.save(done, state, scores)
+                    checkpoints.save(done, state, _scores(evaluated, config.best_metric))
                 throughput.book("checkpoint")
             if preempted:
                 screen.line(f"told to stop: saved step {done}")

@@ -14,12 +14,10 @@ class Puzzle(NamedTuple):
     Attributes:
       given: the text, with ``OPEN`` for each symbol to find.
       open_end: whether an answer of open length follows ``given``.
-      effort: wrong guesses of a solver with the candidates' counts alone; 0 where unknown.
     """
 
     given: str
     open_end: bool = False
-    effort: int = 0
 
     def kept(self, text: str) -> bool:
         """Whether everything given stands in ``text``, where it stood."""
@@ -48,3 +46,12 @@ class Task:
     solved: Callable[[Puzzle, str], bool]
     side: int = 0
     box: tuple[int, int] = (0, 0)
+
+
+def splits_of(documents: list[str], held_out: int) -> dict[str, list[str]]:
+    """Documents by split: the first ``held_out`` for test, as many after them for validation."""
+    return {
+        "test": documents[:held_out],
+        "validation": documents[held_out : 2 * held_out],
+        "train": documents[2 * held_out :],
+    }

@@ -9,7 +9,7 @@ import random
 import re
 from functools import partial
 
-from ldlm_jax.puzzles.base import Puzzle, Task
+from ldlm_jax.puzzles.base import Puzzle, Task, splits_of
 
 LARGEST = 100  # number or target, as in Gandhi et al. 2024, "Stream of Search"
 COUNT = 200_000
@@ -71,9 +71,7 @@ def _documents(numbers: int) -> dict[str, list[str]]:
         text = make(numbers, rng)
         start, target = text.split(":")[0].split(">")
         by_question.setdefault((tuple(sorted(start.split(","))), target), text)
-    texts = list(by_question.values())
-    return {"test": texts[:HELD_OUT], "validation": texts[HELD_OUT : 2 * HELD_OUT],
-            "train": texts[2 * HELD_OUT :]}  # fmt: skip
+    return splits_of(list(by_question.values()), HELD_OUT)
 
 
 def _puzzles(texts: list[str], level: str, count: int, seed: int) -> list[Puzzle]:

@@ -8,7 +8,7 @@ edges in random order, start and goal after a ``/``, and after a ``=`` the path:
 import random
 import string
 
-from ldlm_jax.puzzles.base import OPEN, Puzzle, Task
+from ldlm_jax.puzzles.base import OPEN, Puzzle, Task, splits_of
 
 ARMS, LENGTH = 5, 5  # arms of the star, and nodes of an arm behind the centre
 COUNT, HELD_OUT = 200_000, 1000
@@ -36,9 +36,7 @@ def solved(puzzle: Puzzle, text: str) -> bool:
 
 def _documents() -> dict[str, list[str]]:
     rng = random.Random(ARMS)
-    texts = [make(rng) for _ in range(COUNT)]  # 52 letters: no two are alike
-    return {"test": texts[:HELD_OUT], "validation": texts[HELD_OUT : 2 * HELD_OUT],
-            "train": texts[2 * HELD_OUT :]}  # fmt: skip
+    return splits_of([make(rng) for _ in range(COUNT)], HELD_OUT)  # 52 letters: no two are alike
 
 
 def _puzzles(texts: list[str], level: str, count: int, seed: int) -> list[Puzzle]:

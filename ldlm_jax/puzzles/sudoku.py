@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldlm_jax.puzzles.base import OPEN, Puzzle, Task
+from ldlm_jax.puzzles.base import OPEN, Puzzle, Task, splits_of
 
 
 class Solution(NamedTuple):
@@ -125,8 +125,7 @@ class Sudoku:
                 if self.solve("".join(cells)).count > 1:
                     cells[cell] = grid[cell]
             if not clues or len(grid) - cells.count(OPEN) == clues:
-                given = "".join(cells)
-                return Puzzle(given, effort=self.solve(given).wrong_guesses)
+                return Puzzle("".join(cells))
 
     def invariants(self, grids: list[str]) -> list[bytes]:
         """Equal for grids that a symmetry of Sudoku makes equal (seldom for others).
@@ -214,11 +213,7 @@ def _documents(sudoku: Sudoku, count: int) -> dict[str, list[str]]:
         grids.setdefault(sudoku.random_grid(rng))
     texts = list(grids)
     held = min(HELD_OUT, count // 10)
-    splits = {
-        "test": texts[:held],
-        "validation": texts[held : 2 * held],
-        "train": texts[2 * held :],
-    }
+    splits = splits_of(texts, held)
     if sudoku.side == 9:
         seen = set(sudoku.invariants(texts[: 2 * held]))
         kinds = sudoku.invariants(splits["train"])

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import jax
@@ -115,7 +116,7 @@ def run(args, load: Callable[[], LoadedRun]) -> None:
 
 
 def _write(args, run: LoadedRun, config: SampleConfig) -> None:
-    generator, show = run.generator, None
+    generator, shows = run.generator, None
     if args.revise:
         text = read_text(args.revise)
         _revise(args, generator, Revision.of(text, _spans(args, text), config, args.seed))
@@ -127,8 +128,7 @@ def _write(args, run: LoadedRun, config: SampleConfig) -> None:
             else held_out(run.experiment.data, "test", args.level, args.puzzles, args.seed)
         )  # fmt: skip
         requests = requests_of(puzzles, config, args.seed)
-        answer, each = printer(task), iter(puzzles)
-        show = lambda text: answer(next(each), text)  # noqa: E731
+        shows = [partial(printer(task), puzzle) for puzzle in puzzles]
     elif args.requests:
         requests = read_requests(args.requests, config, args.seed)
     else:
@@ -141,13 +141,14 @@ def _write(args, run: LoadedRun, config: SampleConfig) -> None:
     elif args.stream:
         _stream(generator, requests)
     else:
-        _to_terminal(args, generator, requests, show or str)
+        _to_terminal(args, generator, requests, shows or [str] * len(requests))
 
 
-def _to_terminal(args, generator: Generator, requests: Sequence[Request], show) -> None:
+def _to_terminal(args, generator: Generator, requests: Sequence[Request], shows) -> None:
     shown = _draft_steps(args.show_denoising, min(r.config.steps for r in requests))
     samples = generate_requests(generator, requests, keep_drafts=bool(shown))
-    for place, (request, sample) in enumerate(zip(requests, samples, strict=True), 1):
+    texts = zip(requests, samples, shows, strict=True)
+    for place, (request, sample, show) in enumerate(texts, 1):
         for step in shown:
             draft = sample.drafts[step - 1].text
             print(f"[{place} after step {step}/{request.config.steps}] {draft}")

@@ -119,8 +119,10 @@ def _read_tokenizer(folder: Path, fingerprint: str) -> Tokenizer:
         raise UserError(f"{folder} lacks {TOKENIZER}; fetch or export it again.")
     try:
         tokenizer = Tokenizer.load(file)
-    except Exception as error:  # the library raises plain Exceptions
-        raise UserError(f"{file} is damaged ({error}); fetch or export it again.") from error
+    except UserError as error:  # whose advice is for a corpus
+        raise UserError(
+            f"{file} is damaged ({error.__cause__}); fetch or export it again."
+        ) from error
     if tokenizer.fingerprint != fingerprint:
         raise UserError(
             f"{file} is not the tokenizer that {CONFIG} names; fetch or export it again."
