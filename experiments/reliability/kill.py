@@ -72,33 +72,33 @@ def kill_and_compare(folder: Path, kills: int, seed: int, report=print) -> dict:
     finish(command(folder, "whole", text))
     # Again without compiling and with nothing kept but that: how long there is for a kill.
     seconds = finish(command(folder, "second", text))
-    resumed, run, finished = [], command(folder, "killed", text), 0
+    resumed, name, finished = [], "killed", 0
     while len(resumed) < kills:
-        process = start(run)
+        process = start(command(folder, name, text))
         try:
             said, _ = process.communicate(timeout=rng.uniform(0.0, seconds))
             if process.returncode:
                 raise RuntimeError(said[-4000:])
             finished += 1  # it was faster than the kill: begin anew, in another folder
-            check(folder, run)
-            run = command(folder, f"killed_{finished}", text)
+            check(folder, name)
+            name = f"killed_{finished}"
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            checkpoints = Path(run[6]) / "checkpoints"
+            checkpoints = folder / name / "checkpoints"
             steps = [int(f.name) for f in checkpoints.glob("[0-9]*") if f.name.isdigit()]
             resumed.append(max(steps, default=0))
             report(f"kill {len(resumed)}: newest checkpoint {resumed[-1]}")
-    finish(run)
-    check(folder, run)
+    finish(command(folder, name, text))
+    check(folder, name)
     return {"kills": kills, "seed": seed, "seconds": round(seconds, 1), "resumed_from": resumed,
             "finished_before_the_kill": finished}  # fmt: skip
 
 
-def check(folder: Path, run: list[str]) -> None:
-    """Raise AssertionError unless a run's losses and state are those of the whole one."""
-    assert losses(Path(run[6])) == losses(folder / "whole")
-    one, other = final_state(folder / "whole"), final_state(Path(run[6]))
+def check(folder: Path, name: str) -> None:
+    """Raise AssertionError unless the losses and the state of a run are those of the whole one."""
+    assert losses(folder / name) == losses(folder / "whole")
+    one, other = final_state(folder / "whole"), final_state(folder / name)
     assert one.keys() == other.keys() and len(one) > 20
     for path, value in one.items():
         np.testing.assert_array_equal(value, other[path], err_msg=path)
