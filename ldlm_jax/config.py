@@ -128,6 +128,7 @@ _RENAMED_VALUES = {
     ("sample.grid", "law"): "quantile",
     ("sample.rerank", "consensus"): "mbr",
     ("alignment.site", "reading"): "clean_pass",
+    **{("sample.solver", gone): "euler" for gone in ("heun", "multistep")},
 }
 # Keys that are gone, with the value that changes nothing.
 _REMOVED = {
