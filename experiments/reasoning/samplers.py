@@ -7,6 +7,7 @@ Settings that the file holds already are not measured again.
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -16,12 +17,14 @@ from ldlm_jax import load
 from ldlm_jax.sampling.puzzles import held_out, requests_of, task_of
 
 LEVELS = ("12 given", "hard")
-SETTINGS = (
-    "solver=stochastic", "solver=euler", "solver=ancestral",
-    "churn=0.3", "churn=2", "churn=4", "grid=uniform", "self_condition_guidance=1.5",
-    "temperature=0.8", "solver=ancestral churn=2", "solver=ancestral grid=uniform",
-    "stable_steps=2", "stable_steps=4",
-)  # fmt: skip
+# Settings, and numbers of steps.
+SETTINGS = {
+    "solver=stochastic": (20,), "solver=euler": (20,), "solver=ancestral": (20,),
+    "churn=0.3": (20,), "churn=2": (20,), "churn=4": (5, 20, 50, 100), "churn=8": (20, 100),
+    "churn=16": (20,), "solver=ancestral churn=4": (20,), "grid=uniform": (20,),
+    "self_condition_guidance=1.5": (20,), "temperature=0.8": (20,),
+    "churn=4 stable_steps=2": (100,), "churn=4 stable_steps=4": (100,),
+}  # fmt: skip
 
 
 def options_of(setting: str) -> dict:
@@ -36,19 +39,17 @@ def main(model_path: str, out: str, count: str = "300") -> None:
     rows = json.loads(file.read_text()) if file.exists() else {}
     data = model.run.experiment.data
     task = task_of(data.source)
-    for setting in SETTINGS:
+    for setting, level in product(SETTINGS, LEVELS):
         options = options_of(setting)
-        early = "stable_steps" in options
-        steps = 100 if early else 20
-        for level in LEVELS:
+        puzzles = held_out(data, "test", level, int(count), 0)
+        for steps in SETTINGS[setting]:
             if (name := f"{setting}, {steps} steps, {level}") in rows:
                 continue
-            puzzles = held_out(data, "test", level, int(count), 0)
             config = model.options(steps=steps, batch_size=int(count), **options)
             samples = model.requests(requests_of(puzzles, config, 0))
             right = [task.solved(p, s.text) for p, s in zip(puzzles, samples, strict=True)]
             rows[name] = {"solved": float(np.mean(right)), "count": len(right)}
-            if early:
+            if "stable_steps" in options:
                 spent = np.array([s.evaluations for s in samples])
                 rows[name] |= {"evaluations": float(spent.mean()), "most": int(spent.max())}
             print(name, rows[name], flush=True)
