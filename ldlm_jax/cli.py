@@ -13,7 +13,9 @@ from itertools import islice
 from pathlib import Path
 
 from ldlm_jax.errors import UserError, did_you_mean
-from ldlm_jax.sampling.output import EXAMPLES, add_flags, add_knobs
+from ldlm_jax.evals.flags import EXAMPLES as EVAL_EXAMPLES
+from ldlm_jax.evals.flags import add_eval_flags
+from ldlm_jax.sampling.output import EXAMPLES, add_flags
 from ldlm_jax.serving.command import add_export_flags, add_serve_flags, run_export, run_server
 from ldlm_jax.telemetry.watchdog import supervise
 from ldlm_jax.validate import local_path
@@ -168,9 +170,13 @@ def _eval(args, overrides) -> None:
 
     _no_overrides(overrides)
     names = tuple(args.evals.split(","))
+    if "likelihood" in names:
+        _score_texts(args, names)
+        return
     for name in names:
         if name not in REGISTRY:
-            raise UserError(f"--evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
+            known = did_you_mean(name, [*REGISTRY, "likelihood"])
+            raise UserError(f"--evals: unknown {name!r}; {known}")
     run = _open(args)
     experiment = run.experiment
     prepared = prepare(experiment.data)
@@ -206,6 +212,21 @@ def _eval(args, overrides) -> None:
         Path(args.html).write_text(report(record), encoding="utf-8")
     if args.json:
         Path(args.json).write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
+
+
+def _score_texts(args, names) -> None:
+    from ldlm_jax.evals.likelihood import write_likelihoods
+    from ldlm_jax.sampling.output import config_of, opened
+
+    if len(names) > 1 or not args.text_file:
+        raise UserError("--evals likelihood stands alone, and needs --text-file FILE.")
+    run = _open(args)
+    with run.use_sharding(), opened(args.jsonl) as out:
+        told = write_likelihoods(
+            run.generator, args.text_file, partial(print, file=out, flush=True),
+            draws=args.draws, seed=args.seed, batch_size=config_of(args, run).batch_size,
+        )  # fmt: skip
+    print(told, file=sys.stderr)
 
 
 def _no_overrides(overrides) -> None:
@@ -276,7 +297,12 @@ def _parser() -> argparse.ArgumentParser:
     add_export_flags(export)
     export.set_defaults(run=_export)
 
-    _eval_flags(commands)
+    evaluate = commands.add_parser(
+        "eval", help="measure a run", epilog=EVAL_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_eval_flags(evaluate)
+    evaluate.set_defaults(run=_eval)
     return parser
 
 
@@ -302,35 +328,6 @@ def _train_flags(commands, overriding: str) -> None:
         help="start again, from the last checkpoint, so often after a crash or a stall (default 0)",
     )  # fmt: skip
     train.set_defaults(run=_train)
-
-
-def _eval_flags(commands) -> None:
-    evaluate = commands.add_parser("eval", help="measure a run")
-    add_knobs(evaluate)
-    evaluate.add_argument("--evals", default="reconstruction,denoising,samples")
-    evaluate.add_argument("--split", default="validation", choices=("validation", "test"))
-    evaluate.add_argument(
-        "--batches", type=int, help="held-out batches to read (as many as in training)"
-    )
-    evaluate.add_argument("--num-samples", type=int, default=256)
-    evaluate.add_argument("--step-counts", type=int, nargs="+", default=[5, 20, 100])
-    evaluate.add_argument(
-        "--guidances", type=float, nargs="+", default=[],
-        help="also continue prompts with these weights of guidance (evaluation quality)",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "--scorer",
-        "--judge",
-        default="smollm2-135m",
-        help="model that the evaluation quality scores texts with",
-    )
-    evaluate.add_argument(
-        "--levels", nargs="+", default=[],
-        help="sets of puzzles, such as hard or '30 given'; without it the first",
-    )  # fmt: skip
-    evaluate.add_argument("--html", help="also write a report with plots to this file")
-    evaluate.add_argument("--json", help="also write the results to this file")
-    evaluate.set_defaults(run=_eval)
 
 
 def _configure_jax(args) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -172,7 +173,15 @@ def _draft_steps(spec: str | None, steps: int) -> tuple[int, ...]:
 
 
 @contextmanager
-def _open(path: str) -> Iterator:
+def opened(path: str | None) -> Iterator:
+    """A context with a file to write, or with the terminal.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if not path:
+        yield sys.stdout
+        return
     try:
         out = open(path, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
@@ -182,7 +191,7 @@ def _open(path: str) -> Iterator:
 
 
 def _to_file(path: str, requests: Sequence[Request], samples: Iterator[Sample]) -> None:
-    with _open(path) as out:
+    with opened(path) as out:
         for request, sample in zip(requests, samples, strict=True):
             out.write(json.dumps(_record(request, sample)) + "\n")
     print(f"wrote {len(requests)} samples to {path}")
@@ -195,7 +204,7 @@ def _record(request: Request, sample: Sample) -> dict:
 
 
 def _to_page(args, generator: Generator, requests: Sequence[Request], task: Task | None) -> None:
-    with _open(args.html) as out:
+    with opened(args.html) as out:
         panels = {}
         for steps in args.panels or (requests[0].config.steps,):
             of_panel = [replace(r, config=replace(r.config, steps=steps)) for r in requests]
@@ -235,7 +244,7 @@ def _revise(args, generator: Generator, revision: Revision) -> None:
         for place, text in enumerate(texts, 1):
             print(f"[{place}] {text}", flush=True)
         return
-    with _open(args.jsonl) as out:
+    with opened(args.jsonl) as out:
         for number, text in enumerate(texts):
             out.write(json.dumps({"text": text, "seed": args.seed, "number": number}) + "\n")
     print(f"wrote {args.num_samples} revisions to {args.jsonl}")
