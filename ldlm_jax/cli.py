@@ -112,6 +112,7 @@ def _plan(args, overrides) -> None:
     from ldlm_jax.config import load_config, resolve
     from ldlm_jax.plan.report import explain, largest_batch, plan, table
     from ldlm_jax.plan.target import Target
+    from ldlm_jax.telemetry.screen import told_apart
 
     experiment = resolve(load_config(_config_file(args.config), overrides))
     programs = tuple(args.programs.split(","))
@@ -122,9 +123,10 @@ def _plan(args, overrides) -> None:
     if args.explain:
         print(explain(target.placements()))
         return
-    result = plan(target, args.topology, programs)
-    if args.search_batch:
-        result["largest_batch"] = largest_batch(target)
+    with told_apart() as begin:
+        result = plan(target, args.topology, programs, begin)
+        if args.search_batch:
+            result["largest_batch"] = largest_batch(target, begin=begin)
     print(table(result))
     if args.search_batch:
         print(f"largest batch that fits: {result['largest_batch']} rows")

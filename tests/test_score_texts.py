@@ -10,7 +10,7 @@ from ldlm_jax.cli import main
 
 TRAINED = Path(__file__).parent / "fixtures" / "run_0_1"
 SUDOKU = Path(__file__).parent.parent / "checkpoints" / "sudoku6"
-SOLVED = "123456 456123 234561 561234 345612 612345".split()
+SOLVED = ["123456", "456123", "234561", "561234", "345612", "612345"]
 
 
 def score(*arguments):
@@ -53,7 +53,7 @@ def test_a_whole_text_has_a_bound_with_its_error(tmp_path, capsys):
     right, other = map(json.loads, told.out.splitlines())
     assert not right["exact"] and right["token_log_probs"] == [] and len(right["tokens"]) > 30
     errors = right["standard_error"] + other["standard_error"]
-    assert 0 < errors and right["log_likelihood"] - other["log_likelihood"] > 3 * errors
+    assert errors > 0 and right["log_likelihood"] - other["log_likelihood"] > 3 * errors
     assert "at least" in told.err and "standard error" in told.err
 
 

@@ -112,6 +112,8 @@ def run(args, load: Callable[[], LoadedRun]) -> None:
     if args.num_samples is None:
         args.num_samples = 1 if args.stream else 8
     run = load()
+    if sys.stderr.isatty():
+        print("compiling the sampler, if it is not in the cache ...", file=sys.stderr, flush=True)
     with run.use_sharding():
         _write(args, run, config_of(args, run))
 
