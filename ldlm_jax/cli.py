@@ -104,7 +104,7 @@ def _train(args, overrides) -> int | None:
         return None
     if not args.workdir:
         raise UserError("--workdir names the folder of the run; only --dry-run needs none.")
-    train(config, args.workdir, args.init)
+    train(config, args.workdir, args.init, [name for name in args.log.split(",") if name])
     return None
 
 
@@ -316,6 +316,8 @@ def _train_flags(commands, overriding: str) -> None:
                        help="only resolve, build and compile; print shapes and memory")  # fmt: skip
     train.add_argument("--init", default="", metavar="DIR",
                        help="begin with the weights of this exported model")  # fmt: skip
+    train.add_argument("--log", default="", metavar="NAMES",
+                       help="also log to these: wandb, mlflow, joined by a comma")  # fmt: skip
     together = train.add_argument_group(
         "several processes", "Cloud TPU, GKE, SLURM and Open MPI need none of these"
     )

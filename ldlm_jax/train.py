@@ -1,7 +1,7 @@
 """The loop, top to bottom: restore, data, step, log, evaluate, save, stop."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -28,6 +28,7 @@ from ldlm_jax.plan.flops import step_flops
 from ldlm_jax.sampling.generate import Generator
 from ldlm_jax.serving.hub import WarmStart
 from ldlm_jax.teachers.loader import LoadedTeacher, load_teacher
+from ldlm_jax.telemetry.loggers import Logger, check_loggers, open_loggers
 from ldlm_jax.telemetry.metrics import Log, MetricsWriter
 from ldlm_jax.telemetry.profiler import Profiler
 from ldlm_jax.telemetry.screen import Screen
@@ -39,13 +40,14 @@ from ldlm_jax.validate import check_mesh, local_path
 from ldlm_jax.workdir import Workdir
 
 
-def train(config, workdir: str, init: str = "") -> None:
+def train(config, workdir: str, init: str = "", log: Sequence[str] = ()) -> None:
     """Train the experiment of a config in a run folder, or resume it there.
 
     Args:
       config: from ``config.load_config``.
       workdir: the run's folder; created if missing.
       init: an exported model with whose weights a new run begins; empty for none.
+      log: writers beside JSONL and TensorBoard, see ``telemetry.loggers``.
 
     Raises:
       UserError: the config, the data or the folder is not usable.
@@ -54,6 +56,7 @@ def train(config, workdir: str, init: str = "") -> None:
     for name in experiment.train.evals:
         if name not in REGISTRY:
             raise UserError(f"train.evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
+    check_loggers(log)
     run = TrainingRun.create(experiment, init)
     folder = Workdir(local_path(workdir))
     facts = {
@@ -65,7 +68,7 @@ def train(config, workdir: str, init: str = "") -> None:
     main_process_first("folder", lambda: folder.start(config, run.prepared.tokenizer, facts))
     held = folder.exclusive() if is_main_process() else contextlib.nullcontext()
     with held, use_sharding(run.assembly.mesh, experiment.sharding):
-        _loop(run, folder)
+        _loop(run, folder, partial(open_loggers, log, folder.path, config.to_dict()))
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class TrainingRun:
         )  # fmt: skip
 
 
-def _loop(run: TrainingRun, folder: Workdir) -> None:
+def _loop(run: TrainingRun, folder: Workdir, loggers: Callable[[], list[Logger]]) -> None:
     experiment, config = run.experiment, run.experiment.train
     checkpoints = Checkpoints(
         folder.checkpoints, keep_last=config.keep_last, keep_every=config.keep_every,
@@ -161,7 +164,7 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
     step_fn = compiled_step(run.assembly.recipe, run.assembly.optimizer)
     key, batches, held_out = jax.random.key(config.seed), run.batches(start), run.held_out()
     silent = not is_main_process()
-    writer = MetricsWriter(folder.path, silent, start)
+    writer = MetricsWriter(folder.path, silent, start, loggers)
     screen = Screen(config.num_steps, start, silent)
     batches = chain([first := next(batches)], batches)
     flops_of = partial(step_flops, run.assembly.recipe, frozen, jax.eval_shape(lambda: first))

@@ -4,12 +4,14 @@ import json
 import math
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 from tensorboardX import SummaryWriter
 
 from ldlm_jax.errors import UserError
+from ldlm_jax.telemetry.loggers import Logger
 from ldlm_jax.telemetry.screen import Screen
 
 # A run ends after so many steps in a row that changed nothing.
@@ -47,10 +49,24 @@ def _is_up_to(line: str, step: int) -> bool:
 class MetricsWriter:
     """Appends metrics to ``metrics.jsonl`` and TensorBoard events to ``tensorboard/``."""
 
-    def __init__(self, folder: Path, silent: bool = False, start: int = 0):
-        """Open both for appending after step ``start``; a silent one writes nothing."""
+    def __init__(
+        self,
+        folder: Path,
+        silent: bool = False,
+        start: int = 0,
+        open_others: Callable[[], Sequence[Logger]] = tuple,
+    ):
+        """Open both for appending after step ``start``.
+
+        Args:
+          folder: of the run.
+          silent: write nothing.
+          start: the last step that stays.
+          open_others: opens what takes the same numbers, see ``loggers``.
+        """
         self._silent = silent
         if not silent:
+            self._others = open_others()
             _cut_after(folder / "metrics.jsonl", start)
             self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"))
@@ -66,6 +82,8 @@ class MetricsWriter:
                 self._board.add_text(name, value.replace("\n", "  \n"), step)
             else:
                 self._board.add_scalar(name, value, step)
+        for other in self._others:
+            other.write(step, values)
 
     def close(self) -> None:
         """Flush and close."""
@@ -76,6 +94,8 @@ class MetricsWriter:
         closing.start()
         closing.join(timeout=10)
         self._file.close()
+        for other in self._others:
+            other.close()
 
 
 class Log:
