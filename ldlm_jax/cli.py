@@ -15,8 +15,10 @@ from pathlib import Path
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.evals.flags import EXAMPLES as EVAL_EXAMPLES
 from ldlm_jax.evals.flags import add_eval_flags
+from ldlm_jax.plan.command import add_plan_flags, run_plan
 from ldlm_jax.sampling.output import EXAMPLES, add_flags
 from ldlm_jax.serving.command import add_export_flags, add_serve_flags, run_export, run_server
+from ldlm_jax.serving.completion import add_completion_flags, print_completion
 from ldlm_jax.telemetry.watchdog import supervise
 from ldlm_jax.validate import local_path
 
@@ -110,28 +112,8 @@ def _train(args, overrides) -> int | None:
 
 def _plan(args, overrides) -> None:
     from ldlm_jax.config import load_config, resolve
-    from ldlm_jax.plan.report import explain, largest_batch, plan, table
-    from ldlm_jax.plan.target import Target
-    from ldlm_jax.telemetry.screen import told_apart
 
-    experiment = resolve(load_config(_config_file(args.config), overrides))
-    programs = tuple(args.programs.split(","))
-    for name in programs:
-        if name not in ("train", "eval", "sample"):
-            raise UserError(f"--programs: unknown {name!r}; choose of train, eval, sample.")
-    target = Target.of(experiment, args.topology, args.num_slices)
-    if args.explain:
-        print(explain(target.placements()))
-        return
-    with told_apart() as begin:
-        result = plan(target, args.topology, programs, begin)
-        if args.search_batch:
-            result["largest_batch"] = largest_batch(target, begin=begin)
-    print(table(result))
-    if args.search_batch:
-        print(f"largest batch that fits: {result['largest_batch']} rows")
-    if args.json:
-        Path(args.json).write_text(json.dumps(result | {"config": args.config}, indent=1) + "\n")
+    run_plan(args, resolve(load_config(_config_file(args.config), overrides)))
 
 
 def _sample(args, overrides) -> None:
@@ -239,26 +221,6 @@ def _no_overrides(overrides) -> None:
         )
 
 
-def _plan_flags(commands, overriding: str) -> None:
-    plan = commands.add_parser(
-        "plan", help="compile a config for devices that are not there", epilog=overriding
-    )
-    plan.add_argument("--config", required=True, help="config file")
-    plan.add_argument("--topology", required=True, help="such as v5e:16x16, or h100:8x8")
-    plan.add_argument("--num-slices", type=int, default=1, help="slices of that topology")
-    plan.add_argument(
-        "--explain", action="store_true", help="only print where each parameter lives"
-    )
-    plan.add_argument(
-        "--programs", default="train,eval,sample", help="which to compile (train,eval,sample)"
-    )
-    plan.add_argument(
-        "--search-batch", action="store_true", help="also find the largest batch that fits"
-    )
-    plan.add_argument("--json", help="also write the plan to this file")
-    plan.set_defaults(run=_plan)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ldlm", description="Latent diffusion language models in JAX."
@@ -284,7 +246,11 @@ def _parser() -> argparse.ArgumentParser:
     configs.set_defaults(run=_configs)
 
     _train_flags(commands, overriding)
-    _plan_flags(commands, overriding)
+    plan = commands.add_parser(
+        "plan", help="compile a config for devices that are not there", epilog=overriding
+    )
+    add_plan_flags(plan)
+    plan.set_defaults(run=_plan)
     sample = commands.add_parser(
         "sample", help="write text", epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -305,6 +271,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_eval_flags(evaluate)
     evaluate.set_defaults(run=_eval)
+    completion = commands.add_parser("completion", help="print a shell's completion of this")
+    add_completion_flags(completion)
+    completion.set_defaults(run=lambda args, overrides: print_completion(args.shell, parser))
     return parser
 
 
