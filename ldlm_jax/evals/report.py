@@ -28,7 +28,7 @@ td,th{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd}
 td{white-space:nowrap}th{vertical-align:bottom}.real{color:#777}
 td:first-child,th:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere}
 .texts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(22rem,100%),1fr));gap:1.5rem}
-.texts h3{margin-bottom:.3rem}svg{max-width:100%;height:auto}p,li{overflow-wrap:anywhere}
+.texts h3{margin-bottom:.3rem}svg{max-width:100%;height:auto}h1,h3,p,li{overflow-wrap:anywhere}
 """
 
 
