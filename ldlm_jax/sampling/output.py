@@ -122,7 +122,8 @@ def _write(args, run: LoadedRun, config: SampleConfig) -> None:
     generator, shows = run.generator, None
     if args.revise:
         text = read_text(args.revise)
-        _revise(args, generator, Revision.of(text, _spans(args, text), config, args.seed))
+        revision = Revision.of(text, _spans(args, text), config, args.seed)
+        _revise(args, generator, revision, config.strength)
         return
     task = TASKS.get(run.experiment.data.source)
     if args.puzzles or args.puzzle:
@@ -238,15 +239,22 @@ def _spans(args, text: str) -> list[tuple[int, int]]:
     return find_phrase(text, args.find) if args.find else parse_spans(args.spans)
 
 
-def _revise(args, generator: Generator, revision: Revision) -> None:
+def _revise(args, generator: Generator, revision: Revision, strength: float) -> None:
     if args.html or args.stream or args.show_denoising:
         raise UserError("--revise writes to the terminal or to --jsonl.")
-    texts = revision.texts(generator, args.num_samples)
-    if not args.jsonl:
-        for place, text in enumerate(texts, 1):
-            print(f"[{place}] {text}", flush=True)
-        return
+    unchanged = 0
     with opened(args.jsonl) as out:
-        for number, text in enumerate(texts):
-            out.write(json.dumps({"text": text, "seed": args.seed, "number": number}) + "\n")
-    print(f"wrote {args.num_samples} revisions to {args.jsonl}")
+        for number, text in enumerate(revision.texts(generator, args.num_samples)):
+            same = text == revision.original
+            unchanged += same
+            record = {"text": text, "changed": not same, "seed": args.seed, "number": number}
+            line = f"[{number + 1}]{' (unchanged)' if same else ''} {text}"
+            print(json.dumps(record) if args.jsonl else line, file=out, flush=True)
+    if args.jsonl:
+        print(f"wrote {args.num_samples} revisions to {args.jsonl}")
+    if unchanged:
+        print(
+            f"{unchanged} of {args.num_samples} are as they were: with --strength {strength:g} "
+            "much of the old text is kept. Give more, up to 1, or name a longer part.",
+            file=sys.stderr,
+        )

@@ -46,7 +46,8 @@ class Request:
             return self.revise
         if self.template:
             return parse_template(self.template)
-        span = Span(open_end=not self.suffix)
+        # A client finds what was generated behind as many characters as the prompt has.
+        span = Span(open_end=not self.suffix, keeps_space=True)
         return tuple(piece for piece in (self.prompt, span, self.suffix) if piece)
 
     def several(self, count: int) -> list["Request"]:
