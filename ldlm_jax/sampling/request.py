@@ -19,7 +19,8 @@ class Request:
 
     Attributes:
       prompt: given beginning, or empty.
-      seed: of all randomness: a request gives the same text whatever is generated beside it.
+      seed: of all randomness: a request gives the same text whatever is generated beside it, as
+        far as rounding does (``sampling/README.md``).
       number: tells apart the texts of one seed.
       config: how to generate it; requests of one call agree on the knobs of a CALL.
       suffix: given end, or empty.
