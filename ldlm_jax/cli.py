@@ -13,8 +13,12 @@ from itertools import islice
 from pathlib import Path
 
 from ldlm_jax.errors import UserError, did_you_mean
-from ldlm_jax.sampling.output import EXAMPLES, add_flags, add_knobs
+from ldlm_jax.evals.flags import EXAMPLES as EVAL_EXAMPLES
+from ldlm_jax.evals.flags import add_eval_flags
+from ldlm_jax.plan.command import add_plan_flags, run_plan
+from ldlm_jax.sampling.output import EXAMPLES, add_flags
 from ldlm_jax.serving.command import add_export_flags, add_serve_flags, run_export, run_server
+from ldlm_jax.serving.completion import add_completion_flags, print_completion
 from ldlm_jax.telemetry.watchdog import supervise
 from ldlm_jax.validate import local_path
 
@@ -102,32 +106,14 @@ def _train(args, overrides) -> int | None:
         return None
     if not args.workdir:
         raise UserError("--workdir names the folder of the run; only --dry-run needs none.")
-    train(config, args.workdir, args.init)
+    train(config, args.workdir, args.init, [name for name in args.log.split(",") if name])
     return None
 
 
 def _plan(args, overrides) -> None:
     from ldlm_jax.config import load_config, resolve
-    from ldlm_jax.plan.report import explain, largest_batch, plan, table
-    from ldlm_jax.plan.target import Target
 
-    experiment = resolve(load_config(_config_file(args.config), overrides))
-    programs = tuple(args.programs.split(","))
-    for name in programs:
-        if name not in ("train", "eval", "sample"):
-            raise UserError(f"--programs: unknown {name!r}; choose of train, eval, sample.")
-    target = Target.of(experiment, args.topology, args.num_slices)
-    if args.explain:
-        print(explain(target.placements()))
-        return
-    result = plan(target, args.topology, programs)
-    if args.search_batch:
-        result["largest_batch"] = largest_batch(target)
-    print(table(result))
-    if args.search_batch:
-        print(f"largest batch that fits: {result['largest_batch']} rows")
-    if args.json:
-        Path(args.json).write_text(json.dumps(result | {"config": args.config}, indent=1) + "\n")
+    run_plan(args, resolve(load_config(_config_file(args.config), overrides)))
 
 
 def _sample(args, overrides) -> None:
@@ -168,9 +154,13 @@ def _eval(args, overrides) -> None:
 
     _no_overrides(overrides)
     names = tuple(args.evals.split(","))
+    if "likelihood" in names:
+        _score_texts(args, names)
+        return
     for name in names:
         if name not in REGISTRY:
-            raise UserError(f"--evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
+            known = did_you_mean(name, [*REGISTRY, "likelihood"])
+            raise UserError(f"--evals: unknown {name!r}; {known}")
     run = _open(args)
     experiment = run.experiment
     prepared = prepare(experiment.data)
@@ -208,32 +198,27 @@ def _eval(args, overrides) -> None:
         Path(args.json).write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
 
 
+def _score_texts(args, names) -> None:
+    from ldlm_jax.evals.likelihood import write_likelihoods
+    from ldlm_jax.sampling.output import config_of, opened
+
+    if len(names) > 1 or not args.text_file:
+        raise UserError("--evals likelihood stands alone, and needs --text-file FILE.")
+    run = _open(args)
+    with run.use_sharding(), opened(args.jsonl) as out:
+        told = write_likelihoods(
+            run.generator, args.text_file, partial(print, file=out, flush=True),
+            draws=args.draws, seed=args.seed, batch_size=config_of(args, run).batch_size,
+        )  # fmt: skip
+    print(told, file=sys.stderr)
+
+
 def _no_overrides(overrides) -> None:
     if overrides:
         raise UserError(
             f"unknown argument {overrides[0]!r}: a finished run keeps its config; see --help for "
             "the flags."
         )
-
-
-def _plan_flags(commands, overriding: str) -> None:
-    plan = commands.add_parser(
-        "plan", help="compile a config for devices that are not there", epilog=overriding
-    )
-    plan.add_argument("--config", required=True, help="config file")
-    plan.add_argument("--topology", required=True, help="such as v5e:16x16, or h100:8x8")
-    plan.add_argument("--num-slices", type=int, default=1, help="slices of that topology")
-    plan.add_argument(
-        "--explain", action="store_true", help="only print where each parameter lives"
-    )
-    plan.add_argument(
-        "--programs", default="train,eval,sample", help="which to compile (train,eval,sample)"
-    )
-    plan.add_argument(
-        "--search-batch", action="store_true", help="also find the largest batch that fits"
-    )
-    plan.add_argument("--json", help="also write the plan to this file")
-    plan.set_defaults(run=_plan)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -261,7 +246,11 @@ def _parser() -> argparse.ArgumentParser:
     configs.set_defaults(run=_configs)
 
     _train_flags(commands, overriding)
-    _plan_flags(commands, overriding)
+    plan = commands.add_parser(
+        "plan", help="compile a config for devices that are not there", epilog=overriding
+    )
+    add_plan_flags(plan)
+    plan.set_defaults(run=_plan)
     sample = commands.add_parser(
         "sample", help="write text", epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -276,7 +265,15 @@ def _parser() -> argparse.ArgumentParser:
     add_export_flags(export)
     export.set_defaults(run=_export)
 
-    _eval_flags(commands)
+    evaluate = commands.add_parser(
+        "eval", help="measure a run", epilog=EVAL_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_eval_flags(evaluate)
+    evaluate.set_defaults(run=_eval)
+    completion = commands.add_parser("completion", help="print a shell's completion of this")
+    add_completion_flags(completion)
+    completion.set_defaults(run=lambda args, overrides: print_completion(args.shell, parser))
     return parser
 
 
@@ -288,6 +285,8 @@ def _train_flags(commands, overriding: str) -> None:
                        help="only resolve, build and compile; print shapes and memory")  # fmt: skip
     train.add_argument("--init", default="", metavar="DIR",
                        help="begin with the weights of this exported model")  # fmt: skip
+    train.add_argument("--log", default="", metavar="NAMES",
+                       help="also log to these: wandb, mlflow, joined by a comma")  # fmt: skip
     together = train.add_argument_group(
         "several processes", "Cloud TPU, GKE, SLURM and Open MPI need none of these"
     )
@@ -302,35 +301,6 @@ def _train_flags(commands, overriding: str) -> None:
         help="start again, from the last checkpoint, so often after a crash or a stall (default 0)",
     )  # fmt: skip
     train.set_defaults(run=_train)
-
-
-def _eval_flags(commands) -> None:
-    evaluate = commands.add_parser("eval", help="measure a run")
-    add_knobs(evaluate)
-    evaluate.add_argument("--evals", default="reconstruction,denoising,samples")
-    evaluate.add_argument("--split", default="validation", choices=("validation", "test"))
-    evaluate.add_argument(
-        "--batches", type=int, help="held-out batches to read (as many as in training)"
-    )
-    evaluate.add_argument("--num-samples", type=int, default=256)
-    evaluate.add_argument("--step-counts", type=int, nargs="+", default=[5, 20, 100])
-    evaluate.add_argument(
-        "--guidances", type=float, nargs="+", default=[],
-        help="also continue prompts with these weights of guidance (evaluation quality)",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "--scorer",
-        "--judge",
-        default="smollm2-135m",
-        help="model that the evaluation quality scores texts with",
-    )
-    evaluate.add_argument(
-        "--levels", nargs="+", default=[],
-        help="sets of puzzles, such as hard or '30 given'; without it the first",
-    )  # fmt: skip
-    evaluate.add_argument("--html", help="also write a report with plots to this file")
-    evaluate.add_argument("--json", help="also write the results to this file")
-    evaluate.set_defaults(run=_eval)
 
 
 def _configure_jax(args) -> None:

@@ -95,6 +95,27 @@ def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
     return phases[-1]
 
 
+def change(before: Phase | None, after: Phase) -> str:
+    """What a phase minimises, or what is another than before: ``diffusion 0 to 1``, by commas."""
+    parts = []
+    for name in (*LOSSES, "encoder_gradient"):
+        new, old = getattr(after, name), getattr(before, name) if before else None
+        if before and new != old:
+            parts.append(f"{name} {_spelt(old)} to {_spelt(new)}")
+        elif not before and new != 0.0:
+            parts.append(f"{name} {_spelt(new)}")
+    if before and before.train != after.train:
+        parts.append(f"trained {'+'.join(before.train)} to {'+'.join(after.train)}")
+    return ", ".join(parts)
+
+
+def _spelt(weight: Weight) -> str:
+    """A number, or the first and the last of a schedule."""
+    if isinstance(weight, float):
+        return f"{weight:g}"
+    return f"({weight[0][1]:g} at step {weight[0][0]}, {weight[-1][1]:g} at {weight[-1][0]})"
+
+
 def check_phases(phases: tuple[Phase, ...]) -> None:
     """Raise UserError unless the phases follow one another to the end of training."""
     ends = [phase.until for phase in phases]

@@ -1,7 +1,7 @@
 """The loop, top to bottom: restore, data, step, log, evaluate, save, stop."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -23,13 +23,15 @@ from ldlm_jax.parallel.distributed import (
 )
 from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.parallel.sharding import batch_sharding, own_rows, put_batch, use_sharding
-from ldlm_jax.phases import phase_at
+from ldlm_jax.phases import Phase, change, phase_at
 from ldlm_jax.plan.flops import step_flops
 from ldlm_jax.sampling.generate import Generator
 from ldlm_jax.serving.hub import WarmStart
 from ldlm_jax.teachers.loader import LoadedTeacher, load_teacher
-from ldlm_jax.telemetry.metrics import Log, MetricsWriter, Screen
+from ldlm_jax.telemetry.loggers import Logger, check_loggers, open_loggers
+from ldlm_jax.telemetry.metrics import Log, MetricsWriter
 from ldlm_jax.telemetry.profiler import Profiler
+from ldlm_jax.telemetry.screen import Screen
 from ldlm_jax.telemetry.throughput import Throughput
 from ldlm_jax.telemetry.watchdog import Watchdog
 from ldlm_jax.train_state import TrainState, abstract_state, init_state
@@ -38,13 +40,14 @@ from ldlm_jax.validate import check_mesh, local_path
 from ldlm_jax.workdir import Workdir
 
 
-def train(config, workdir: str, init: str = "") -> None:
+def train(config, workdir: str, init: str = "", log: Sequence[str] = ()) -> None:
     """Train the experiment of a config in a run folder, or resume it there.
 
     Args:
       config: from ``config.load_config``.
       workdir: the run's folder; created if missing.
       init: an exported model with whose weights a new run begins; empty for none.
+      log: writers beside JSONL and TensorBoard, see ``telemetry.loggers``.
 
     Raises:
       UserError: the config, the data or the folder is not usable.
@@ -53,6 +56,7 @@ def train(config, workdir: str, init: str = "") -> None:
     for name in experiment.train.evals:
         if name not in REGISTRY:
             raise UserError(f"train.evals: unknown {name!r}; {did_you_mean(name, REGISTRY)}")
+    check_loggers(log)
     run = TrainingRun.create(experiment, init)
     folder = Workdir(local_path(workdir))
     facts = {
@@ -64,7 +68,7 @@ def train(config, workdir: str, init: str = "") -> None:
     main_process_first("folder", lambda: folder.start(config, run.prepared.tokenizer, facts))
     held = folder.exclusive() if is_main_process() else contextlib.nullcontext()
     with held, use_sharding(run.assembly.mesh, experiment.sharding):
-        _loop(run, folder)
+        _loop(run, folder, partial(open_loggers, log, folder.path, config.to_dict()))
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class TrainingRun:
         )  # fmt: skip
 
 
-def _loop(run: TrainingRun, folder: Workdir) -> None:
+def _loop(run: TrainingRun, folder: Workdir, loggers: Callable[[], list[Logger]]) -> None:
     experiment, config = run.experiment, run.experiment.train
     checkpoints = Checkpoints(
         folder.checkpoints, keep_last=config.keep_last, keep_every=config.keep_every,
@@ -160,7 +164,7 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
     step_fn = compiled_step(run.assembly.recipe, run.assembly.optimizer)
     key, batches, held_out = jax.random.key(config.seed), run.batches(start), run.held_out()
     silent = not is_main_process()
-    writer = MetricsWriter(folder.path, silent, start)
+    writer = MetricsWriter(folder.path, silent, start, loggers)
     screen = Screen(config.num_steps, start, silent)
     batches = chain([first := next(batches)], batches)
     flops_of = partial(step_flops, run.assembly.recipe, frozen, jax.eval_shape(lambda: first))
@@ -168,8 +172,8 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
     log = Log(writer, screen, throughput)
     profiler = Profiler(folder.path / "profile", config)
     watchdog = Watchdog(config.stall_timeout)
-    _announce(screen, state, folder, start)
-    evaluated: dict = {}
+    _announce(screen, state, folder, start, config.num_steps)
+    evaluated, phase = {}, None
     with contextlib.ExitStack() as closing:
         # Each is closed whatever becomes of the others; the last one named is closed first.
         for part in (checkpoints, writer, screen, profiler, watchdog):
@@ -179,7 +183,9 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
             profiler.before(step)
             batch = next(batches)
             throughput.book("input")
-            phase = phase_at(experiment.phases, step)
+            before, phase = phase, phase_at(experiment.phases, step)
+            if phase != before:
+                _announce_phase(screen, experiment.phases, before, phase)
             state, metrics = step_fn(state, batch, key, frozen, phase=phase)
             log.under_way(metrics)
             throughput.book("step")
@@ -210,11 +216,31 @@ def _loop(run: TrainingRun, folder: Workdir) -> None:
             watchdog.alive()
 
 
-def _announce(screen: Screen, state: TrainState, folder: Workdir, start: int) -> None:
+def _announce(screen: Screen, state: TrainState, folder: Workdir, start: int, end: int) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     screen.line(f"{count / 1e6:.2f}M parameters on {jax.device_count()} x {jax.default_backend()}")
-    if start:
+    if start >= end:
+        screen.line(
+            f"{folder.path} is finished: it has {start} of {end} steps. To go on, give a larger "
+            f"number, such as train.num_steps={2 * start}; for another run, another --workdir."
+        )
+    elif start:
         screen.line(f"resuming {folder.path} at step {start}")
+
+
+def _announce_phase(
+    screen: Screen, phases: tuple[Phase, ...], before: Phase | None, phase: Phase
+) -> None:
+    """Say that a step is compiled, during which nothing moves, and why losses jump."""
+    number = phases.index(phase)
+    if before:
+        screen.line(
+            f"phase {number} begins, with another loss than before, which is not comparable: "
+            f"{change(before, phase)}"
+        )
+    else:
+        screen.line(f"phase {number} of 0 to {len(phases) - 1}: {change(None, phase)}")
+    screen.line(f"compiling the step of phase {number} ...")
 
 
 def _scores(evaluated: dict, best_metric: str) -> dict | None:

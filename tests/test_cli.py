@@ -104,6 +104,22 @@ def test_holes_are_filled_and_files_revised(trained, tmp_path, capsys):
     refused(capsys, [*command, "--stream"], "one text")
 
 
+def test_a_revision_that_changes_nothing_says_so(tmp_path, capsys):
+    file, out = tmp_path / "letter.txt", tmp_path / "out.jsonl"
+    file.write_text("The king spoke to the people.")
+    known = str(Path(__file__).parent / "fixtures" / "run_0_1")
+    command = ["sample", "--workdir", known, "--num-samples", "2", "--steps", "2",
+               "--revise", str(file), "--find", "king"]  # fmt: skip
+    assert main([*command, "--strength", "0.01"]) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [f"[{i}] (unchanged) {file.read_text()}" for i in (1, 2)]
+    assert "2 of 2 are as they were: with --strength 0.01" in told.err
+    assert main([*command, "--strength", "1", "--seed", "3", "--jsonl", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["changed"] for row in rows] == [row["text"] != file.read_text() for row in rows]
+    assert any(row["changed"] for row in rows)
+
+
 def test_text_sharpens_on_a_page(trained, tmp_path):
     out = tmp_path / "out.html"
     command = ["sample", "--workdir", str(trained), "--num-samples", "2", "--prompt", "The"]

@@ -270,6 +270,7 @@ def test_a_plan_for_gpus_gives_bounds(tmp_path):
     assert said["chip"] == "NVIDIA H100" and said["mesh"]["slice"] == 2
     assert phase["collective_bytes"]["all-reduce"] > 0 and "forecast" not in phase
     assert 0 < phase["bounds"]["mfu_at_most"] <= 1 and "MFU at most" in done.stdout
+    assert "compiling the step of phase 0 ..." in done.stderr
 
 
 @needs_libtpu

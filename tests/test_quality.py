@@ -9,6 +9,7 @@ import pytest
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.evals import text_metrics
+from ldlm_jax.evals.conclusion import conclusion
 from ldlm_jax.evals.quality import mauve, scored, shuffled
 from ldlm_jax.evals.report import report
 from ldlm_jax.evals.scorer import Score, Scorer
@@ -168,3 +169,45 @@ def test_the_report_is_one_page_with_every_number_plot_and_text():
     assert "181.5" in page and "0.3" in page and "seed 3" in page and "runs/&lt;x&gt;" in page
     assert ">nan<" not in page
     assert "src=" not in page and 'href="http' not in page  # nothing is loaded from elsewhere
+    # Steps are plain numbers, and sets are named in a legend, where no name lies on another.
+    assert "<!-- 20 -->" in page and "10^{" not in page and "<!-- text steps 20 -->" in page
+    assert page.index("<h2>Conclusion") > page.index("<h2>All numbers")
+    assert "from 5 to 20 steps perplexity goes from 182 to 121" in page
+
+
+FREE = {"perplexity": 50.0, "token_entropy": 5.0, "loop_rate": 0.0, "mauve": 0.5, "copied_8": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, "as fluent as real text: perplexity 50, against 50"),
+        ({}, "More steps change little"),
+        ({}, "vary as much as real text"),
+        ({}, "Little is copied: 0.0%"),
+        ({"perplexity": 30.0}, "below real text, which repetition"),
+        ({"perplexity": 30.0}, "More steps help: from 5 to 20 steps perplexity goes from 50"),
+        ({"perplexity": 100.0}, "2 times as much"),
+        ({"perplexity": 100.0}, "More steps make it worse"),
+        ({"token_entropy": 4.0, "loop_rate": 0.25}, "vary less than real text, by 1.00 nats"),
+        ({"token_entropy": 4.0, "loop_rate": 0.25}, "25.0% of the texts repeat themselves"),
+        ({"token_entropy": 6.0}, "vary more than real text, by 1.00 nats"),
+        ({"copied_8": 0.4}, "Some of it is copied: 40.0%"),
+        ({"mauve": 0.2}, "at 5 steps: MAUVE 0.5 of 1, against 0.9 of other real text"),
+    ],
+)
+def test_a_conclusion_says_what_the_numbers_say(changed, words):
+    rows = {"held_out": FREE, "other_held_out": FREE | {"mauve": 0.9},
+            "unconditional_steps_5": FREE, "unconditional_steps_20": FREE | changed}  # fmt: skip
+    told = conclusion(rows, 64)
+    assert [sentence for sentence in told if words in sentence], told
+    assert "With 64 texts a set these are hints" in told[-1]
+    assert not conclusion({"held_out": FREE}) and "hints" not in conclusion(rows, 1000)[-1]
+
+
+def test_steps_that_are_enough_are_named():
+    curve = {5: 90.0, 20: 51.0, 100: 50.0}
+    rows = {f"unconditional_steps_{k}": {"perplexity": v} for k, v in curve.items()}
+    assert conclusion(rows) == [
+        "More steps help: from 5 to 100 steps perplexity goes from 90 to 50; 20 are enough."
+    ]

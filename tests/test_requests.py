@@ -14,6 +14,7 @@ from ldlm_jax.diffusion.solvers import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.denoiser import Denoiser, latent_layout
 from ldlm_jax.models.networks import LatentStats
+from ldlm_jax.sampling import generate as generate_module
 from ldlm_jax.sampling.blockwise import BlockwiseSampler
 from ldlm_jax.sampling.config import SampleConfig, row_params
 from ldlm_jax.sampling.generate import Generator, generate, generate_requests
@@ -95,6 +96,40 @@ def test_unlike_requests_are_written_as_if_alone(overrides, changes):
     plain = [dataclasses.replace(r, config=few) for r in asked]
     first, second, _ = (s.tokens for s in generate_requests(generator, plain))
     assert first == together[0] and second != together[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [(), DEMO], ids=["whole", "blocks"])
+def test_in_bf16_a_text_is_the_same_in_every_call_of_one_shape(overrides, changes, monkeypatch):
+    """However many are asked for, beside whatever, in any row, beside others of more steps."""
+    halves = ("dit.dtype=bfloat16", "text_vae.dtype=bfloat16")
+    generator = babbling([*overrides, *changes, *halves])
+    rows, run = [], generate_module.generate_tokens
+
+    def generate_tokens(params, latents, given, *rest, **static):
+        rows.append(len(given.tokens_BxL))
+        return run(params, latents, given, *rest, **static)
+
+    monkeypatch.setattr(generate_module, "generate_tokens", generate_tokens)
+    fixed = SampleConfig(steps=4, batch_size=8, batch_shape="fixed")
+
+    def tokens(*asked):
+        return [s.tokens for s in generate_requests(generator, asked)]
+
+    own = Request("The", 3, 0, fixed)
+    others = [Request("My son", 9, i, fixed) for i in range(4)]
+    (alone,) = tokens(own)
+    assert len(set(map(tuple, [alone, *tokens(*others)]))) == 5
+    three = tokens(*own.several(3))
+    six = tokens(*own.several(6))
+    assert six[:3] == three and three[0] == alone
+    assert tokens(own, *others)[0] == tokens(*others, own)[-1] == alone
+    more = [dataclasses.replace(r, config=dataclasses.replace(fixed, steps=7)) for r in others]
+    assert tokens(*more, own)[-1] == alone
+    assert set(rows) == {8}
+    fitting = dataclasses.replace(own, config=SampleConfig(steps=4, batch_size=8))
+    tokens(fitting)
+    assert rows[-1] == 1
 
 
 @pytest.mark.parametrize("changes", [(), DEMO], ids=["whole", "blocks"])

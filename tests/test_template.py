@@ -6,6 +6,7 @@ import pytest
 from ldlm_jax.data.special_ids import EOS, MASK, PAD
 from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
+from ldlm_jax.sampling.request import Request
 from ldlm_jax.sampling.template import Span, Template, cut_spans, parse_spans, parse_template
 from tests.conftest import sentences
 
@@ -82,6 +83,30 @@ def test_given_text_comes_back_to_the_last_byte(tokenizer):
         if isinstance(pieces[-1], str):
             assert text.endswith(pieces[-1])
         assert len(ids) == template.fixed_tokens + 1
+
+
+@pytest.mark.parametrize(
+    ("filling", "text"),
+    [
+        (" king", "The king said"),
+        ("king", "The king said"),
+        ("'s", "The's said"),
+        (", he", "The, he said"),
+        (" (he", "The (he said"),
+        ("(he", "The (he said"),
+    ],
+)
+def test_a_space_before_a_span_goes_where_none_belongs(filling, text):
+    tokenizer = Tokenizer.train([*sentences(), "(he), she's, (he); 's"], 320)
+    (ids,) = tokenizer.encode([filling])
+    template = Template.of(("The ", Span(len(ids)), " said"), tokenizer)
+    row = np.array([*template.tokens[0], *ids, *template.tokens[2], EOS])
+    got, filled = template.from_row(row, len(row), tokenizer)
+    assert filled == text and got == row.tolist()
+    # What a client gave as its prompt stays to the last byte.
+    kept = Template.of(("The ", Span(len(ids), keeps_space=True), " said"), tokenizer)
+    assert kept.from_row(row, len(row), tokenizer)[1].startswith("The ")
+    assert Request("The ", suffix=" said").pieces[1].keeps_space
 
 
 def test_open_spans_take_the_lengths_they_are_given(tokenizer):

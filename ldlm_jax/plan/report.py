@@ -1,6 +1,7 @@
 """What a plan says: memory, communication and predicted speed, as a table and as JSON."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import jax
@@ -138,14 +139,21 @@ def _network_seconds(sent: dict[str, float], chip: Chip, mesh) -> float:
     return seconds
 
 
-def plan(target: Target, topology: str, programs: tuple[str, ...]) -> dict:
+def plan(
+    target: Target,
+    topology: str,
+    programs: tuple[str, ...],
+    begin: Callable[[str], None] = lambda _: None,
+) -> dict:
     """Everything a plan says.
 
     Args:
       target: what for.
       topology: its name.
       programs: of ``"train"``, ``"eval"`` and ``"sample"``, which to compile.
+      begin: takes the name of each part before it, which may take minutes.
     """
+    begin("tracing the networks")
     placed = target.placements()
     result = {
         "topology": topology,
@@ -159,10 +167,15 @@ def plan(target: Target, topology: str, programs: tuple[str, ...]) -> dict:
         "state_bytes_per_chip": _bytes_per_chip(target.state()),
     }
     if "train" in programs:
-        result["phases"] = [plan_step(target, i) for i in range(len(target.experiment.phases))]
+        result["phases"] = []
+        for number in range(len(target.experiment.phases)):
+            begin(f"compiling the step of phase {number}")
+            result["phases"].append(plan_step(target, number))
     if "eval" in programs:
+        begin("compiling the evaluation")
         result["evaluation"] = memory_of(target.compile_evaluation(), target.chip)
     if "sample" in programs:
+        begin("compiling the sampler")
         result["sampler"] = memory_of(target.compile_sampler(), target.chip)
     return result
 
@@ -174,8 +187,15 @@ def _bytes_per_chip(state) -> int:
     )
 
 
-def largest_batch(target: Target, most: int = 1 << 16) -> int:
+def largest_batch(
+    target: Target, most: int = 1 << 16, begin: Callable[[str], None] = lambda _: None
+) -> int:
     """The largest batch, in doublings of what divides among the devices, that fits every phase.
+
+    Args:
+      target: what for.
+      most: rows that are tried.
+      begin: takes the name of each part before it.
 
     Raises:
       UserError: not even the smallest fits.
@@ -184,6 +204,7 @@ def largest_batch(target: Target, most: int = 1 << 16) -> int:
     rows, fits = experiment.train.batch_size, 0
 
     def fitting(rows: int) -> bool:
+        begin(f"compiling the step with {rows} rows")
         train = replace(experiment.train, batch_size=rows)
         larger = replace(target, experiment=replace(experiment, train=train))
         try:

@@ -111,6 +111,9 @@ class SampleConfig:
         0, "tokens of the longest text; a model with blocks goes on beyond its window", group=BLOCKS
     )
     batch_size: Annotated[int, "[1, 65536]"] = knob(32, "texts generated at once")
+    batch_shape: Literal["fitting", "fixed"] = knob(
+        "fitting", "fixed: as many rows however few texts, so that rounding is the same"
+    )
 
     def __post_init__(self):
         check_settings("sample", SampleConfig, vars(self))

@@ -299,7 +299,9 @@ def _run(
     generator: Generator, spec: Spec, candidates: Sequence[Candidate], rows: int
 ) -> Iterator[Finished]:
     """The candidates in order, in batches of one size, at least ``rows``: the last is filled up."""
-    size = max(rows, min(candidates[0].request.config.batch_size, len(candidates)))
+    config = candidates[0].request.config
+    fixed = config.batch_shape == "fixed"
+    size = max(rows, config.batch_size if fixed else min(config.batch_size, len(candidates)))
     size = -(-size // row_multiple()) * row_multiple()
     for start in range(0, len(candidates), size):
         batch = list(candidates[start : start + size])

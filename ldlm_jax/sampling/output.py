@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -111,6 +112,8 @@ def run(args, load: Callable[[], LoadedRun]) -> None:
     if args.num_samples is None:
         args.num_samples = 1 if args.stream else 8
     run = load()
+    if sys.stderr.isatty():
+        print("compiling the sampler, if it is not in the cache ...", file=sys.stderr, flush=True)
     with run.use_sharding():
         _write(args, run, config_of(args, run))
 
@@ -119,7 +122,8 @@ def _write(args, run: LoadedRun, config: SampleConfig) -> None:
     generator, shows = run.generator, None
     if args.revise:
         text = read_text(args.revise)
-        _revise(args, generator, Revision.of(text, _spans(args, text), config, args.seed))
+        revision = Revision.of(text, _spans(args, text), config, args.seed)
+        _revise(args, generator, revision, config.strength)
         return
     task = TASKS.get(run.experiment.data.source)
     if args.puzzles or args.puzzle:
@@ -172,7 +176,15 @@ def _draft_steps(spec: str | None, steps: int) -> tuple[int, ...]:
 
 
 @contextmanager
-def _open(path: str) -> Iterator:
+def opened(path: str | None) -> Iterator:
+    """A context with a file to write, or with the terminal.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if not path:
+        yield sys.stdout
+        return
     try:
         out = open(path, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
@@ -182,7 +194,7 @@ def _open(path: str) -> Iterator:
 
 
 def _to_file(path: str, requests: Sequence[Request], samples: Iterator[Sample]) -> None:
-    with _open(path) as out:
+    with opened(path) as out:
         for request, sample in zip(requests, samples, strict=True):
             out.write(json.dumps(_record(request, sample)) + "\n")
     print(f"wrote {len(requests)} samples to {path}")
@@ -195,7 +207,7 @@ def _record(request: Request, sample: Sample) -> dict:
 
 
 def _to_page(args, generator: Generator, requests: Sequence[Request], task: Task | None) -> None:
-    with _open(args.html) as out:
+    with opened(args.html) as out:
         panels = {}
         for steps in args.panels or (requests[0].config.steps,):
             of_panel = [replace(r, config=replace(r.config, steps=steps)) for r in requests]
@@ -227,15 +239,22 @@ def _spans(args, text: str) -> list[tuple[int, int]]:
     return find_phrase(text, args.find) if args.find else parse_spans(args.spans)
 
 
-def _revise(args, generator: Generator, revision: Revision) -> None:
+def _revise(args, generator: Generator, revision: Revision, strength: float) -> None:
     if args.html or args.stream or args.show_denoising:
         raise UserError("--revise writes to the terminal or to --jsonl.")
-    texts = revision.texts(generator, args.num_samples)
-    if not args.jsonl:
-        for place, text in enumerate(texts, 1):
-            print(f"[{place}] {text}", flush=True)
-        return
-    with _open(args.jsonl) as out:
-        for number, text in enumerate(texts):
-            out.write(json.dumps({"text": text, "seed": args.seed, "number": number}) + "\n")
-    print(f"wrote {args.num_samples} revisions to {args.jsonl}")
+    unchanged = 0
+    with opened(args.jsonl) as out:
+        for number, text in enumerate(revision.texts(generator, args.num_samples)):
+            same = text == revision.original
+            unchanged += same
+            record = {"text": text, "changed": not same, "seed": args.seed, "number": number}
+            line = f"[{number + 1}]{' (unchanged)' if same else ''} {text}"
+            print(json.dumps(record) if args.jsonl else line, file=out, flush=True)
+    if args.jsonl:
+        print(f"wrote {args.num_samples} revisions to {args.jsonl}")
+    if unchanged:
+        print(
+            f"{unchanged} of {args.num_samples} are as they were: with --strength {strength:g} "
+            "much of the old text is kept. Give more, up to 1, or name a longer part.",
+            file=sys.stderr,
+        )

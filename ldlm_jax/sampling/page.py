@@ -11,6 +11,7 @@ What it shows is one JSON object::
         final        its token ids
         given        whether each was given
         evaluations  of the network
+        cut          whether the text would go on, had the window not ended
         steps        for each step the token ids that it would decode to, and their probabilities
 """
 
@@ -54,6 +55,7 @@ def page_data(generator: Generator, panels: Panels, task: Task | None = None) ->
                         "final": note(sample.tokens),
                         "given": sample.given,
                         "evaluations": sample.evaluations,
+                        "cut": sample.cut,
                         "steps": [[note(d.tokens), d.confidence] for d in sample.drafts],
                     }
                     for sample in samples

@@ -19,7 +19,8 @@ class Request:
 
     Attributes:
       prompt: given beginning, or empty.
-      seed: of all randomness: a request gives the same text whatever is generated beside it.
+      seed: of all randomness: a request gives the same text whatever is generated beside it, as
+        far as rounding does (``sampling/README.md``).
       number: tells apart the texts of one seed.
       config: how to generate it; requests of one call agree on the knobs of a CALL.
       suffix: given end, or empty.
@@ -46,7 +47,8 @@ class Request:
             return self.revise
         if self.template:
             return parse_template(self.template)
-        span = Span(open_end=not self.suffix)
+        # A client finds what was generated behind as many characters as the prompt has.
+        span = Span(open_end=not self.suffix, keeps_space=True)
         return tuple(piece for piece in (self.prompt, span, self.suffix) if piece)
 
     def several(self, count: int) -> list["Request"]:

@@ -73,6 +73,11 @@ class Revision:
             at = end
         return cls(tuple(parts), requests)
 
+    @property
+    def original(self) -> str:
+        """The file as it was."""
+        return "".join(self.parts)
+
     def texts(self, generator: Generator, count: int) -> Iterator[str]:
         """The file with its spans rewritten, ``count`` times."""
         groups = [request.several(count) for request in self.requests.values()]

@@ -19,11 +19,13 @@ class Span:
       tokens: how many; 0 leaves that open.
       original: text that stands there now, to be revised; empty for none.
       open_end: nothing comes after it, so that the text ends within it, wherever it likes.
+      keeps_space: a space before it stays, whatever it is filled with.
     """
 
     tokens: int = 0
     original: str = ""
     open_end: bool = False
+    keeps_space: bool = False
 
     @property
     def open_length(self) -> bool:
@@ -32,6 +34,8 @@ class Span:
 
 
 Pieces = tuple[str | Span, ...]
+# What no space stands before.
+_CLOSING = frozenset(",.;:!?%'\u2019)]}")
 _SPAN = re.compile(r"_{3,}(?:\{(\d+)\})?")
 
 
@@ -197,7 +201,7 @@ class Template:
         )
 
     def from_row(self, generated_L: np.ndarray, length: int, tokenizer: Tokenizer):
-        """Token ids and text of a finished row, observed text as it was given to the last byte.
+        """Token ids and text of a finished row, observed text as it was given.
 
         Args:
           generated_L: the row.
@@ -205,7 +209,8 @@ class Template:
           tokenizer: of the model.
 
         Returns:
-          Token ids, up to and with the end token if there is one, and the text.
+          Token ids, up to and with the end token if there is one, and the text. Of observed text
+          one space is left out where a span after it begins with a comma or the like.
         """
         ids, text = [], ""
         for piece, given in zip(self.pieces, self.tokens, strict=True):
@@ -219,11 +224,22 @@ class Template:
                 stop = next((i for i, t in enumerate(filled) if t in (EOS, PAD)), len(filled) - 1)
                 filled = filled[: stop + 1]
             ids += filled
-            words = tokenizer.decode(filled)
-            text += words.removeprefix(" ") if text.endswith(" ") else words
+            text = _joined(text, tokenizer.decode(filled), piece.keeps_space or piece.open_end)
         if not self.continues:
             ids.append(EOS)
         return ids, text
+
+
+def _joined(text: str, words: str, keeps_space: bool) -> str:
+    """Text with words after it, which bring their own space along, if they want one.
+
+    A model that fills ``The ____ said`` with "'s" means "The's said".
+    """
+    if not text.endswith(" "):
+        return text + words
+    if words[:1] in _CLOSING and not keeps_space:
+        return text[:-1] + words
+    return text + words.removeprefix(" ")
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

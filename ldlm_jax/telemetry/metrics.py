@@ -1,18 +1,18 @@
-"""Where a run's numbers go: a JSONL file always, TensorBoard beside it, and the screen."""
+"""Where a run's numbers go: a JSONL file always, TensorBoard beside it, others on wish."""
 
 import json
 import math
-import sys
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
 from ldlm_jax.errors import UserError
+from ldlm_jax.telemetry.loggers import Logger
+from ldlm_jax.telemetry.screen import Screen
 
 # A run ends after so many steps in a row that changed nothing.
 MOST_SKIPPED = 100
@@ -49,10 +49,24 @@ def _is_up_to(line: str, step: int) -> bool:
 class MetricsWriter:
     """Appends metrics to ``metrics.jsonl`` and TensorBoard events to ``tensorboard/``."""
 
-    def __init__(self, folder: Path, silent: bool = False, start: int = 0):
-        """Open both for appending after step ``start``; a silent one writes nothing."""
+    def __init__(
+        self,
+        folder: Path,
+        silent: bool = False,
+        start: int = 0,
+        open_others: Callable[[], Sequence[Logger]] = tuple,
+    ):
+        """Open both for appending after step ``start``.
+
+        Args:
+          folder: of the run.
+          silent: write nothing.
+          start: the last step that stays.
+          open_others: opens what takes the same numbers, see ``loggers``.
+        """
         self._silent = silent
         if not silent:
+            self._others = open_others()
             _cut_after(folder / "metrics.jsonl", start)
             self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"))
@@ -68,6 +82,8 @@ class MetricsWriter:
                 self._board.add_text(name, value.replace("\n", "  \n"), step)
             else:
                 self._board.add_scalar(name, value, step)
+        for other in self._others:
+            other.write(step, values)
 
     def close(self) -> None:
         """Flush and close."""
@@ -78,56 +94,8 @@ class MetricsWriter:
         closing.start()
         closing.join(timeout=10)
         self._file.close()
-
-
-class Screen:
-    """A progress bar on a terminal, plain lines everywhere else."""
-
-    def __init__(self, total: int, start: int, silent: bool = False):
-        self._console = Console(soft_wrap=True, highlight=False, quiet=silent)
-        self._total = total
-        self._bar = None
-        if sys.stdout.isatty() and not silent:
-            self._bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=self._console,
-            )
-            self._task = self._bar.add_task("train", total=total, completed=start, note="")
-            self._bar.start()
-
-    def step(self, step: int) -> None:
-        """Move the bar."""
-        if self._bar:
-            self._bar.update(self._task, completed=step)
-
-    def metrics(self, step: int, note: str) -> None:
-        """Show the latest numbers."""
-        if self._bar:
-            self._bar.update(self._task, note=note)
-        else:
-            self.line(f"step {step}/{self._total}  {note}")
-
-    def evaluation(self, step: int, results: dict) -> None:
-        """Print the results of an evaluation, numbers first."""
-        shown = ("reconstruction/accuracy_noise_0", "reconstruction/accuracy_noise_1",
-                 "denoising/error_mean", "denoising/accuracy_mean")  # fmt: skip
-        numbers = "  ".join(f"{name} {results[name]:.3f}" for name in shown if name in results)
-        self.line(f"evaluation at step {step}: {numbers}")
-        for name, text in results.items():
-            if isinstance(text, str):
-                self.line(f"{name}:\n{text}")
-
-    def line(self, text: str) -> None:
-        """Print a line, above the bar if there is one."""
-        self._console.print(text, markup=False)
-
-    def close(self) -> None:
-        """Take the bar down."""
-        if self._bar:
-            self._bar.stop()
+        for other in self._others:
+            other.close()
 
 
 class Log:
