@@ -69,9 +69,9 @@ class DataConfig:
     source: str = "web"
     root: str = "corpora"
     text_field: str = "text"
-    vocab_size: Annotated[int, f"[{256 + len(SPECIAL_TOKENS)}, inf)"] = 4096
+    vocab_size: Annotated[int, f"[{256 + len(SPECIAL_TOKENS)}, 16777216]"] = 4096
     tokenizer: str = ""
-    window: Annotated[int, "[2, inf)"] = 64
+    window: Annotated[int, "[2, 16777216]"] = 64
     packing: Literal["pack", "pad"] = "pack"
     pad_to_multiple: Count = 1
     shuffle_seed: int = 0
