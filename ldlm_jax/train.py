@@ -163,8 +163,7 @@ def _loop(run: TrainingRun, folder: Workdir, loggers: Callable[[], list[Logger]]
     start, frozen = int(state.step), run.assembly.frozen
     step_fn = compiled_step(run.assembly.recipe, run.assembly.optimizer)
     key, batches, held_out = jax.random.key(config.seed), run.batches(start), run.held_out()
-    silent = not is_main_process()
-    writer = MetricsWriter(folder.path, silent, start, loggers)
+    writer = MetricsWriter(folder.path, silent := not is_main_process(), start, loggers)
     screen = Screen(config.num_steps, start, silent)
     batches = chain([first := next(batches)], batches)
     flops_of = partial(step_flops, run.assembly.recipe, frozen, jax.eval_shape(lambda: first))
@@ -198,6 +197,8 @@ def _loop(run: TrainingRun, folder: Workdir, loggers: Callable[[], list[Logger]]
             preempted = checkpoints.reached_preemption(done)
             if not preempted and (done % config.eval_every == 0 or last):
                 log.flush()
+                if not evaluated:
+                    screen.line("evaluating; the first time it is compiled ...")
                 evaluated = _evaluate(run, state, held_out, done)
                 writer.write(done, evaluated)
                 screen.evaluation(done, evaluated)

@@ -82,6 +82,8 @@ def test_phases_and_a_finished_run_are_announced(overrides, tmp_path, capsys, mo
         "phase 1 begins, with another loss than before, which is not comparable: diffusion 0 to 1",
         "compiling the step of phase 1 ...\n",
         "step 3/3 ",
+        "evaluating; the first time it is compiled ...\n",
+        "evaluation at step 3",
     ]
     places = [told.index(words) for words in order]
     assert places == sorted(places)

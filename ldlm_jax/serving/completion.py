@@ -2,8 +2,6 @@
 
 import argparse
 
-import shtab
-
 SHELLS = ("bash", "zsh", "fish")
 _FOLDERS = {"workdir", "model", "init", "out"}
 _FILES = {"config", "source", "requests", "revise", "text_file", "html", "json", "jsonl", "scorer"}
@@ -16,6 +14,8 @@ def add_completion_flags(parser: argparse.ArgumentParser) -> None:
 
 def print_completion(shell: str, parser: argparse.ArgumentParser) -> None:
     """Print the script that the shell reads."""
+    import shtab
+
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     for command in commands.choices.values():
         for action in command._actions:
