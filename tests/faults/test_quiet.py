@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+
+from ldlm_jax.checkpoint import _quiet_about_closed_loops
 
 # Files of the newer of two checkpoints are gone; many of its parts are being read at that moment.
 READS = """
@@ -47,3 +50,16 @@ def test_reads_that_nobody_waits_for_say_nothing(tmp_path):
     assert "checkpoint of step 2 cannot be read" in said.stderr
     assert "Event loop" not in said.stderr
     assert "something else" in said.stderr  # all other errors are shown
+
+
+def test_that_a_loop_is_closed_is_left_out_and_nothing_else(monkeypatch):
+    """The same at will: whether reads are under way when the first one fails is a matter of luck."""
+    shown = []
+    for name in ("excepthook", "unraisablehook"):
+        monkeypatch.setattr(sys, name, lambda *arguments: shown.append(arguments))
+    _quiet_about_closed_loops()
+    _quiet_about_closed_loops()  # at every restore
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("x"), ValueError("y")):
+        sys.excepthook(type(error), error, None)
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    assert len(shown) == 4 and "closed" not in str(shown)
