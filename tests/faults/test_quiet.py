@@ -53,7 +53,7 @@ def test_reads_that_nobody_waits_for_say_nothing(tmp_path):
 
 
 def test_that_a_loop_is_closed_is_left_out_and_nothing_else(monkeypatch):
-    """The same at will: whether reads are under way when the first one fails is a matter of luck."""
+    """The same at will: whether reads are under way at the first failure is a matter of luck."""
     shown = []
     for name in ("excepthook", "unraisablehook"):
         monkeypatch.setattr(sys, name, lambda *arguments: shown.append(arguments))
