@@ -86,7 +86,7 @@ def soak(folder: Path, steps: int, seconds: float, every: float = 5.0) -> dict:
         f"data.source={text}", f"data.root={folder}", f"train.num_steps={steps}",
         "train.log_every=20", "train.eval_every=100", "train.checkpoint_every=100",
         "train.evals=('reconstruction', 'denoising', 'samples')", "train.eval_samples=4",
-        "train.eval_steps=(2, 4)",
+        "train.eval_steps=(2, 4)", "phases=[{'encoder_gradient': 1.0}]",
     ])  # fmt: skip
     grown = growth(watch.samples)
     return {

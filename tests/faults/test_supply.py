@@ -1,4 +1,4 @@
-"""What is installed: the lock file fits what setup.cfg asks for, and every file of it has a hash."""
+"""What is installed: the lock file fits what setup.cfg asks for, and has a hash of every file."""
 
 import configparser
 import re
