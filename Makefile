@@ -4,7 +4,8 @@ VENV ?= .venv
 RUN ?= runs/web_cpu
 BIN := $(VENV)/bin
 
-.PHONY: demo puzzles test test-all test-gpu test-plan models docs lint format smoke clean
+.PHONY: demo puzzles test test-all test-gpu test-plan check-all audit lock models docs lint format \
+  smoke clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
@@ -70,6 +71,28 @@ models: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	JAX_PLATFORMS=cpu $(BIN)/python docs/build.py build/docs
+
+# What is too slow for CI: 300 kills, an hour of fuzzing, 20,000 steps, the audit. Most of a day.
+RESULTS := experiments/reliability/results
+check-all: test-all
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	PYTHONPATH=. $(BIN)/python experiments/reliability/kill.py 300 0 $(RESULTS)/kills.json
+	PYTHONPATH=. $(BIN)/python experiments/reliability/fuzz.py 3600 $(RESULTS)/fuzz.json
+	PYTHONPATH=. $(BIN)/python experiments/soak/soak.py 20000 86400 experiments/soak/results/soak.json
+	$(MAKE) audit
+
+# Known vulnerabilities of what requirements.lock names; needs the advisory database of PyPI.
+audit: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip
+
+# The newest versions that setup.cfg allows, with hashes.
+lock: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	head -3 requirements.lock > requirements.lock.new
+	$(BIN)/uv pip compile setup.cfg --extra dev --extra eval --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet >> requirements.lock.new
+	mv requirements.lock.new requirements.lock
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -39,6 +40,26 @@ def _without_wildcards(folder: Path) -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to(folder, target_is_directory=True)
     return link
+
+
+def _quiet_about_closed_loops() -> None:
+    """Leave out what threads say of reads that nobody waits for any more.
+
+    The first part of a checkpoint that cannot be read ends orbax's event loop; every part after it
+    then reports to a loop that is closed, with a traceback each.
+    """
+    for name in ("excepthook", "unraisablehook"):
+        shown = getattr(sys, name)
+        if getattr(shown, "is_quiet", False):
+            continue
+
+        def hook(*arguments, shown=shown):
+            error = arguments[1] if len(arguments) > 1 else arguments[0].exc_value
+            if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
+                shown(*arguments)
+
+        hook.is_quiet = True
+        setattr(sys, name, hook)
 
 
 class DamagedError(Exception):
@@ -149,6 +170,7 @@ class Checkpoints:
             raise UserError(f"{self._folder}: no checkpoint of step {step}; there are: {known}.")
         if not steps:
             return None
+        _quiet_about_closed_loops()
         for candidate in [step] if step is not None else reversed(steps):
             try:
                 return self._restore(candidate, abstract)

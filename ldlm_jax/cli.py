@@ -125,7 +125,7 @@ def _sample(args, overrides) -> None:
 
 def _open(args):
     """The model that --workdir or --model names."""
-    if args.workdir:
+    if args.workdir is not None:
         from ldlm_jax.workdir import load_run
 
         return load_run(args.workdir, args.step)

@@ -39,6 +39,9 @@ _RESUMABLE = {
     "data": {"root"},
 }  # fmt: skip
 
+# Of what lies in a run's folder; a folder without a number is of the first.
+FORMAT = 1
+
 _PACKAGES = (
     "ldlm_jax",
     "jax",
@@ -111,6 +114,7 @@ class Workdir:
             self._check_same(config, tokenizer, facts)
             return
         facts = {
+            "format": FORMAT,
             "tokenizer": tokenizer.fingerprint,
             **facts,
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -139,11 +143,29 @@ class Workdir:
                     raise self._other(
                         f"{section}.{key} was {was[section].get(key)!r}, is {value!r}"
                     )
-        known = json.loads(self.facts.read_text())
+        known = self._read_facts()
         if known["tokenizer"] != tokenizer.fingerprint:
             raise self._other("it was trained with another tokenizer")
         if _backbone_of(known) != facts["backbone"]:
             raise self._other("the files of its backbone.model were others")
+
+    def _read_facts(self) -> dict:
+        """What ``start`` wrote.
+
+        Raises:
+          UserError: it is damaged, or of a newer version.
+        """
+        try:
+            facts = json.loads(self.facts.read_text(encoding="utf-8"))
+            found, _ = facts.get("format", 1), facts["tokenizer"]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{self.facts} cannot be read: the folder is damaged.") from error
+        if not isinstance(found, int) or found > FORMAT:
+            raise UserError(
+                f"{self.path} was written by a newer version of ldlm_jax (format {found}, this one "
+                f"reads up to {FORMAT}): update ldlm_jax."
+            )
+        return facts
 
     def _other(self, why: str) -> UserError:
         return UserError(
@@ -161,7 +183,7 @@ class Workdir:
             if not file.is_file():
                 raise UserError(f"{self.path} is no run folder: {file.name} is missing.")
         try:
-            facts = json.loads(self.facts.read_text())
+            facts = self._read_facts()
             tokenizer = Tokenizer.load(self.tokenizer)
             experiment = resolve(load_config(str(self.config)))
         except (json.JSONDecodeError, KeyError) as error:

@@ -29,6 +29,7 @@ from ldlm_jax.data.rows import VERSION, write_facts
 from ldlm_jax.data.shards import make_shards, shards_of, stored
 from ldlm_jax.data.sources import load_documents, weighted_parts
 from ldlm_jax.data.special_ids import SPECIAL_TOKENS
+from ldlm_jax.data.stamped import read_json, write_json
 from ldlm_jax.data.texts import open_texts, write_texts
 from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
@@ -181,7 +182,7 @@ def _pack(config: DataConfig, text: Path, tokenizer: Tokenizer, packed: Path) ->
     nothing = np.zeros((0, config.window), np.int32)
     example = stored({"tokens": nothing, "segments": nothing}, tokenizer.vocab_size)
     write_facts(partial, example, counts)
-    (partial / "stats.json").write_text(json.dumps(stats | {"lengths": lengths.tolist()}))
+    write_json(partial / "stats.json", stats | {"lengths": lengths.tolist()})
     for half in partial.glob("*.partial"):  # of a worker that was killed
         half.unlink()
     shutil.rmtree(packed, ignore_errors=True)
@@ -239,7 +240,22 @@ def _tokenizer(config: DataConfig, text: Path) -> Tokenizer:
         texts = open_texts(text, "train")
         records = texts.read(step=-(-len(texts) // _RECORDS_FOR_BPE))
         Tokenizer.train(chain.from_iterable(records), config.vocab_size).save(file)
+        write_json(_stamp_of(file), {"file": _sum_of(file)})
+    stamp = _stamp_of(file)  # older versions wrote none
+    if stamp.exists() and read_json(stamp, ("file",))["file"] != _sum_of(file):
+        raise UserError(
+            f"{file} is damaged: delete {config.folder} and start the same command again, which "
+            "makes it anew."
+        )
     return Tokenizer.load(file)
+
+
+def _sum_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _stamp_of(tokenizer: Path) -> Path:
+    return tokenizer.with_suffix(".stamp.json")
 
 
 def _prepare(config: DataConfig) -> Prepared:
@@ -274,10 +290,8 @@ def _tell_not_read(source: str) -> None:
 
 
 def _read_stats(file: Path) -> dict:
-    try:
-        stats = json.loads(file.read_text())
-        if set(SPLITS) <= set(stats) and all(isinstance(n, int) for n in stats["lengths"]):
-            return stats
-    except (ValueError, KeyError, TypeError):
-        pass
+    stats = read_json(file, (*SPLITS, "lengths"))
+    lengths = stats["lengths"]
+    if isinstance(lengths, list) and all(isinstance(n, int) for n in lengths):
+        return stats
     raise UserError(f"{file} is damaged: delete {file.parent} and start the same command again.")

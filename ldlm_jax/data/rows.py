@@ -6,7 +6,6 @@ is. The bytes of a record are those of its arrays, one array after the other.
 Shape letters: B rows asked for, R rows of a record, S slots in memory.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from ldlm_jax.data.stamped import damage_named, read_json, write_json
 from ldlm_jax.errors import UserError
 
 VERSION = 2
@@ -85,7 +85,7 @@ def write_facts(folder: Path, example: Arrays, shards: dict[str, list[int]]) -> 
     arrays = {name: [x.dtype.name, x.shape[1:]] for name, x in example.items()}
     facts = {"version": VERSION, "arrays": arrays, "rows_per_record": rows_per_record(example),
              "shards": shards}  # fmt: skip
-    (folder / FACTS).write_text(json.dumps(facts) + "\n")
+    write_json(folder / FACTS, facts)
 
 
 def write_rows(folder: Path, batches: Iterable[Arrays], split: str = "train") -> None:
@@ -130,14 +130,15 @@ class Rows:
         """Open the split.
 
         Raises:
-          UserError: the folder was written by another version, or lacks the split.
+          UserError: the folder was written by another version, is damaged, or lacks the split.
         """
-        facts = _facts(folder)
+        self._folder, facts = folder, _facts(folder)
         if split not in facts["shards"]:
             raise UserError(f"{folder} holds no split {split!r}, only {', '.join(facts['shards'])}")
         shards = np.array(facts["shards"][split], np.int64)
         files = [str(folder / shard_name(split, i, len(shards))) for i in range(len(shards))]
-        self._source, self._per_record = ArrayRecordDataSource(files), facts["rows_per_record"]
+        with damage_named(folder):
+            self._source, self._per_record = ArrayRecordDataSource(files), facts["rows_per_record"]
         self._first_row = np.append(0, np.cumsum(shards))
         self._first_record = np.append(0, np.cumsum(-(-shards // self._per_record)))
         self._arrays = {k: (np.dtype(d), tuple(s)) for k, (d, s) in facts["arrays"].items()}
@@ -200,9 +201,10 @@ class Rows:
         replaced = self._record_in[slots]
         self._slot_of[replaced[replaced >= 0]] = -1
         self._slot_of[missing], self._record_in[slots] = slots, missing
-        raw = self._source.__getitems__(missing.tolist())
-        for slot, record in zip(slots, raw, strict=True):
-            self._decode(slot, record)
+        with damage_named(self._folder):
+            raw = self._source.__getitems__(missing.tolist())
+            for slot, record in zip(slots, raw, strict=True):
+                self._decode(slot, record)
         return None
 
     def _decode(self, slot: int, record: bytes) -> None:
@@ -224,10 +226,12 @@ class Rows:
 
 def _facts(folder: Path) -> dict:
     file = folder / FACTS
-    facts = json.loads(file.read_text()) if file.is_file() else {"version": "an older one"}
+    facts = {"version": "an older one"}
+    if file.is_file():
+        facts = read_json(file, ("version",), check=False)
     if facts["version"] != VERSION:
         raise UserError(
             f"{folder} was written in another format (version {facts['version']}, this is "
             f"{VERSION}): delete the folder and prepare it anew with `ldlm data`."
         )
-    return facts
+    return read_json(file, ("version", "arrays", "rows_per_record", "shards"))

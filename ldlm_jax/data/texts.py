@@ -10,8 +10,12 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from ldlm_jax.data.rows import shard_name
+from ldlm_jax.data.stamped import check_version, damage_named, read_json, write_json
 from ldlm_jax.errors import UserError
 
+# Of the format; text of version 0.1 and of its successor's first months has no stamp.
+VERSION = 1
+STAMP = "text.json"
 _RECORD_BYTES = 2**20
 _SHARD_RECORDS = 1024
 
@@ -39,6 +43,7 @@ def write_texts(folder: Path, splits: dict[str, Iterable[str]]) -> None:
         writer.close()
         for number in range(files):
             (partial / f"{split}-{number}").rename(partial / shard_name(split, number, files))
+    write_json(partial / STAMP, {"version": VERSION})
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -69,12 +74,15 @@ class Texts:
         """The documents of some records, record by record."""
         source = self._source
         for i in range(start, len(source) if stop is None else stop, step):
-            yield json.loads(source[i])
+            with damage_named(self.folder):
+                record = json.loads(source[i])
+            yield record
 
     @property
     def _source(self) -> ArrayRecordDataSource:
         files = sorted(map(str, self.folder.glob(f"{self.split}-*.array_record")))
-        return ArrayRecordDataSource(files)
+        with damage_named(self.folder):
+            return ArrayRecordDataSource(files)
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,13 @@ class _TfdsTexts:
 
 
 def open_texts(folder: Path, split: str) -> Texts:
-    """The documents of a split; a folder of version 0.1 is read as well."""
+    """The documents of a split; a folder of version 0.1 is read as well.
+
+    Raises:
+      UserError: it was written by a newer version, or is damaged.
+    """
+    if (folder / STAMP).is_file():
+        check_version(folder, read_json(folder / STAMP, ("version",))["version"], VERSION)
     old = (folder / "dataset_info.json").is_file()
     return _TfdsTexts(folder, split) if old else Texts(folder, split)
 

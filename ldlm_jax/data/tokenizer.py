@@ -13,6 +13,7 @@ import tokenizers
 
 from ldlm_jax.data.special_ids import EOS, SPECIAL_TOKENS
 from ldlm_jax.errors import UserError
+from ldlm_jax.pretrained.tokenizer import read_backend
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -39,6 +40,21 @@ def _cuts_at_spaces(backend: tokenizers.Tokenizer) -> bool:
     ours = cut.get("type") == "ByteLevel" and cut.get("use_regex") and not cut["add_prefix_space"]
     changed = fields["normalizer"] or fields["post_processor"]
     return bool(ours and not changed and all(t["special"] for t in fields["added_tokens"]))
+
+
+# What may cut a text before it is cut into bytes: all of it stays.
+_KEEP_ALL = {"Sequence", "ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts"}
+
+
+def _parts(pre_tokenizer: dict) -> list[dict]:
+    """A pre-tokenizer and all that it is made of."""
+    inner = pre_tokenizer.get("pretokenizers") or ()
+    return [pre_tokenizer, *(part for one in inner for part in _parts(one))]
+
+
+def _keeps_all(parts: list[dict]) -> bool:
+    kinds = {part.get("type") for part in parts}
+    return kinds <= _KEEP_ALL and all(part.get("behavior") != "Removed" for part in parts)
 
 
 def _integers(values: Iterable[int]) -> np.ndarray:
@@ -146,14 +162,21 @@ class Tokenizer:
         """
         fields = json.loads(backend.to_str())
         model, room = fields["model"], len(SPECIAL_TOKENS)
-        cut_into_bytes = '"ByteLevel"' in json.dumps(fields["pre_tokenizer"])
+        parts = _parts(fields["pre_tokenizer"] or {})
+        cut_into_bytes = any(part.get("type") == "ByteLevel" for part in parts)
         if model["type"] != "BPE" or model.get("byte_fallback") or not cut_into_bytes:
             raise UserError(
                 f"the tokenizer of {name!r} is no byte-level BPE (such as those of SmolLM, Qwen or "
                 "Llama 3), and would not give every text back; set data.tokenizer='' to train one."
             )
+        if not _keeps_all(parts):
+            raise UserError(
+                f"the tokenizer of {name!r} does not give every text back; set data.tokenizer='' "
+                "to train one."
+            )
         if [backend.id_to_token(number) for number in range(room)] == list(SPECIAL_TOKENS):
             return cls(backend)
+        model["dropout"] = None
         model["vocab"] = {word: number + room for word, number in model["vocab"].items()}
         of_model = [token | {"id": token["id"] + room} for token in fields["added_tokens"]]
         ours = [
@@ -175,7 +198,20 @@ class Tokenizer:
         return adopted
 
     def _check_round_trip(self, name: str, added: list[str]) -> None:
-        missing = set(_byte_alphabet()) - set(self._backend.get_vocab())
+        vocabulary, alphabet = set(self._backend.get_vocab()), _byte_alphabet()
+        plain = vocabulary - {t.content for t in self._backend.get_added_tokens_decoder().values()}
+        missing = set(alphabet) - vocabulary
+        if max(self._backend.get_vocab().values()) >= self.vocab_size:
+            raise UserError(
+                f"the ids of the tokenizer of {name!r} have gaps; set data.tokenizer='' to train "
+                "one."
+            )
+        foreign = next((word for word in plain if not set(word) <= set(alphabet)), None)
+        if foreign is not None:
+            raise UserError(
+                f"the tokenizer of {name!r} holds {foreign!r}, which stands for no bytes; set "
+                "data.tokenizer='' to train one."
+            )
         words = "".join(f" a{word}\u00fc  {word} \n" for word in added[:256])
         letters = "".join(map(chr, range(1, 0x250))) + "\u4e2d\u6587 \U0001f642\t \r\n  it's 1234 "
         for text in (letters, words):
@@ -194,11 +230,11 @@ class Tokenizer:
           UserError: it is damaged.
         """
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # of the library's own kind, which has no name
+            return cls(read_backend(path))
+        except UserError as error:
             raise UserError(
-                f"{path} cannot be read ({error}); delete it, and what was prepared with it, and "
-                "start the same command again."
+                f"{error} Delete it, and what was prepared with it, and start the same command "
+                "again."
             ) from error
 
     @classmethod

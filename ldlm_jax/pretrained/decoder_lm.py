@@ -78,6 +78,21 @@ class DecoderConfig:
     last_norm: bool = True
     head: bool = True
 
+    def __post_init__(self):
+        sizes = (self.vocab_size, self.width, self.hidden, self.heads, self.kv_heads, self.head_dim)
+        if not all(isinstance(n, int) and n > 0 for n in sizes) or self.head_dim % 2:
+            raise ValueError(
+                "width, heads, their even width and the other sizes are whole numbers above 0"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.kv_heads} key heads do not divide {self.heads} heads")
+        if len(self.windows) != self.layers or not all(
+            isinstance(n, int) and n >= 0 for n in self.windows
+        ):
+            raise ValueError(f"windows {self.windows} are no sizes of {self.layers} layers")
+        if not (isinstance(self.norm_eps, (int, float)) and 0 <= self.norm_eps < 1):
+            raise ValueError(f"{self.norm_eps!r} is added in norms, and must be in [0, 1)")
+
 
 class Spec(NamedTuple):
     """Shape of a parameter and the logical axis (see ``AxisRules``) of each dimension."""

@@ -26,8 +26,8 @@ def read_config(folder: Path) -> DecoderConfig | EncoderConfig:
     file = folder / "config.json"
     raw = _read_json(file)
     kind = raw.get("model_type")
-    if "quantization_config" in raw:
-        method = (raw["quantization_config"] or {}).get("quant_method", "?")
+    if (quantised := raw.get("quantization_config")) is not None:
+        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
         raise UserError(
             f"{file}: quantised weights ({method}) are not supported; fetch the model in bf16 or "
             "fp16, or a GGUF file."
@@ -53,6 +53,26 @@ _LARGEST = {
 }  # fmt: skip
 
 
+# Numbers that must be above 0, and switches.
+_POSITIVE = ("rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "sliding_window",
+             "sliding_window_pattern")  # fmt: skip
+_NORM = ("rms_norm_eps", "layer_norm_eps")
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window",
+             "use_bidirectional_attention")  # fmt: skip
+
+
+def _wrong(key: str, value) -> str:
+    """What a value should be, where it is not."""
+    if key in _LARGEST and not (type(value) is int and 1 <= value <= _LARGEST[key]):
+        return f"whole number from 1 to {_LARGEST[key]:,}"
+    number = type(value) in (int, float)
+    if key in _POSITIVE and not (number and 0 < value < float("inf")):
+        return "number above 0"
+    if key in _NORM and not (number and 0 <= value < 1):
+        return "number in [0, 1)"
+    return "true or false" if key in _SWITCHES and type(value) is not bool else ""
+
+
 def _read_json(file: Path) -> dict:
     """The object in a config file, its sizes within reason."""
     try:
@@ -63,15 +83,12 @@ def _read_json(file: Path) -> dict:
         raise UserError(f"{file} is not JSON ({error}); fetch it again.") from error
     if not isinstance(raw, dict):
         raise UserError(f"{file} holds no JSON object; fetch it again.")
-    for key, largest in _LARGEST.items():
+    for key in (*_LARGEST, *_POSITIVE, *_NORM, *_SWITCHES):
         value = raw.get(key)
         if value is None:
             raw.pop(key, None)  # null is as good as missing
-        elif not (type(value) is int and 1 <= value <= largest):
-            raise UserError(
-                f"{file}: {key} = {value!r} is no whole number from 1 to {largest:,}; fetch it "
-                "again."
-            )
+        elif needed := _wrong(key, value):
+            raise UserError(f"{file}: {key} = {value!r} is no {needed}; fetch it again.")
     return raw
 
 
@@ -85,6 +102,7 @@ def _without_doubles(pairs: list) -> dict:
 def _decoder(raw: dict, kind: str) -> DecoderConfig:
     gemma = kind == "gemma3_text"
     _refuse(raw, "mlp_bias", False)
+    _refuse(raw, "partial_rotary_factor", 1.0)
     if gemma:
         for key in ("attn_logit_softcapping", "final_logit_softcapping"):
             _refuse(raw, key, None)
@@ -126,11 +144,15 @@ def start_token(folder: Path) -> int:
     Raises:
       UserError: it names none.
     """
-    raw = json.loads((folder / "config.json").read_text())
+    raw = _read_json(folder / "config.json")
     for key in ("bos_token_id", "eos_token_id"):
         token = raw.get(key)
-        if token is not None:
-            return token[0] if isinstance(token, list) else token
+        if token is None:
+            continue
+        token = token[0] if isinstance(token, list) and token else token
+        if type(token) is not int or not 0 <= token < raw.get("vocab_size", token + 1):
+            raise UserError(f"{folder}/config.json: {key} = {raw[key]!r} is no token of its table.")
+        return token
     raise UserError(f"{folder}/config.json names neither bos_token_id nor eos_token_id.")
 
 
@@ -160,6 +182,8 @@ def _windows(raw: dict, kind: str, layers: int) -> tuple[int, ...]:
     if not window:
         return (0,) * layers
     if raw.get("layer_types"):
+        if set(raw["layer_types"]) - {"full_attention", "sliding_attention"}:
+            raise ValueError(f"layer_types = {raw['layer_types']!r}")
         return tuple(window if t == "sliding_attention" else 0 for t in raw["layer_types"])
     if kind == "gemma3_text":
         every = raw.get("sliding_window_pattern", 6)
@@ -189,8 +213,15 @@ def decoder_from_gguf(weights: Gguf) -> tuple[DecoderConfig, str]:
     """The model that a GGUF file holds, and its architecture's name there.
 
     Raises:
-      UserError: the architecture or its rotary scaling is not supported.
+      UserError: the architecture or its rotary scaling is not supported, or a value impossible.
     """
+    try:
+        return _from_gguf(weights)
+    except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"{weights.where} is malformed ({error}); fetch it again.") from error
+
+
+def _from_gguf(weights: Gguf) -> tuple[DecoderConfig, str]:
     kind = weights.field("general.architecture")
     if kind not in GGUF_ARCHITECTURES:
         raise UserError(

@@ -35,6 +35,15 @@ class Rope:
     scale: float = 1.0
     divisors: tuple[float, ...] = ()
 
+    def __post_init__(self):
+        for name in ("theta", "factor", "low", "high", "scale"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and 0 < value < math.inf):
+                raise ValueError(f"{name} of rotary frequencies is {value!r}, no number above 0")
+        if self.kind in ("llama3", "yarn") and not self.low < self.high:
+            raise ValueError(f"rotary frequencies stretch from {self.low} to {self.high}")
+
     @classmethod
     def from_config(cls, section: dict, theta: float, context: int) -> "Rope":
         """From the ``rope_parameters`` (or older ``rope_scaling``) of a ``config.json``.

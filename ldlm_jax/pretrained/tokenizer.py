@@ -24,6 +24,22 @@ class Encoded(NamedTuple):
     spans: np.ndarray
 
 
+def read_backend(file: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a ``tokenizer.json``.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # The library raises plain Exceptions, and where it panics something that is not even one.
+    except BaseException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} cannot be read ({reason}).") from error
+
+
 class PretrainedTokenizer:
     """The tokenizer that a model was trained with.
 
@@ -37,6 +53,8 @@ class PretrainedTokenizer:
         # A model's file may ask for texts of one length; here every text is as long as it is.
         backend.no_padding()
         backend.no_truncation()
+        if getattr(backend.model, "dropout", None):  # of training: the same text, other tokens
+            backend.model.dropout = None
         self.backend = backend
         self.start = start
 
@@ -49,15 +67,11 @@ class PretrainedTokenizer:
         """
         if path.suffix == ".gguf":
             return _from_gguf(Gguf(path))
-        file = path / "tokenizer.json"
-        try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)), None)
-        except Exception as error:  # the library raises plain Exceptions
-            raise UserError(f"{file} cannot be read ({error}).") from error
+        return cls(read_backend(path / "tokenizer.json"), None)
 
     def check_table(self, rows: int, model: str) -> None:
         """Raise UserError unless a model's embedding table has a row for every token."""
-        largest = max(self.backend.get_vocab().values(), default=0)
+        largest = max([*self.backend.get_vocab().values(), self.start or 0])
         if largest >= rows:
             raise UserError(
                 f"{model}: its tokenizer has ids up to {largest}, but its embedding table has "
@@ -103,6 +117,18 @@ _PATTERNS = {
 
 
 def _from_gguf(weights: Gguf) -> PretrainedTokenizer:
+    try:
+        return _built(weights)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises plain Exceptions
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{weights.where}: its tokenizer is malformed ({reason}); fetch it again."
+        ) from error
+
+
+def _built(weights: Gguf) -> PretrainedTokenizer:
     kind, pre = weights.field("tokenizer.ggml.model"), weights.field("tokenizer.ggml.pre")
     tokens = weights.field("tokenizer.ggml.tokens") or []
     ids = {token: i for i, token in enumerate(tokens)}

@@ -42,18 +42,19 @@ class Safetensors:
         """
         self.where = str(folder)
         self._open = partial(safetensors.safe_open, framework="np")
-        self._files, self._shapes = {}, {}
+        self._files, self._shapes, self._dtypes = {}, {}, {}
         for file in _shards(folder):
             try:
                 with self._open(file) as opened:
                     for name in opened.keys():  # noqa: SIM118 - it is no dict
+                        if name in self._files:
+                            raise UserError(
+                                f"{file} and {self._files[name].name} both hold {name}; fetch the "
+                                "model again."
+                            )
                         self._files[name] = file
                         part = opened.get_slice(name)
-                        if part.get_dtype() in ("F8_E4M3", "F8_E5M2"):
-                            raise UserError(
-                                f"{file}: {name} is stored in fp8, which is not supported; fetch "
-                                "the model in bf16 or fp16."
-                            )
+                        self._dtypes[name] = part.get_dtype()
                         self._shapes[name] = tuple(part.get_shape())
             except (safetensors.SafetensorError, OSError) as error:
                 raise UserError(f"{file} cannot be read ({error}); fetch it again.") from error
@@ -63,7 +64,18 @@ class Safetensors:
         return set(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
+        """Shape of a tensor.
+
+        Raises:
+          UserError: it holds no floats of 16 bits or more, but numbers that need a scale.
+        """
+        dtype = self._dtypes[name]
+        if dtype not in ("F64", "F32", "F16", "BF16"):
+            kind = "fp8" if dtype.startswith("F8") else dtype
+            raise UserError(
+                f"{self._files[name]}: {name} is stored in {kind}, which is not supported; fetch "
+                "the model in bf16 or fp16."
+            )
         return self._shapes[name]
 
     def read(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
@@ -72,6 +84,7 @@ class Safetensors:
         The file is opened anew: what a mapped file was once read stays in memory until it is
         closed, and in the end that would be the whole model a second time.
         """
+        self.shape(name)
         with self._open(self._files[name]) as opened:
             return opened.get_slice(name)[part]
 
@@ -83,9 +96,13 @@ def _shards(folder: Path) -> Iterable[Path]:
             raise UserError(f"{folder} holds neither {single.name} nor {index.name}.")
         return [single]
     try:
-        files = set(json.loads(index.read_text())["weight_map"].values())
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        # Files beside the index alone: it is a stranger's.
+        outside = [name for name in files if Path(name).name != name or "\0" in name]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{index} cannot be read ({error!r}); fetch it again.") from error
+    if outside:
+        raise UserError(f"{index} names {outside[0]!r}, which is no file of its folder.")
     missing = sorted(name for name in files if not (folder / name).is_file())
     if missing:
         raise UserError(f"{folder} lacks {', '.join(missing)}, which {index.name} names.")

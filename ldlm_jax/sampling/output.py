@@ -22,6 +22,7 @@ from ldlm_jax.sampling.request import Request, read_requests
 from ldlm_jax.sampling.revision import Revision, find_phrase, read_text
 from ldlm_jax.sampling.stream import InOrder, TextStream
 from ldlm_jax.sampling.template import parse_spans
+from ldlm_jax.validate import local_path
 from ldlm_jax.workdir import LoadedRun
 
 # Behind a text that would go on, had the window not ended.
@@ -177,7 +178,8 @@ def _draft_steps(spec: str | None, steps: int) -> tuple[int, ...]:
 
 @contextmanager
 def opened(path: str | None) -> Iterator:
-    """A context with a file to write, or with the terminal.
+    """A context with the terminal, or with a file that takes the place of the one there once all
+    is written; a pipe takes it as it comes.
 
     Raises:
       UserError: the file cannot be written.
@@ -185,12 +187,17 @@ def opened(path: str | None) -> Iterator:
     if not path:
         yield sys.stdout
         return
+    file = local_path(path)
+    as_it_comes = file.exists() and not file.is_file()
+    partial = file if as_it_comes else file.with_name(file.name + ".partial")
     try:
-        out = open(path, "w", encoding="utf-8")  # noqa: SIM115
+        out = partial.open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}.") from error
     with out:
         yield out
+    if not as_it_comes:
+        partial.replace(file)
 
 
 def _to_file(path: str, requests: Sequence[Request], samples: Iterator[Sample]) -> None:

@@ -2,15 +2,20 @@
 
 import json
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from typing import Annotated
 
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.sampling.config import REQUEST, ROW, SampleConfig, knobs, old_names
 from ldlm_jax.sampling.template import Pieces, Span, parse_template
-from ldlm_jax.validate import check_value
+from ldlm_jax.validate import check_finite_file, check_value, local_path
 
 # Of one request; more are other seeds.
 MOST_SAMPLES = 1_000_000
+# What the generators of random numbers take.
+_RANGES = {
+    "seed": Annotated[int, "[0, 9223372036854775807]"],
+    "number": Annotated[int, "[0, 4294967295]"],
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,13 @@ class Request:
     revise: Pieces = ()
 
     def __post_init__(self):
+        for name in ("seed", "number"):
+            check_value(name, _RANGES[name], getattr(self, name))
+        for name in ("prompt", "suffix", "template"):
+            try:
+                getattr(self, name).encode()
+            except UnicodeEncodeError as error:  # half of a character, or bytes of another encoding
+                raise UserError(f"{name}: not Unicode text ({error.reason}).") from error
         if self.template and (self.prompt or self.suffix):
             raise UserError("a template holds all that is given: leave prompt and suffix empty.")
 
@@ -74,7 +86,9 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
       UserError: the file cannot be read, or a line is not such an object; names the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        file = local_path(path)
+        check_finite_file(file)
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read requests from {path}: {error}.") from error
     requests = []
@@ -83,7 +97,8 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
             continue
         try:
             requests.append(request_from(json.loads(line), Request("", seed, number, config)))
-        except (json.JSONDecodeError, UserError) as error:
+        # Of numbers of too many digits json raises a plain ValueError.
+        except (ValueError, RecursionError, UserError) as error:
             raise UserError(f"{path}:{number + 1}: {error}") from error
     if not requests:
         raise UserError(f"{path} holds no request; a line is such as {_EXAMPLE}.")

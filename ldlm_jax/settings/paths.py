@@ -23,7 +23,7 @@ def local_path(path: str) -> Path:
             f"{path}: remote stores are not supported; mount it, and give the mounted folder."
         )
     expanded = Path(os.path.expanduser(path))
-    if str(expanded).startswith("~"):
+    if path.startswith("~") and str(expanded).startswith("~"):
         raise UserError(
             f"{path}: no such home folder; for a name that begins with ~ write ./{path}"
         )
@@ -37,3 +37,9 @@ def local_path(path: str) -> Path:
             "no NUL."
         )
     return expanded
+
+
+def check_finite_file(file: Path) -> None:
+    """Raise UserError if reading a file to its end would never end, as that of a device."""
+    if file.exists() and not (file.is_file() or file.is_fifo()):
+        raise UserError(f"cannot read {file}: it is no file.")

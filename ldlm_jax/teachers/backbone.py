@@ -169,6 +169,7 @@ def load_backbone(setting: BackboneConfig, mesh, rules, abstract: bool = False) 
         raise UserError(
             f"{path}: its tokenizer has {count} tokens, more than its table of {config.vocab_size}."
         )
+    tokenizer.check_table(config.vocab_size, str(path))
     start = start_token(path) if tokenizer.start is None else tokenizer.start
     backbone = _backbone(setting, config, start)
     model = load_pretrained(path, mesh=mesh, rules=rules, dtype=jnp.dtype(setting.dtype))

@@ -12,6 +12,7 @@ import numpy as np
 
 from ldlm_jax.data.dataset import Prepared, watched
 from ldlm_jax.data.rows import Rows, write_rows
+from ldlm_jax.data.stamped import read_json, write_json
 from ldlm_jax.errors import UserError
 from ldlm_jax.pretrained.load import abstract_pretrained, load_pretrained
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
@@ -112,7 +113,7 @@ def _from_cache(experiment, prepared: Prepared) -> LoadedTeacher:
             f"of {stamp['teacher']} for this data; write them with `ldlm data --teacher` and the "
             "same config, or set teacher.cached=False."
         )
-    return LoadedTeacher(json.loads(file.read_text())["width"], cache=folder)
+    return LoadedTeacher(read_json(file, ("width",))["width"], cache=folder)
 
 
 def write_cache(experiment, prepared: Prepared, mesh) -> Path:
@@ -132,7 +133,7 @@ def write_cache(experiment, prepared: Prepared, mesh) -> Path:
     rows = Rows(prepared.packed, "train")
     batches = _features(loaded, rows)
     write_rows(folder, watched(batches, folder.name, f"times {_ROWS} rows", -(-len(rows) // _ROWS)))
-    (folder / "stamp.json").write_text(json.dumps(stamp | {"width": loaded.width}) + "\n")
+    write_json(folder / "stamp.json", stamp | {"width": loaded.width})
     return folder
 
 

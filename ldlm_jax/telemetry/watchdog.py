@@ -55,14 +55,20 @@ _FINAL = (0, 2, 130)
 def supervise(arguments: list[str], restarts: int) -> int:
     """Run ``ldlm`` in a process of its own, and again when it ends badly; its last exit code."""
     command = [sys.executable, "-m", "ldlm_jax.cli", *arguments, "--max-restarts=0"]
-    for left in range(restarts, -1, -1):
-        with subprocess.Popen(command) as child:
-            # A terminal's Ctrl-C reaches the child as well, which then saves; a notice does not.
-            signal.signal(signal.SIGINT, lambda *_: None)
-            signal.signal(signal.SIGTERM, lambda *_, child=child: child.terminate())
-            code = child.wait()
-        if code in _FINAL or not left:
-            break
-        print(f"training ended with exit code {code}: starting again, {left} more at most",
-              file=sys.stderr, flush=True)  # fmt: skip
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for left in range(restarts, -1, -1):
+            with subprocess.Popen(command) as child:
+                # A terminal's Ctrl-C reaches the child as well, which then saves; a notice does
+                # not.
+                signal.signal(signal.SIGINT, lambda *_: None)
+                signal.signal(signal.SIGTERM, lambda *_, child=child: child.terminate())
+                code = child.wait()
+            if code in _FINAL or not left:
+                break
+            print(f"training ended with exit code {code}: starting again, {left} more at most",
+                  file=sys.stderr, flush=True)  # fmt: skip
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return code if code >= 0 else 128 - code  # a signal, as shells count

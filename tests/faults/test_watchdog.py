@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -87,6 +88,7 @@ def test_a_supervised_command_is_started_again_and_errors_of_users_are_final(tmp
         watchdog.subprocess, "Popen", lambda command: true_popen([sys.executable, str(program)])
     )
     train = ["train", "--config", "configs/debug.py", "--workdir", str(tmp_path)]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert cli.main([*train, "--max-restarts", "5"]) == 0
     assert counter.read_text() == "xxx"
     counter.write_text("")
@@ -95,4 +97,5 @@ def test_a_supervised_command_is_started_again_and_errors_of_users_are_final(tmp
     counter.write_text("")
     program.write_text(f"import sys\nopen({str(counter)!r}, 'a').write('x')\nsys.exit(2)\n")
     assert cli.main([*train, "--max-restarts", "5"]) == 2
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert counter.read_text() == "x"
