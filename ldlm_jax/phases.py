@@ -123,3 +123,19 @@ def check_phases(phases: tuple[Phase, ...]) -> None:
         raise UserError("phases: at least one phase is needed.")
     if ends[-1] != -1 or any(a >= b for a, b in zip(ends[:-2], ends[1:-1], strict=True)):
         raise UserError(f"phases: until = {ends} must ascend, and the last must be -1 (the end).")
+
+
+def begins(phases: tuple[Phase, ...], before: Phase | None, phase: Phase) -> str:
+    """What a user is told where a phase begins: why losses jump, and why nothing moves meanwhile.
+
+    Args:
+      phases: all of them.
+      before: the one before, or None at the beginning of a run.
+      phase: the one that begins.
+    """
+    number = phases.index(phase)
+    if before:
+        told = f"phase {number} begins, with another loss than before, which is not comparable"
+    else:
+        told = f"phase {number} of 0 to {len(phases) - 1}"
+    return f"{told}: {change(before, phase)}\ncompiling the step of phase {number} ..."

@@ -23,7 +23,7 @@ from ldlm_jax.parallel.distributed import (
 )
 from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.parallel.sharding import batch_sharding, own_rows, put_batch, use_sharding
-from ldlm_jax.phases import Phase, change, phase_at
+from ldlm_jax.phases import begins, phase_at
 from ldlm_jax.plan.flops import step_flops
 from ldlm_jax.sampling.generate import Generator
 from ldlm_jax.serving.hub import WarmStart
@@ -184,7 +184,7 @@ def _loop(run: TrainingRun, folder: Workdir, loggers: Callable[[], list[Logger]]
             throughput.book("input")
             before, phase = phase, phase_at(experiment.phases, step)
             if phase != before:
-                _announce_phase(screen, experiment.phases, before, phase)
+                screen.line(begins(experiment.phases, before, phase))
             state, metrics = step_fn(state, batch, key, frozen, phase=phase)
             log.under_way(metrics)
             throughput.book("step")
@@ -227,21 +227,6 @@ def _announce(screen: Screen, state: TrainState, folder: Workdir, start: int, en
         )
     elif start:
         screen.line(f"resuming {folder.path} at step {start}")
-
-
-def _announce_phase(
-    screen: Screen, phases: tuple[Phase, ...], before: Phase | None, phase: Phase
-) -> None:
-    """Say that a step is compiled, during which nothing moves, and why losses jump."""
-    number = phases.index(phase)
-    if before:
-        screen.line(
-            f"phase {number} begins, with another loss than before, which is not comparable: "
-            f"{change(before, phase)}"
-        )
-    else:
-        screen.line(f"phase {number} of 0 to {len(phases) - 1}: {change(None, phase)}")
-    screen.line(f"compiling the step of phase {number} ...")
 
 
 def _scores(evaluated: dict, best_metric: str) -> dict | None:
