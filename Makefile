@@ -45,7 +45,7 @@ test: $(VENV)/.installed
 	$(BIN)/pytest -m "not slow"
 
 test-all: $(VENV)/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=30
 
 # On a machine with an NVIDIA GPU, under four minutes; elsewhere all of it is skipped.
 test-gpu: $(VENV)/.installed

@@ -25,5 +25,5 @@ def get_config() -> dict:
         "eval_samples": 256,
         "eval_steps": (5, 20, 100),
     }
-    config["sample"] = {"steps": 100, "batch_size": 256}
+    config["sample"] |= {"steps": 100, "batch_size": 256}
     return config

@@ -29,7 +29,7 @@ def _data(args, overrides) -> None:
     from ldlm_jax.config import load_config, resolve
     from ldlm_jax.data.corpora import REGISTRY
     from ldlm_jax.data.dataset import prepare
-    from ldlm_jax.data.sources import files_not_read
+    from ldlm_jax.data.files import files_not_read
     from ldlm_jax.data.texts import read_texts
 
     if args.list:
@@ -343,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)  # names may have lines
         return 2
     except BrokenPipeError:  # as by `ldlm sample ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

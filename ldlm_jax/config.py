@@ -7,11 +7,10 @@ checked by ``validate``.
 
 import ast
 import dataclasses
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_origin
+from typing import Annotated
 
 import optax
 from jax.sharding import Mesh
@@ -29,12 +28,21 @@ from ldlm_jax.optimizer import OptimizerConfig, make_optimizer
 from ldlm_jax.parallel.mesh import MeshConfig
 from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.phases import Phase, check_phases
-from ldlm_jax.sampling.config import SampleConfig, old_names
+from ldlm_jax.sampling.config import SampleConfig
+from ldlm_jax.settings.config_file import read_values
+from ldlm_jax.settings.old_names import modern
 from ldlm_jax.teachers.backbone import Backbone, BackboneConfig, LoadedBackbone, load_backbone
 from ldlm_jax.teachers.loader import LoadedTeacher
 from ldlm_jax.teachers.teacher import TeacherConfig
 from ldlm_jax.train_step import Frozen, Recipe
-from ldlm_jax.validate import Count, Natural, NotNegative, check_sections, check_settings
+from ldlm_jax.validate import (
+    Count,
+    Natural,
+    NotNegative,
+    check_sections,
+    check_settings,
+    is_tuple,
+)
 
 
 @dataclass(frozen=True)
@@ -68,16 +76,16 @@ class TrainConfig:
     """
 
     num_steps: Count = 1000
-    batch_size: Count = 64
+    batch_size: Annotated[int, "[1, 16777216]"] = 64
     microbatches: Count = 1
     logit_chunks: Count = 1
-    seed: int = 0
+    seed: Annotated[int, "[-2147483648, 4294967295]"] = 0  # jax takes 32 bits of it, in silence
     log_every: Count = 50
     eval_every: Count = 500
     eval_batches: Count = 4
     evals: tuple[str, ...] = ("reconstruction", "denoising", "samples")
-    eval_samples: Count = 16
-    eval_steps: tuple[int, ...] = (5, 20)
+    eval_samples: Annotated[int, "[1, 1000000]"] = 16
+    eval_steps: Annotated[tuple[int, ...], "[1, 10000]"] = (5, 20)
     checkpoint_every: Count = 500
     keep_last: Count = 2
     keep_every: Natural = 0
@@ -109,51 +117,6 @@ _DERIVED = {
     "dit": {"latent_channels", "hidden_layer"},
 }
 _FLAX_FIELDS = {"name", "parent"}
-
-# ---------------------------------------------------------------------------- old names
-
-# Keys and values of the release before, still understood.
-_RENAMED = {
-    "data.layout": "data.packing",
-    "data.round_to": "data.pad_to_multiple",
-    "diffusion.own_times": "diffusion.per_token_times",
-    "diffusion.blocks_of_one": "diffusion.single_token_blocks",
-    "diffusion.foresight": "diffusion.next_token_prior",
-    "diffusion.spans": "diffusion.random_spans",
-    "train.logit_parts": "train.logit_chunks",
-    **{f"sample.{old}": f"sample.{new}" for old, new in old_names().items()},
-    **{f"foundation.{key}": f"backbone.{key}" for key in ("model", "layer", "dtype")},
-}
-_RENAMED_VALUES = {
-    ("sample.grid", "law"): "quantile",
-    ("sample.rerank", "consensus"): "mbr",
-    ("alignment.site", "reading"): "clean_pass",
-}
-# Keys that are gone, with the value that changes nothing.
-_REMOVED = {
-    "alignment.loss": "cosine",
-    "consistency.steps": 20,
-    "diffusion.at_blocks": 0.0,
-    "phases.consistency": 0.0,
-    "teacher.run": "",
-}
-
-
-def _modern(section: str, values: dict) -> dict[str, dict]:
-    """Values by section and key, with the names of this release."""
-    modern: dict[str, dict] = {}
-    for key, value in values.items():
-        name = _RENAMED.get(f"{section}.{key}", f"{section}.{key}")
-        if name in _REMOVED:
-            if value != _REMOVED[name]:
-                raise UserError(f"{name} = {value!r}: removed, see CHANGELOG.md; leave it out.")
-            continue
-        if isinstance(value, str):
-            value = _RENAMED_VALUES.get((name, value), value)
-        new_section, _, new_key = name.partition(".")
-        modern.setdefault(new_section, {})[new_key] = value
-    return modern or {section: {}}
-
 
 # ---------------------------------------------------------------------------- reading
 
@@ -190,8 +153,8 @@ def load_config(path: str | dict | None, overrides: list[str] = ()) -> ConfigDic
       UserError: no such file, or an unknown section, key or phase.
     """
     config = default_config()
-    given = _read(Path(path)) if isinstance(path, (str, Path)) else path or {}
-    for section, values in dict(given).items():
+    given = read_values(Path(path)) if isinstance(path, (str, Path)) else path or {}
+    for section, values in given.items():
         _merge(config, section, values)
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -222,25 +185,16 @@ def _change_phase(phases, place: str, value) -> list[dict]:
     return changed
 
 
-def _read(file: Path) -> dict:
-    if not file.is_file():
-        raise UserError(f"no config file {file}; see configs/ for examples.")
-    if file.suffix == ".json":
-        return json.loads(file.read_text())
-    spec = importlib.util.spec_from_file_location("ldlm_config", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{file}: a config file defines get_config().")
-    return module.get_config()
-
-
 def _merge(config: ConfigDict, section: str, values) -> None:
     if section == "phases":
-        phases = (_modern("phases", dict(phase)) for phase in values)
+        if not isinstance(values, (list, tuple)) or not all(map(_is_section, values)):
+            raise UserError(f"phases = {values!r}: give a list of phases, each {{'key': value}}.")
+        phases = (modern("phases", dict(phase)) for phase in values)
         config.phases = tuple(phase["phases"] for phase in phases)
         return
-    for section, values in _modern(section, dict(values)).items():  # noqa: B020, PLR1704
+    if not _is_section(values):
+        raise UserError(f"config section {section!r} is {values!r}: give {{'key': value}}.")
+    for section, values in modern(section, dict(values)).items():  # noqa: B020, PLR1704
         if section not in SECTIONS:
             if not values:  # a section that is gone, with nothing in it that counts
                 continue
@@ -251,7 +205,14 @@ def _merge(config: ConfigDict, section: str, values) -> None:
                 raise UserError(
                     f"unknown config key {section}.{key}: {did_you_mean(key, known_keys(section))}"
                 )
-            config[section][key] = value
+            try:
+                config[section][key] = value
+            except OverflowError as error:  # it compares numbers as floats
+                raise UserError(f"{section}.{key}: {error}.") from error
+
+
+def _is_section(values) -> bool:
+    return isinstance(values, (dict, ConfigDict)) and all(isinstance(key, str) for key in values)
 
 
 def _is_text(section: str, key: str) -> bool:
@@ -264,7 +225,8 @@ def literal(text: str):
     """A value as an override spells it; words need no quotes."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    # Of odd texts the parser also says that they hold a key twice over, or nest too deep.
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -334,8 +296,8 @@ def resolve(config: ConfigDict) -> Experiment:
         values = {
             k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config[section].items()
         }
-        for field in dataclasses.fields(cls):  # one word is a tuple of one
-            if get_origin(field.type) is tuple and isinstance(values.get(field.name), str):
+        for field in dataclasses.fields(cls):  # one word, or number, is a tuple of one
+            if is_tuple(field.type) and isinstance(values.get(field.name), (str, int)):
                 values[field.name] = (values[field.name],)
         check_settings(section, cls, values)
         built[section] = values if section in _DERIVED else cls(**values)
@@ -347,6 +309,7 @@ def resolve(config: ConfigDict) -> Experiment:
                 raise UserError(
                     f"unknown config key phases[{number}].{key}: {did_you_mean(key, known)}"
                 )
+        check_settings(f"phases[{number}]", Phase, phase)
         phases.append(Phase(**phase))
     check_phases(tuple(phases))
     experiment = Experiment(**built, phases=tuple(phases))

@@ -6,17 +6,20 @@ A setting declares what it may be by its type: ``Literal["x", "v"]`` for a choic
 
 import dataclasses
 import math
-from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from ldlm_jax.errors import UserError
+from ldlm_jax.settings.paths import local_path  # noqa: F401  (rooms take it from here)
 
 Share = Annotated[float, "[0, 1]"]
 Positive = Annotated[float, "(0, inf)"]
 NotNegative = Annotated[float, "[0, inf)"]
 Count = Annotated[int, "[1, inf)"]
 Natural = Annotated[int, "[0, inf)"]
+
+# Whole numbers have 64 bits; numbers end up in fp32, where larger ones are infinite.
+_LARGEST, _LARGEST_FLOAT = 2**63, 3.4e38
 
 _NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}
 
@@ -45,6 +48,13 @@ def check_value(key: str, declared, value) -> None:
     interval = ""
     if get_origin(declared) is Annotated:
         declared, interval = get_args(declared)
+    if get_origin(declared) is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise UserError(f"{key} = {value!r}: give several, as ('a', 'b') or (1, 2).")
+        of = get_args(declared)[0]
+        for item in value:
+            check_value(key, Annotated[of, interval] if interval else of, item)
+        return
     if get_origin(declared) is UnionType:
         kinds = [kind for kind in get_args(declared) if kind is not type(None)]
         if value is None or len(kinds) > 1:
@@ -54,10 +64,18 @@ def check_value(key: str, declared, value) -> None:
         return
     if not fits_type(value, declared):
         raise UserError(f"{key} = {value!r}: must be {_NAMES[declared]}.")
-    if declared is float and not math.isfinite(value):
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        raise UserError(f"{key} = {str(value)[:20]}...: at most 64 bits are kept of a number.")
+    if declared is float and not abs(value) <= _LARGEST_FLOAT:
         raise UserError(f"{key} = {value!r}: must be a finite number.")
     if interval and not _inside(value, interval):
         raise UserError(f"{key} = {value!r}: must be {_spelled(interval)}.")
+
+
+def is_tuple(declared) -> bool:
+    """Whether a field's type is a tuple, with an interval for its items or without."""
+    declared = get_args(declared)[0] if get_origin(declared) is Annotated else declared
+    return get_origin(declared) is tuple
 
 
 def fits_type(value, want: type) -> bool:
@@ -82,19 +100,6 @@ def _spelled(interval: str) -> str:
     if high == math.inf:
         return f"at least {low:g}" if interval[0] == "[" else f"above {low:g}"
     return f"in {interval}"
-
-
-def local_path(path: str) -> Path:
-    """A path of this machine, ``~`` for the home folder.
-
-    Raises:
-      UserError: it is a URL, of which a local folder would be made silently.
-    """
-    if "://" in path:
-        raise UserError(
-            f"{path}: remote stores are not supported; mount it, and give the mounted folder."
-        )
-    return Path(path).expanduser()
 
 
 # ---------------------------------------------------------------------------- between sections
@@ -153,6 +158,20 @@ def _check_networks(vae, dit) -> None:
             )
     if not 0 <= dit.dropout < 1:
         raise UserError(f"dit.dropout = {dit.dropout}: must be in [0, 1).")
+    most = {"width": 2**20, "layers": 2**12, "encoder_layers": 2**12, "decoder_layers": 2**12,
+            "latent_channels": 2**20, "tokens_per_latent": 2**12, "time_tokens": 2**12,
+            "offset_radius": 2**12}  # fmt: skip
+    for section, part in (("text_vae", vae), ("dit", dit)):
+        if part.width < 2 or not part.mlp_ratio > 0:
+            raise UserError(
+                f"{section}.width = {part.width}, {section}.mlp_ratio = {part.mlp_ratio}: both "
+                "must be above 0."
+            )
+        for name in most.keys() & vars(part):
+            if getattr(part, name) > most[name]:
+                raise UserError(
+                    f"{section}.{name} = {getattr(part, name)}: at most {most[name]:,}."
+                )
     least = {
         "text_vae.latent_channels": (vae.latent_channels, 1),
         "text_vae.tokens_per_latent": (vae.tokens_per_latent, 1),

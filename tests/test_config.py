@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.whole_text import arms as whole_text
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.errors import UserError
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
@@ -103,3 +104,10 @@ def test_a_name_that_looks_like_a_number_is_a_name():
     config = load_config(None, ["data.source=2024", "train.evals=reconstruction"])
     assert config.data.source == "2024"
     assert resolve(config).train.evals == ("reconstruction",)
+
+
+@pytest.mark.parametrize("config", ["configs/whole_cpu_1h.py", "configs/whole_h100.py"])
+@pytest.mark.parametrize("row", whole_text.ARMS)
+def test_every_row_of_the_comparison_of_whole_texts_is_possible(row, config):
+    changed = load_config(config, list(whole_text.ARMS[row]))
+    assert resolve(changed) and (row == "base") == (changed == load_config(config))

@@ -106,7 +106,7 @@ def test_what_stands_before_tells_of_a_token(overfitted, overfitted_in_blocks):
         run_evals(("context",), dataclasses.replace(context, generator=overfitted[0]))
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "stochastic"])
+@pytest.mark.parametrize("solver", ["euler", "stochastic"])
 def test_sampling_returns_the_text_of_an_overfitted_batch(overfitted, solver):
     generator, _, _, texts = overfitted
     config = SampleConfig(steps=40, solver=solver, batch_size=64)

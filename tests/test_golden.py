@@ -41,7 +41,7 @@ CASES = {
     "whole": (
         ("diffusion.token_loss=0.5", "text_vae.encoder_layers=2", "dit.time_tokens=0",
          "dit.conditioning=adaln", "diffusion.random_spans=0.2", "autoencoding.token_mask=0.5"),
-        {"steps": 6, "solver": "heun", "self_condition_guidance": 1.5},
+        {"steps": 6, "solver": "euler", "self_condition_guidance": 1.5},
     ),
     "aligned": (
         (*DEMO[:-1], "teacher.model=smollm2-135m", "alignment.site=clean_pass",

@@ -33,6 +33,7 @@ ARROWS = {
         "puzzles",
     ),
     "telemetry": ("plan",),
+    "settings": ("sampling",),
 }
 
 

@@ -149,7 +149,7 @@ def test_no_text_ends_within_a_hole(overrides, changes):
 
 
 def test_requests_written_together_agree_on_the_solver(overrides):
-    asked = [Request(config=SampleConfig(solver=name)) for name in ("euler", "heun")]
+    asked = [Request(config=SampleConfig(solver=name)) for name in ("euler", "stochastic")]
     with pytest.raises(UserError, match="agree on solver"):
         list(generate_requests(babbling(overrides), asked))
 

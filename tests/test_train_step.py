@@ -306,5 +306,5 @@ def test_variants_learn(overrides, changes):
 def write(models, experiment, state, window):
     page = ConditioningBatch.blank(2, window, models.vae.tokens_per_latent)
     dials = row_params(jax.random.split(jax.random.key(0), 2), [SampleConfig(steps=2)] * 2)
-    spec = Spec(models, experiment.diffusion, Solver("heun"), steps=2)
+    spec = Spec(models, experiment.diffusion, Solver("euler"), steps=2)
     return generate_tokens(state.ema, state.latents, page, dials, spec=spec).tokens_BxL

@@ -5,6 +5,7 @@ Everything lands in ``<root>/<name>/`` and is built once: ``text/`` (documents, 
 (windows of tokens, see ``rows``; made by ``shards``). All are array_record files.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ldlm_jax.data.corpora import REGISTRY, SPLITS
+from ldlm_jax.data.files import files_not_read, files_of
 from ldlm_jax.data.rows import VERSION, write_facts
 from ldlm_jax.data.shards import make_shards, shards_of, stored
 from ldlm_jax.data.sources import load_documents, weighted_parts
@@ -36,6 +38,8 @@ from ldlm_jax.validate import Count, local_path
 
 # How often a log is told of what takes long.
 _SECONDS_A_LINE = 30
+# Bytes of a corpus' folder that name its sources, and files that are not read which a log names.
+_LONGEST_NAME, _MOST_NAMED = 120, 5
 # Records of text, of about a megabyte, that a BPE is trained on at most; more teaches it nothing.
 _RECORDS_FOR_BPE = 1024
 
@@ -65,9 +69,9 @@ class DataConfig:
     source: str = "web"
     root: str = "corpora"
     text_field: str = "text"
-    vocab_size: Annotated[int, f"[{256 + len(SPECIAL_TOKENS)}, inf)"] = 4096
+    vocab_size: Annotated[int, f"[{256 + len(SPECIAL_TOKENS)}, 16777216]"] = 4096
     tokenizer: str = ""
-    window: Annotated[int, "[2, inf)"] = 64
+    window: Annotated[int, "[2, 16777216]"] = 64
     packing: Literal["pack", "pad"] = "pack"
     pad_to_multiple: Count = 1
     shuffle_seed: int = 0
@@ -82,18 +86,30 @@ class DataConfig:
         paths = [Path(part.removeprefix("tfds:")) for part in parts]
         origins = [_identity(p, part) for p, part in zip(paths, parts, strict=True)]
         name = re.sub(r"\W+", "_", "+".join(path.stem for path in paths))
+        name = name.encode()[:_LONGEST_NAME].decode(errors="ignore")
         weights = [] if {weight for weight, _ in weighted} == {1.0} else [weighted]
         return root / f"{name}-{_digest([*origins, self.text_field, *weights])}"
 
 
 def _identity(path: Path, source: str) -> list:
     """What tells a source from others: where its files lie, their sizes and times of change."""
-    if "://" in source or not path.expanduser().exists():
+    path = Path(os.path.expanduser(path))
+    if "://" in source or not os.path.exists(path):
         return [source]
-    path = path.expanduser()
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-    stats = [(str(file.relative_to(path.parent)), file.stat()) for file in files]
-    return [str(path.resolve()), *((name, s.st_size, s.st_mtime_ns) for name, s in stats)]
+    if source.startswith("tfds:"):  # its files lie side by side
+        files = sorted(f for f in path.iterdir() if f.is_file())
+    else:
+        files = files_of(path)
+    return [str(path.resolve()), *filter(None, (_stamp(file, path.parent) for file in files))]
+
+
+def _stamp(file: Path, folder: Path) -> tuple[str, int, int] | None:
+    """A file's name, size and time of change; None if it is gone meanwhile."""
+    try:
+        found = file.stat()
+    except OSError:  # reading it will tell
+        return None
+    return str(file.relative_to(folder)), found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -197,9 +213,11 @@ def prepare(config: DataConfig) -> Prepared:
     try:
         return _prepare(config)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise UserError(
-            f"could not write {config.folder}: {error.strerror or error}. Free some space or "
-            "choose another folder with data.root."
+            f"could not write {config.folder}: {error.strerror or error}. "
+            + ("Free some space or choose" if full else "Choose")
+            + " another folder with data.root."
         ) from error
 
 
@@ -232,6 +250,7 @@ def _prepare(config: DataConfig) -> Prepared:
         documents = load_documents(config.source, downloads=downloads, text_field=config.text_field)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"writing {text}", flush=True)
+        _tell_not_read(config.source)
         write_texts(text, {s: watched(documents[s], f"text {s}", "documents") for s in SPLITS})
 
     tokenizer = _tokenizer(config, text)
@@ -242,6 +261,16 @@ def _prepare(config: DataConfig) -> Prepared:
     if not stats_file.exists():
         _pack(config, text, tokenizer, packed)
     return Prepared(tokenizer, text, packed, _read_stats(stats_file), config)
+
+
+def _tell_not_read(source: str) -> None:
+    parts = [part for _, part in weighted_parts(source) if part not in REGISTRY]
+    folders = [local_path(part) for part in parts if not part.startswith("tfds:")]
+    left_out = [file for folder in folders for file in files_not_read(folder)]
+    for file in left_out[:_MOST_NAMED]:
+        print(f"not read: {file}")
+    if len(left_out) > _MOST_NAMED:
+        print(f"not read: {len(left_out) - _MOST_NAMED:,} more, see `ldlm data`", flush=True)
 
 
 def _read_stats(file: Path) -> dict:

@@ -1,7 +1,7 @@
 """Documents from anywhere: a named corpus, text, JSONL or Parquet files, or a TFDS dataset."""
 
 import heapq
-import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from ldlm_jax.data.corpora import REGISTRY, SPLITS, Splits
+from ldlm_jax.data.files import as_document, read_path
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.validate import local_path
 
@@ -32,6 +33,8 @@ def load_documents(source: str, *, downloads: Path, text_field: str = "text") ->
       UserError: the source is unknown, empty, undecodable or lacks the field.
     """
     parts = weighted_parts(source)
+    for _, part in parts:  # before one is read, which may take long
+        _check_known(part)
     if parts != [(1.0, source)]:
         loaded = [load_documents(p, downloads=downloads, text_field=text_field) for _, p in parts]
         weights = [weight for weight, _ in parts]
@@ -43,17 +46,27 @@ def load_documents(source: str, *, downloads: Path, text_field: str = "text") ->
         documents = REGISTRY[source].load(downloads)
     elif source.startswith("tfds:"):
         documents = _read_tfds(source.removeprefix("tfds:"), text_field)
-    elif source and local_path(source).exists():  # an empty path is the current folder
-        documents = _split_in_order(lambda: _read_path(local_path(source), text_field), source)
     else:
-        raise UserError(
-            f"{source!r} is neither a file nor a folder nor a corpus: "
-            f"{did_you_mean(source, REGISTRY)} For a TFDS dataset write tfds:NAME."
-        )
+        documents = _split_in_order(lambda: read_path(local_path(source), text_field), source)
     for split in SPLITS:
         if not any(True for _ in documents.get(split, ())):
             raise UserError(f"{source}: the {split} split holds no text; give it more documents.")
     return documents
+
+
+def _check_known(source: str) -> None:
+    """Raise UserError unless a source is a name, a path or a TFDS dataset."""
+    if source in REGISTRY or source.startswith("tfds:"):
+        return
+    if not source or not local_path(source).exists():  # an empty path is the current folder
+        raise UserError(
+            f"{source!r} is neither a file nor a folder nor a corpus: "
+            f"{did_you_mean(source, REGISTRY)} For a TFDS dataset write tfds:NAME."
+        )
+
+
+# The most times that an epoch holds a source: beyond it a mistyped weight is likelier.
+_MOST_TIMES = 10_000
 
 
 def weighted_parts(source: str) -> list[tuple[float, str]]:
@@ -62,16 +75,21 @@ def weighted_parts(source: str) -> list[tuple[float, str]]:
     A file or folder that has such a sign in its name is one source.
 
     Raises:
-      UserError: a weight is 0.
+      UserError: a weight is 0 or absurd.
     """
-    if Path(source.removeprefix("tfds:")).expanduser().exists():
+    if os.path.exists(os.path.expanduser(source.removeprefix("tfds:"))):
         return [(1.0, source)]
     parts = []
     for part in source.split("+"):
-        weighted = re.fullmatch(r"(\d+\.?\d*|\.\d+)\*(.+)", part)
+        weighted = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\*(.+)", part)
         weight, name = (float(weighted[1]), weighted[2]) if weighted else (1.0, part)
         if weight == 0:
             raise UserError(f"data.source: the weight of {name!r} is 0; leave the source out.")
+        if weight > _MOST_TIMES:
+            raise UserError(
+                f"data.source: the weight of {name!r} is {weight:g}; at most {_MOST_TIMES:,} makes "
+                "sense."
+            )
         parts.append((weight, name))
     return parts
 
@@ -146,139 +164,16 @@ def _split_in_order(read: Callable[[], Iterator[str]], source: str) -> Splits:
     }
 
 
-def _read_path(path: Path, text_field: str) -> Iterator[str]:
-    """Documents of a file, or of the known files of a folder; a file of unknown kind is text."""
-    files = files_of(path)
-    if not files:
-        raise UserError(f"{path}: no .txt, .jsonl or .parquet file found in this folder.")
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    for file in files:
-        try:
-            for text in readers.get(file.suffix, _read_txt)(file, text_field):
-                if text.strip():
-                    yield text.strip()
-        except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror or error}.") from error
-
-
-def files_of(path: Path) -> list[Path]:
-    """The files of a source: itself, or those of known kinds in a folder."""
-    if not path.is_dir():
-        return [path]
-    return sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".jsonl", ".parquet"))
-
-
-def files_not_read(path: Path) -> list[Path]:
-    """The files of a folder that are of no known kind."""
-    if not path.is_dir():
-        return []
-    return sorted({f for f in path.rglob("*") if f.is_file()} - set(files_of(path)))
-
-
-def _document(value, where: str, text_field: str) -> str:
-    """A value as a document; null is an empty one, which is skipped.
-
-    Raises:
-      UserError: it is no text.
-    """
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UserError(
-            f"{where}: the field {text_field!r} holds {type(value).__name__}, not text; set "
-            "data.text_field to a field of text, or convert the file."
-        )
-    return value
-
-
-# First bytes of files that are not what their name says, and what to do about it.
-_NOT_UTF8 = {
-    b"\xff\xfe": "UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
-    b"\xfe\xff": "UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
-    b"\x1f\x8b": "compressed: unpack it with `gunzip`",
-    b"\x28\xb5\x2f\xfd": "compressed: unpack it with `unzstd`",
-    b"PK\x03\x04": "a zip archive: unpack it",
-    b"PAR1": "a Parquet file: give it the ending .parquet",
-}
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a file and their numbers from 1; a file may be larger than memory."""
-    with file.open("rb") as lines:
-        start = lines.read(4)
-        for mark, advice in _NOT_UTF8.items():
-            if start.startswith(mark):
-                raise UserError(f"{file} is {advice}.")
-        lines.seek(3 if start.startswith(b"\xef\xbb\xbf") else 0)  # a byte order mark is no text
-        for number, line in enumerate(lines, 1):
-            try:
-                yield number, line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{file}:{number}: not UTF-8 text (byte {error.start} of the line); convert "
-                    "the file, for example with `iconv -f LATIN1 -t UTF-8`."
-                ) from error
-
-
-def _read_txt(file: Path, _: str) -> Iterator[str]:
-    paragraph: list[str] = []
-    for _, line in _lines(file):
-        words = line.split()
-        if not words:
-            yield " ".join(paragraph)
-            paragraph = []
-        paragraph += words
-    yield " ".join(paragraph)
-
-
-def _read_jsonl(file: Path, text_field: str) -> Iterator[str]:
-    for number, line in _lines(file):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)[text_field]
-        except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{file}:{number}: not a JSON object with a field {text_field!r}; "
-                "set data.text_field to the field that holds the text."
-            ) from error
-        text = _document(value, f"{file}:{number}", text_field)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half of a character, as \\ud800
-            raise UserError(f"{file}:{number}: not Unicode text ({error.reason}).") from error
-        yield text
-
-
-def _read_parquet(file: Path, text_field: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    row = 0
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            if text_field not in names:
-                raise UserError(
-                    f"{file}: no column {text_field!r}; set data.text_field. "
-                    + did_you_mean(text_field, names)
-                )
-            for batch in table.iter_batches(columns=[text_field]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    yield _document(value, f"{file}, row {row}", text_field)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: not a readable Parquet file ({reason}).") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: after row {row} its text is not UTF-8 ({error}).") from error
-
-
 def _read_tfds(name: str, text_field: str) -> Splits:
+    folder = local_path(name)
     try:
-        builder = tfds.builder_from_directory(name) if Path(name).is_dir() else tfds.builder(name)
+        if folder.is_dir():
+            builder = tfds.builder_from_directory(str(folder))
+        else:
+            builder = tfds.builder(name)
     except Exception as error:  # tfds raises many kinds for "no such dataset"
-        raise UserError(f"tfds:{name}: no such dataset ({str(error).splitlines()[0]}).") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"tfds:{name}: no such dataset ({reason[:200]}).") from error
     if text_field not in builder.info.features:
         raise UserError(
             f"tfds:{name}: no feature {text_field!r}; set data.text_field. "
@@ -311,4 +206,4 @@ class _TfdsTexts:
             text = self.source[i][self.text_field]
             # Text features are bytes in real array_records and str in TFDS's own mocks.
             text = text.decode("utf-8") if isinstance(text, bytes) else text
-            yield _document(text, f"record {i}", self.text_field)
+            yield as_document(text, f"record {i}", self.text_field)

@@ -88,11 +88,6 @@ class Schedule:
         variance = self.sigma(s) ** 2 - (a * self.sigma(r)) ** 2
         return a * z_r + jnp.sqrt(jnp.maximum(variance, 0.0)) * noise
 
-    def half_log_snr(self, t: jax.Array) -> jax.Array:
-        """log(alpha / sigma), finite at both ends."""
-        t = jnp.clip(t, 1e-5, 1 - 1e-5)
-        return jnp.log(self.alpha(t)) - jnp.log(self.sigma(t))
-
 
 class RectifiedFlow(Schedule):
     """The straight path (Lipman et al. 2023, "Flow Matching"; Liu et al., arXiv 2209.03003)."""

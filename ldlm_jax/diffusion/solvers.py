@@ -35,11 +35,10 @@ class Solver:
     """How to take one step.
 
     Attributes:
-      name: ``"euler"``: first order. ``"heun"``: second order, two evaluations a step.
-        ``"multistep"``: second order with one, from the estimates of two steps. ``"stochastic"``:
-        an Euler step beyond the goal, then forward noise back to it. ``"ancestral"``: the same
-        towards a draw of the clean latents in place of their mean: right for steps of any length
-        (Austin et al. 2021, arXiv 2107.03006, equation 4).
+      name: ``"euler"``: first order. ``"stochastic"``: an Euler step beyond the goal, then forward
+        noise back to it. ``"ancestral"``: the same towards a draw of the clean
+        latents in place of their mean: right for steps of any length (Austin et al. 2021,
+        arXiv 2107.03006, equation 4).
       churn: how far beyond, as a share of the step; 0 makes ``"stochastic"`` equal ``"euler"``.
       schedule: of the noise.
     """
@@ -54,11 +53,6 @@ class Solver:
         if self.churn < 0:
             raise ValueError(f"churn = {self.churn}: must not be negative.")
 
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the model in a step."""
-        return 2 if self.name == "heun" else 1
-
 
 class Interval(NamedTuple):
     """A step's two times, t down to s, and the random keys of the rows in it."""
@@ -69,11 +63,10 @@ class Interval(NamedTuple):
 
 
 class SolverState(NamedTuple):
-    """Noisy latents, the latest estimate of the clean ones, its time, and its ``extra``."""
+    """Noisy latents, the latest estimate of the clean ones, and its ``extra``."""
 
     z: jax.Array
     clean: jax.Array
-    t_previous: jax.Array
     extra: Any
 
 
@@ -102,37 +95,7 @@ def row_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _euler(denoise: Denoise, solver: Solver, at: SolverState, now: Interval) -> SolverState:
     clean, extra, _ = denoise(at.z, now.t, at.clean, now.keys)
-    return SolverState(solver.schedule.step(at.z, clean, now.t, now.s), clean, now.t, extra)
-
-
-def _heun(denoise: Denoise, solver: Solver, at: SolverState, now: Interval) -> SolverState:
-    """Heun's method (Karras et al. 2022, algorithm 1) in time t."""
-    velocity, (t, s, keys) = solver.schedule.velocity, now
-    there = _euler(denoise, solver, at, now)
-    clean, extra, _ = denoise(there.z, s, there.clean, keys)
-    slope = velocity(at.z, there.clean, t) + velocity(there.z, clean, s)
-    # At s = 0 the slope is 0/0; there Euler's step is exact for the estimate at hand.
-    s_z = s[..., None]
-    inside = (s_z > 0) & (s_z < t[..., None])
-    z = jnp.where(inside, at.z + (s - t)[..., None] * slope / 2, there.z)
-    return SolverState(z, jnp.where(s_z > 0, clean, there.clean), s, extra)
-
-
-def _multistep(denoise: Denoise, solver: Solver, at: SolverState, now: Interval) -> SolverState:
-    """An Euler step towards an estimate carried on in l = log(alpha / sigma) by half a step:
-
-        z_0' = z_0 + (l_s - l_t) / (2 (l_t - l_before)) (z_0 - z_0,before)
-
-    (Lu et al. 2022, "DPM-Solver++", algorithm 2). The first step, which has none before it, and the
-    one to 0, where l ends, are Euler steps.
-    """
-    level, (t, s, keys) = solver.schedule.half_log_snr, now
-    clean, extra, _ = denoise(at.z, t, at.clean, keys)
-    past, ahead = level(t) - level(at.t_previous), level(s) - level(t)
-    carry = (past > 0) & (at.t_previous < 1) & (s > 0)
-    share = jnp.where(carry, ahead / jnp.where(past > 0, 2 * past, 1.0), 0.0)[..., None]
-    z = solver.schedule.step(at.z, clean + share * (clean - at.clean), t, s)
-    return SolverState(z, clean, t, extra)
+    return SolverState(solver.schedule.step(at.z, clean, now.t, now.s), clean, extra)
 
 
 def _beyond_and_back(solver: Solver, z_t, clean, now: Interval) -> jax.Array:
@@ -145,20 +108,18 @@ def _beyond_and_back(solver: Solver, z_t, clean, now: Interval) -> jax.Array:
 
 def _stochastic(denoise: Denoise, solver: Solver, at: SolverState, now: Interval) -> SolverState:
     clean, extra, _ = denoise(at.z, now.t, at.clean, now.keys)
-    return SolverState(_beyond_and_back(solver, at.z, clean, now), clean, now.t, extra)
+    return SolverState(_beyond_and_back(solver, at.z, clean, now), clean, extra)
 
 
 def _ancestral(denoise: Denoise, solver: Solver, at: SolverState, now: Interval) -> SolverState:
     # The mean is what the denoiser is given as its previous estimate, as in training.
     clean, extra, drawn = denoise(at.z, now.t, at.clean, row_keys(now.keys, 0))
     now = now._replace(keys=row_keys(now.keys, 1))
-    return SolverState(_beyond_and_back(solver, at.z, drawn, now), clean, now.t, extra)
+    return SolverState(_beyond_and_back(solver, at.z, drawn, now), clean, extra)
 
 
 SOLVERS = {
     "euler": _euler,
-    "heun": _heun,
-    "multistep": _multistep,
     "stochastic": _stochastic,
     "ancestral": _ancestral,
 }
@@ -221,7 +182,7 @@ def solve(
         at = at._replace(z=_where_rows(stops_B, at.clean, at.z))
         return (at, watched, stopped_B | stops_B), (at.extra, ~stopped_B)
 
-    first = SolverState(start, jnp.zeros_like(start), times[0], extra)
+    first = SolverState(start, jnp.zeros_like(start), extra)
     carry = first, early_stop.init if early_stop else None, jnp.zeros(len(start), bool)
     inputs = (times[:-1], times[1:], jnp.arange(len(times) - 1))
     (last, *_), (extra, took_KxB) = jax.lax.scan(body, carry, inputs)

@@ -38,6 +38,11 @@ class Processes:
     timeout: int = 300
 
 
+# Seconds without a sign of a process after which the others end. A lone process would end itself
+# where the machine was suspended, or too busy, for so long.
+_HEARTBEAT, _NEVER = 60, 10**8
+
+
 def join(processes: Processes) -> None:
     """Join the other processes, before any device is used; a lone process joins itself.
 
@@ -55,15 +60,23 @@ def join(processes: Processes) -> None:
     if flags[0] is not None:
         _check_numbers(processes)
         rendezvous(processes)
-        jax.distributed.initialize(*flags, initialization_timeout=processes.timeout)
+        alone = processes.count == 1
+        jax.distributed.initialize(
+            *flags, initialization_timeout=processes.timeout,
+            heartbeat_timeout_seconds=_NEVER if alone else _HEARTBEAT,
+        )  # fmt: skip
         return
     try:
-        jax.distributed.initialize(initialization_timeout=processes.timeout)
+        jax.distributed.initialize(
+            initialization_timeout=processes.timeout, heartbeat_timeout_seconds=_HEARTBEAT
+        )
     except ValueError as error:
         if "coordinator_address" not in str(error):
             raise
         # No cluster that jax knows.
-        jax.distributed.initialize(f"localhost:{_free_port()}", 1, 0)
+        jax.distributed.initialize(
+            f"localhost:{_free_port()}", 1, 0, heartbeat_timeout_seconds=_NEVER
+        )
     except RuntimeError as error:
         if "must be called before" not in str(error):
             raise

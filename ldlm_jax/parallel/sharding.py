@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldlm_jax.errors import UserError
+from ldlm_jax.parallel.mesh import AXES
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -45,6 +46,17 @@ class AxisRules:
     cond: MeshAxes = None
     time: MeshAxes = None
     feature: MeshAxes = None
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            axes = [value] if isinstance(value, str) else value or []
+            known = isinstance(axes, (list, tuple)) and all(axis in AXES for axis in axes)
+            if not known or len(set(axes)) < len(axes):
+                raise UserError(
+                    f"sharding.{field.name} = {value!r}: give axes of the mesh, each once, of "
+                    f"{', '.join(AXES)}; or None."
+                )
 
     def pairs(self) -> list[tuple[str, MeshAxes]]:
         """The rules as Flax takes them."""

@@ -51,7 +51,7 @@ class SampleConfig:
     steps: Annotated[int, "[1, 10000]"] = knob(
         50, "denoising steps of a block; more cost more and write better", ROW
     )
-    solver: Literal["euler", "heun", "multistep", "stochastic", "ancestral"] = knob(
+    solver: Literal["euler", "stochastic", "ancestral"] = knob(
         "stochastic", "how to step, see diffusion/solvers.py; ancestral needs a token posterior"
     )
     churn: NotNegative = knob(1.0, "noise of the stochastic and the ancestral solver; 0 is Euler")

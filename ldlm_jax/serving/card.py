@@ -74,7 +74,10 @@ def _recipe(run: LoadedRun) -> dict[str, object]:
         "latents": f"{vae['latent_channels']} channels, {vae['tokens_per_latent']} token(s) each",
         "DiT": f"{dit['layers']} layers of width {dit['width']}",
         "block": experiment.diffusion.block_size or "whole text",
-        "sampling defaults": f"{experiment.sample.steps} steps, {experiment.sample.solver}",
+        "sampling defaults": (
+            f"{experiment.sample.steps} steps, {experiment.sample.solver}, "
+            f"churn {experiment.sample.churn:g}"
+        ),
     }
     if experiment.teacher.model:
         recipe["teacher"] = Path(experiment.teacher.model).name

@@ -1,0 +1,37 @@
+"""Score texts that ``ldlm sample --jsonl`` wrote, with the corpus of a config as reference.
+
+Command: PYTHONPATH=. python experiments/whole_text/judge.py CONFIG OUT.json FILE.jsonl [...]
+Rows that OUT.json holds already are kept.
+"""
+
+import json
+import sys
+from datetime import date
+from pathlib import Path
+
+from ldlm_jax.config import load_config, resolve
+from ldlm_jax.data.dataset import prepare
+from ldlm_jax.evals.quality import QualityEvaluator
+
+SCORER, COUNT = "smollm2-135m", 1000
+
+
+def main(config: str, out: str, *files: str) -> None:
+    """Score what is missing, and the real texts."""
+    data = resolve(load_config(config)).data
+    evaluator = QualityEvaluator(prepare(data), SCORER, "validation", data.window, COUNT)
+    path = Path(out)
+    record = json.loads(path.read_text()) if path.exists() else {"real": evaluator.real_text()}
+    record |= {"config": config, "scorer": SCORER, "date": str(date.today())}
+    for file in map(Path, files):
+        if file.stem in record:
+            continue
+        texts = [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
+        record[file.stem] = {"texts": len(texts)} | evaluator.measure(texts)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        row = record[file.stem]
+        print(file.stem, *(f"{k} {row[k]:.3f}" for k in ("perplexity", "token_entropy", "mauve")))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,49 @@
+"""Config keys and values of the release before, still understood."""
+
+from ldlm_jax.errors import UserError
+from ldlm_jax.sampling.config import old_names
+
+# Keys and values of the release before, still understood.
+_RENAMED = {
+    "data.layout": "data.packing",
+    "data.round_to": "data.pad_to_multiple",
+    "diffusion.own_times": "diffusion.per_token_times",
+    "diffusion.blocks_of_one": "diffusion.single_token_blocks",
+    "diffusion.foresight": "diffusion.next_token_prior",
+    "diffusion.spans": "diffusion.random_spans",
+    "train.logit_parts": "train.logit_chunks",
+    **{f"sample.{old}": f"sample.{new}" for old, new in old_names().items()},
+    **{f"foundation.{key}": f"backbone.{key}" for key in ("model", "layer", "dtype")},
+}
+_RENAMED_VALUES = {
+    ("sample.grid", "law"): "quantile",
+    ("sample.rerank", "consensus"): "mbr",
+    ("alignment.site", "reading"): "clean_pass",
+    # No better at equal evaluations: experiments/reasoning.
+    ("sample.solver", "heun"): "euler",
+    ("sample.solver", "multistep"): "euler",
+}
+# Keys that are gone, with the value that changes nothing.
+_REMOVED = {
+    "alignment.loss": "cosine",
+    "consistency.steps": 20,
+    "diffusion.at_blocks": 0.0,
+    "phases.consistency": 0.0,
+    "teacher.run": "",
+}
+
+
+def modern(section: str, values: dict) -> dict[str, dict]:
+    """Values by section and key, with the names of this release."""
+    modern: dict[str, dict] = {}
+    for key, value in values.items():
+        name = _RENAMED.get(f"{section}.{key}", f"{section}.{key}")
+        if name in _REMOVED:
+            if value != _REMOVED[name]:
+                raise UserError(f"{name} = {value!r}: removed, see CHANGELOG.md; leave it out.")
+            continue
+        if isinstance(value, str):
+            value = _RENAMED_VALUES.get((name, value), value)
+        new_section, _, new_key = name.partition(".")
+        modern.setdefault(new_section, {})[new_key] = value
+    return modern or {section: {}}

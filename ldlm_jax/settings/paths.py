@@ -1,0 +1,39 @@
+"""Paths as users write them."""
+
+import os
+from pathlib import Path
+
+from ldlm_jax.errors import UserError
+
+# Bytes of a file's or folder's name, on the usual file systems.
+_LONGEST_NAME = 255
+
+
+def local_path(path: str) -> Path:
+    """A path of this machine, ``~`` for the home folder.
+
+    Raises:
+      UserError: it is a URL, of which a local folder would be made silently, or no file can be
+        called so.
+    """
+    if path.lower().startswith("file://"):
+        raise UserError(f"{path}: write the path alone, without file://.")
+    if "://" in path:
+        raise UserError(
+            f"{path}: remote stores are not supported; mount it, and give the mounted folder."
+        )
+    expanded = Path(os.path.expanduser(path))
+    if str(expanded).startswith("~"):
+        raise UserError(
+            f"{path}: no such home folder; for a name that begins with ~ write ./{path}"
+        )
+    try:
+        longest = max((len(os.fsencode(part)) for part in expanded.parts), default=0)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path!r}: no file can have this name ({error.reason}).") from error
+    if longest > _LONGEST_NAME or "\0" in path:
+        raise UserError(
+            f"{path[:60]!r}, of {len(path)} characters: a name may have {_LONGEST_NAME} bytes, and "
+            "no NUL."
+        )
+    return expanded
