@@ -35,7 +35,7 @@ _RESUMABLE = {
     "train": {"num_steps", "microbatches", "logit_chunks", "log_every", "eval_every",
               "eval_batches", "eval_samples", "eval_steps", "evals", "checkpoint_every",
               "keep_last", "keep_every", "best_metric", "profile_step", "profile_steps",
-              "profile_slow"},
+              "profile_slow", "stall_timeout"},
     "data": {"root"},
 }  # fmt: skip
 
