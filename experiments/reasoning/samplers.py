@@ -23,7 +23,7 @@ SETTINGS = {
     "churn=0.3": (20,), "churn=2": (20,), "churn=4": (5, 20, 50, 100), "churn=8": (20, 100),
     "churn=16": (20, 100), "churn=1000": (5, 20, 100), "solver=ancestral churn=4": (20,),
     "grid=uniform": (20,), "self_condition_guidance=1.5": (20,), "temperature=0.8": (20,),
-    "churn=4 stable_steps=2": (100,), "churn=4 stable_steps=4": (100,),
+    "churn=1000 stable_steps=2": (100,), "churn=1000 stable_steps=4": (100,),
 }  # fmt: skip
 
 
