@@ -191,7 +191,11 @@ class Tokenizer:
                  "pre_tokenizer": _without_prefix_space(fields["pre_tokenizer"])}  # fmt: skip
         for token in fields["added_tokens"]:  # nor swallow spaces around it
             token |= {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
-        backend = tokenizers.Tokenizer.from_str(json.dumps(fields))
+        try:
+            backend = tokenizers.Tokenizer.from_str(json.dumps(fields))
+        except Exception as error:  # as where two tokens had one number
+            reason = " ".join(str(error).split())
+            raise UserError(f"the tokenizer of {name!r} is malformed ({reason}).") from error
         backend.decoder = tokenizers.decoders.ByteLevel()
         adopted = cls(backend)
         adopted._check_round_trip(name, [token["content"] for token in of_model])

@@ -24,6 +24,10 @@ class Encoded(NamedTuple):
     spans: np.ndarray
 
 
+# Beyond any vocabulary.
+_LARGEST_ID = 2**24
+
+
 def read_backend(file: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a ``tokenizer.json``.
 
@@ -31,13 +35,17 @@ def read_backend(file: Path) -> tokenizers.Tokenizer:
       UserError: there is none, or it is damaged.
     """
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        backend = tokenizers.Tokenizer.from_file(str(file))
     except (KeyboardInterrupt, SystemExit):
         raise
     # The library raises plain Exceptions, and where it panics something that is not even one.
     except BaseException as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} cannot be read ({reason}).") from error
+    largest = max(backend.get_vocab().values(), default=0)
+    if largest > _LARGEST_ID:  # the library counts up to it
+        raise UserError(f"{file} cannot be read (it numbers a token {largest:,}).")
+    return backend
 
 
 class PretrainedTokenizer:

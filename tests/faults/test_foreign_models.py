@@ -149,6 +149,21 @@ def test_a_tokenizer_upon_which_the_library_panics_is_named(tmp_path):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 
+def test_a_vocabulary_with_absurd_or_equal_numbers_is_refused_at_once(tmp_path):
+    fields = json.loads(byte_bpe().to_str())
+    vocabulary = fields["model"]["vocab"]
+    vocabulary["zz"] = 1_939_999_999
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="numbers a token 1,939,999,999"):
+        PretrainedTokenizer.load(tmp_path)
+    del vocabulary["zz"]
+    merged = "".join(fields["model"]["merges"][0])
+    vocabulary[merged] = vocabulary["!"]
+    backend = tokenizers.Tokenizer.from_str(json.dumps(fields))
+    with pytest.raises(UserError, match="the tokenizer of 'mine'"):
+        Tokenizer.adopt(backend, "mine")
+
+
 def test_malformed_vocabularies_of_gguf_are_named(tmp_path):
     gguf = pytest.importorskip("gguf")
 

@@ -99,3 +99,27 @@ def test_a_supervised_command_is_started_again_and_errors_of_users_are_final(tmp
     assert cli.main([*train, "--max-restarts", "5"]) == 2
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert counter.read_text() == "x"
+
+
+def test_a_lone_process_waits_for_no_sign_of_itself(monkeypatch):
+    """Suspended for minutes, or starved, it would else be ended by its own service."""
+    import jax
+
+    from ldlm_jax.parallel.distributed import Processes, join
+
+    asked = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *at, **options: asked.append((at, options))
+    )
+    join(Processes("localhost:1234", 1, 0))
+
+    def no_cluster(*at, **options):
+        if not at:
+            raise ValueError("coordinator_address should be defined.")
+        asked.append((at, options))
+
+    monkeypatch.setattr(jax.distributed, "initialize", no_cluster)
+    join(Processes())
+    assert [at[1:] for at, _ in asked] == [(1, 0), (1, 0)]
+    assert all(options["heartbeat_timeout_seconds"] > 10**7 for _, options in asked)
