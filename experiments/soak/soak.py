@@ -66,10 +66,13 @@ def last_step(metrics: Path) -> int:
 
 
 def growth(samples: list[dict]) -> dict[str, float]:
-    """By how much the median of the last quarter exceeds that of the second."""
-    training = [sample for sample in samples if sample["step"]]
-    quarter = len(training) // 4
-    second, last = training[quarter : 2 * quarter], training[-quarter:]
+    """By how much the median of the last quarter of the steps exceeds that of the second.
+
+    In the first, all is compiled: the step, and at the first evaluation what that needs.
+    """
+    steps = samples[-1]["step"]
+    second = [s for s in samples if steps / 4 < s["step"] <= steps / 2]
+    last = [s for s in samples if s["step"] > 3 * steps / 4]
     return {
         name: float(np.median([s[name] for s in last]) - np.median([s[name] for s in second]))
         for name in ALLOWED

@@ -6,7 +6,7 @@ from experiments.soak.soak import ALLOWED, growth, last_step
 
 
 def samples(leak: float):
-    start = [{"step": 0, "memory_mb": 300.0, "threads": 9, "files": 20, "compilations": 1}] * 5
+    start = [{"step": 0, "memory_mb": 300.0, "threads": 9, "files": 20, "compilations": 1}] * 500
     run = [{"step": i, "memory_mb": 900 + leak * i, "threads": 40, "files": 60 + leak * i,
             "compilations": 30} for i in range(1, 101)]  # fmt: skip
     return start + run
