@@ -19,7 +19,7 @@ from pdoc.render_helpers import to_html
 
 ROOT = Path(__file__).parent.parent
 # Folders whose READMEs are pages; files of the root.
-TREES = ("ldlm_jax", "experiments", "checkpoints")
+TREES = ("configs", "ldlm_jax", "experiments", "checkpoints")
 FIRST = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 _LINK = re.compile(r'\b(href|src)="([^"#:]+)(#[^"]*)?"')
 
