@@ -9,7 +9,7 @@ import pytest
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.sampling.config import SampleConfig
-from ldlm_jax.sampling.output import _open
+from ldlm_jax.sampling.output import opened
 from ldlm_jax.sampling.request import Request, read_requests
 from ldlm_jax.sampling.revision import read_text
 
@@ -69,22 +69,22 @@ def test_files_without_an_end_and_remote_ones_are_not_read():
 def test_a_result_of_before_stays_until_the_new_one_is_whole(tmp_path):
     file = tmp_path / "out.jsonl"
     file.write_text("finished work")
-    with pytest.raises(UserError), _open(str(file)) as out:
+    with pytest.raises(UserError), opened(str(file)) as out:
         out.write("half")
         raise UserError("a later request is impossible")
     assert file.read_text() == "finished work"
-    with _open(str(file)) as out:
+    with opened(str(file)) as out:
         out.write(json.dumps("new"))
     assert file.read_text() == '"new"' and [f.name for f in tmp_path.iterdir()] == ["out.jsonl"]
-    with pytest.raises(UserError, match="Is a directory"), _open(str(tmp_path)):
+    with pytest.raises(UserError, match="Is a directory"), opened(str(tmp_path)):
         pass
-    with pytest.raises(UserError, match="remote stores"), _open("gs://bucket/out.jsonl"):
+    with pytest.raises(UserError, match="remote stores"), opened("gs://bucket/out.jsonl"):
         pass
 
 
 def test_results_go_into_pipes_as_they_come():
     reader, writer = os.pipe()
-    with _open(f"/dev/fd/{writer}") as out:
+    with opened(f"/dev/fd/{writer}") as out:
         out.write("through")
     os.close(writer)
     assert os.read(reader, 100) == b"through"
