@@ -10,7 +10,7 @@ from types import SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.settings.paths import check_finite_file, local_path  # noqa: F401  (taken from here)
+from ldlm_jax.settings.paths import finite_file, local_path  # noqa: F401  (rooms take them here)
 
 Share = Annotated[float, "[0, 1]"]
 Positive = Annotated[float, "(0, inf)"]

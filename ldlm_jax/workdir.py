@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from ldlm_jax.checkpoint import Checkpoints
 from ldlm_jax.config import Assembly, Experiment, build, load_config, resolve, save_config
+from ldlm_jax.data.stamped import check_version
 from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.networks import with_backbone
@@ -160,11 +161,7 @@ class Workdir:
             found, _ = facts.get("format", 1), facts["tokenizer"]
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{self.facts} cannot be read: the folder is damaged.") from error
-        if not isinstance(found, int) or found > FORMAT:
-            raise UserError(
-                f"{self.path} was written by a newer version of ldlm_jax (format {found}, this one "
-                f"reads up to {FORMAT}): update ldlm_jax."
-            )
+        check_version(self.path, found, FORMAT)
         return facts
 
     def _other(self, why: str) -> UserError:
@@ -182,14 +179,8 @@ class Workdir:
         for file in (self.config, self.tokenizer, self.facts):
             if not file.is_file():
                 raise UserError(f"{self.path} is no run folder: {file.name} is missing.")
-        try:
-            facts = self._read_facts()
-            tokenizer = Tokenizer.load(self.tokenizer)
-            experiment = resolve(load_config(str(self.config)))
-        except (json.JSONDecodeError, KeyError) as error:
-            raise UserError(
-                f"{self.path}: {error} in its JSON files; the folder is damaged."
-            ) from error
+        facts, tokenizer = self._read_facts(), Tokenizer.load(self.tokenizer)
+        experiment = resolve(load_config(str(self.config)))
         if tokenizer.fingerprint != facts["tokenizer"]:
             raise UserError(
                 f"{self.tokenizer} is not the tokenizer this run was trained with; put the "

@@ -48,12 +48,19 @@ def read_json(file: Path, needs: tuple[str, ...] = (), check: bool = True) -> di
     raise UserError(f"{file} is damaged: {_anew(file.parent)}")
 
 
-def check_version(folder: Path, found: int, known: int) -> None:
-    """Raise UserError if data was written in a format of a later version than this."""
+def check_version(folder: Path, found: int, known: int, instead: str = "") -> None:
+    """Raise UserError if a folder was written in a format of a later version than this.
+
+    Args:
+      folder: the folder.
+      found: its format.
+      known: the latest that this version reads.
+      instead: what else helps than an update.
+    """
     if not isinstance(found, int) or found > known:
         raise UserError(
             f"{folder} was written by a newer version of ldlm_jax (format {found}, this one reads "
-            f"up to {known}): update ldlm_jax, or prepare the data anew under another data.root."
+            f"up to {known}): update ldlm_jax{instead}."
         )
 
 

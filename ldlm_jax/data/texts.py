@@ -118,7 +118,9 @@ def open_texts(folder: Path, split: str) -> Texts:
       UserError: it was written by a newer version, or is damaged.
     """
     if (folder / STAMP).is_file():
-        check_version(folder, read_json(folder / STAMP, ("version",))["version"], VERSION)
+        found = read_json(folder / STAMP, ("version",))["version"]
+        anew = ", or prepare the data anew under another data.root"
+        check_version(folder, found, VERSION, instead=anew)
     old = (folder / "dataset_info.json").is_file()
     return _TfdsTexts(folder, split) if old else Texts(folder, split)
 

@@ -36,9 +36,9 @@ class Solver:
 
     Attributes:
       name: ``"euler"``: first order. ``"stochastic"``: an Euler step beyond the goal, then forward
-        noise back to it. ``"ancestral"``: the same towards a draw of the clean
-        latents in place of their mean: right for steps of any length (Austin et al. 2021,
-        arXiv 2107.03006, equation 4).
+        noise back to it. ``"ancestral"``: the same towards a draw of the clean latents in place of
+        their mean: right for steps of any length (Austin et al. 2021, arXiv 2107.03006, equation
+        4).
       churn: how far beyond, as a share of the step; 0 makes ``"stochastic"`` equal ``"euler"``.
       schedule: of the noise.
     """

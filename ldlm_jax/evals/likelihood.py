@@ -10,6 +10,7 @@ from pathlib import Path
 from ldlm_jax.errors import UserError
 from ldlm_jax.sampling.generate import Generator
 from ldlm_jax.sampling.likelihood import Likelihood, encoded, log_likelihoods
+from ldlm_jax.validate import finite_file
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def read_asked(path: str) -> list[Asked]:
       UserError: the file cannot be read, a line is no such object, or there is no text.
     """
     try:
-        content = Path(path).read_text(encoding="utf-8-sig")
+        content = finite_file(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read texts from {path}: {error}.") from error
     if Path(path).suffix == ".jsonl":

@@ -7,7 +7,7 @@ from typing import Annotated
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.sampling.config import REQUEST, ROW, SampleConfig, knobs, old_names
 from ldlm_jax.sampling.template import Pieces, Span, parse_template
-from ldlm_jax.validate import check_finite_file, check_value, local_path
+from ldlm_jax.validate import check_value, finite_file
 
 # Of one request; more are other seeds.
 MOST_SAMPLES = 1_000_000
@@ -86,9 +86,7 @@ def read_requests(path: str, config: SampleConfig, seed: int) -> list[Request]:
       UserError: the file cannot be read, or a line is not such an object; names the line.
     """
     try:
-        file = local_path(path)
-        check_finite_file(file)
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = finite_file(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read requests from {path}: {error}.") from error
     requests = []

@@ -9,7 +9,7 @@ from ldlm_jax.sampling.config import SampleConfig
 from ldlm_jax.sampling.generate import Generator, generate_requests
 from ldlm_jax.sampling.request import Request
 from ldlm_jax.sampling.template import cut_spans
-from ldlm_jax.validate import check_finite_file, local_path
+from ldlm_jax.validate import finite_file
 
 Spans = list[tuple[int, int]]
 
@@ -21,9 +21,7 @@ def read_text(path: str) -> str:
       UserError: it cannot be read.
     """
     try:
-        file = local_path(path)
-        check_finite_file(file)
-        return file.read_bytes().decode("utf-8")
+        return finite_file(path).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}.") from error
 

@@ -39,7 +39,13 @@ def local_path(path: str) -> Path:
     return expanded
 
 
-def check_finite_file(file: Path) -> None:
-    """Raise UserError if reading a file to its end would never end, as that of a device."""
+def finite_file(path: str) -> Path:
+    """A file of this machine that is read as a whole; it need not be there.
+
+    Raises:
+      UserError: as ``local_path``; or reading would never end, as of a device.
+    """
+    file = local_path(path)
     if file.exists() and not (file.is_file() or file.is_fifo()):
         raise UserError(f"cannot read {file}: it is no file.")
+    return file
