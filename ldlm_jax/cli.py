@@ -3,7 +3,6 @@
 import argparse
 import ast
 import errno
-import json
 import logging
 import os
 import sys
@@ -145,72 +144,10 @@ def _export(args, overrides) -> None:
 
 
 def _eval(args, overrides) -> None:
-    from ldlm_jax.data.dataset import prepare
-    from ldlm_jax.data.pipeline import eval_batches
-    from ldlm_jax.evals import REGISTRY, EvalContext, run_evals
-    from ldlm_jax.parallel.sharding import own_rows, put_batch
-    from ldlm_jax.sampling.output import config_of
-    from ldlm_jax.telemetry.metrics import finite
+    from ldlm_jax.evals.command import run_eval
 
     _no_overrides(overrides)
-    names = tuple(args.evals.split(","))
-    if "likelihood" in names:
-        _score_texts(args, names)
-        return
-    for name in names:
-        if name not in REGISTRY:
-            known = did_you_mean(name, [*REGISTRY, "likelihood"])
-            raise UserError(f"--evals: unknown {name!r}; {known}")
-    run = _open(args)
-    experiment = run.experiment
-    prepared = prepare(experiment.data)
-    if prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
-        raise UserError(
-            f"{run.path} was trained with another tokenizer than data.source = "
-            f"{experiment.data.source!r} now gives; restore that text."
-        )
-    count = experiment.train.eval_batches if args.batches is None else args.batches
-    if count < 1:
-        raise UserError(f"--batches = {count}: at least 1 is needed.")
-    rows, sharding = run.batch_rows(experiment.train.batch_size)
-    batches = eval_batches(prepared, args.split, rows, count, own_rows(sharding, rows))
-    batches = [put_batch(batch, sharding) for batch in batches]
-    context = EvalContext(
-        run.generator, batches, config_of(args, run), args.num_samples, tuple(args.step_counts),
-        args.seed, prepared, args.split, args.scorer,
-        guidances=tuple(args.guidances), levels=tuple(args.levels),
-        report=partial(print, file=sys.stderr, flush=True),
-    )  # fmt: skip
-    with run.use_sharding():
-        results = run_evals(names, context)
-    for name, value in results.items():
-        print(f"{name}:\n{value}" if isinstance(value, str) else f"{name:45} {value:.4f}")
-    record = {"workdir": args.workdir or args.model, "step": int(run.average.step),
-                  **vars(context.sample), "split": args.split, "batches": len(batches),
-                  "num_samples": args.num_samples, "seed": args.seed,
-                  "scorer": args.scorer, "sampling_dtype": run.assembly.networks.dit.dtype,
-                  "results": results}  # fmt: skip
-    if args.html:
-        from ldlm_jax.evals.report import report
-
-        Path(args.html).write_text(report(record), encoding="utf-8")
-    if args.json:
-        Path(args.json).write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
-
-
-def _score_texts(args, names) -> None:
-    from ldlm_jax.evals.likelihood import write_likelihoods
-    from ldlm_jax.sampling.output import config_of, opened
-
-    if len(names) > 1 or not args.text_file:
-        raise UserError("--evals likelihood stands alone, and needs --text-file FILE.")
-    run = _open(args)
-    with run.use_sharding(), opened(args.jsonl) as out:
-        told = write_likelihoods(
-            run.generator, args.text_file, partial(print, file=out, flush=True),
-            draws=args.draws, seed=args.seed, batch_size=config_of(args, run).batch_size,
-        )  # fmt: skip
-    print(told, file=sys.stderr)
+    run_eval(args, partial(_open, args))
 
 
 def _no_overrides(overrides) -> None:

@@ -10,7 +10,11 @@ from types import SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.settings.paths import finite_file, local_path  # noqa: F401  (rooms take them here)
+from ldlm_jax.settings.paths import (  # noqa: F401  (rooms take them here)
+    finite_file,
+    local_path,
+    output_file,
+)
 
 Share = Annotated[float, "[0, 1]"]
 Positive = Annotated[float, "(0, inf)"]

@@ -21,7 +21,17 @@ ARROWS = {
     "data": ("pretrained", "puzzles"),
     "teachers": ("pretrained", "data", "models", "parallel"),
     "sampling": ("models", "diffusion", "data", "parallel", "workdir", "puzzles"),
-    "evals": ("sampling", "models", "diffusion", "data", "pretrained", "parallel", "puzzles"),
+    "evals": (
+        "sampling",
+        "models",
+        "diffusion",
+        "data",
+        "pretrained",
+        "parallel",
+        "puzzles",
+        "telemetry",
+        "workdir",
+    ),
     "serving": (
         "sampling",
         "models",

@@ -57,7 +57,7 @@ def read_asked(path: str) -> list[Asked]:
 def _from_line(line: str, place: str) -> Asked:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON ({error}).") from error
     keys = set(row) if isinstance(row, dict) else set()
     if "text" not in keys or keys - {"text", "given"} or not all(map(_is_text, row.values())):
@@ -66,7 +66,11 @@ def _from_line(line: str, place: str) -> Asked:
 
 
 def _is_text(value) -> bool:
-    return isinstance(value, str)
+    """Whether it is Unicode text: JSON may hold half of a character."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def write_likelihoods(

@@ -107,7 +107,7 @@ def config_of(args, run: LoadedRun) -> SampleConfig:
 def run(args, load: Callable[[], LoadedRun]) -> None:
     """Generate what was asked for, with the model that ``load`` returns."""
     asked = [name for name in ("prompt", "suffix", "template", "revise", "puzzle", "puzzles",
-                               "requests") if getattr(args, name)]  # fmt: skip
+                               "requests") if getattr(args, name) not in ("", None)]  # fmt: skip
     if len(asked) > 1 and asked != ["prompt", "suffix"]:
         raise UserError(f"--{asked[0]} and --{asked[1]} do not go together.")
     if args.num_samples is None:
@@ -127,7 +127,7 @@ def _write(args, run: LoadedRun, config: SampleConfig) -> None:
         _revise(args, generator, revision, config.strength)
         return
     task = TASKS.get(run.experiment.data.source)
-    if args.puzzles or args.puzzle:
+    if args.puzzles is not None or args.puzzle:
         puzzles = (
             [typed(args.puzzle, task)] if args.puzzle
             else held_out(run.experiment.data, "test", args.level, args.puzzles, args.seed)

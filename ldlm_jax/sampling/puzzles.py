@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import groupby
+from typing import Annotated
 
 from ldlm_jax.data.dataset import DataConfig, prepare
 from ldlm_jax.data.texts import read_texts
@@ -12,6 +13,10 @@ from ldlm_jax.puzzles.registry import TASKS
 from ldlm_jax.sampling.config import SampleConfig
 from ldlm_jax.sampling.request import Request
 from ldlm_jax.sampling.template import Pieces, Span
+from ldlm_jax.validate import check_value
+
+# Some take a second to make.
+Puzzles = Annotated[int, "[1, 10000]"]
 
 
 def task_of(source: str) -> Task:
@@ -25,6 +30,18 @@ def task_of(source: str) -> Task:
             f"data.source = {source!r} holds no puzzles; those that do are {', '.join(TASKS)}."
         )
     return TASKS[source]
+
+
+def level_of(source: str, level: str) -> str:
+    """A level of a corpus's puzzles by name, the first if there is none.
+
+    Raises:
+      UserError: the corpus holds no puzzles, or the level is unknown.
+    """
+    levels = task_of(source).levels
+    if level and level not in levels:
+        raise UserError(f"no level {level!r} of {source}: {did_you_mean(level, levels)}")
+    return level or levels[0]
 
 
 def pieces_of(puzzle: Puzzle) -> Pieces:
@@ -55,15 +72,10 @@ def held_out(config: DataConfig, split: str, level: str, count: int, seed: int) 
       seed: which.
 
     Raises:
-      UserError: the corpus holds no puzzles, or the level is unknown.
+      UserError: as ``level_of``; or no such number can be had.
     """
-    task = task_of(config.source)
-    level = level or task.levels[0]
-    if level not in task.levels:
-        raise UserError(
-            f"no level {level!r} of {config.source}: {did_you_mean(level, task.levels)}"
-        )
-    return _held_out(config, split, level, count, seed)
+    check_value("puzzles", Puzzles, count)
+    return _held_out(config, split, level_of(config.source, level), count, seed)
 
 
 @lru_cache(maxsize=8)

@@ -9,13 +9,11 @@ from ldlm_jax.sampling.config import REQUEST, ROW, SampleConfig, knobs, old_name
 from ldlm_jax.sampling.template import Pieces, Span, parse_template
 from ldlm_jax.validate import check_value, finite_file
 
-# Of one request; more are other seeds.
-MOST_SAMPLES = 1_000_000
+# Texts of one request; more are other seeds.
+Samples = Annotated[int, "[1, 1000000]"]
 # What the generators of random numbers take.
-_RANGES = {
-    "seed": Annotated[int, "[0, 9223372036854775807]"],
-    "number": Annotated[int, "[0, 4294967295]"],
-}
+Seed = Annotated[int, "[0, 9223372036854775807]"]
+_RANGES = {"seed": Seed, "number": Annotated[int, "[0, 4294967295]"]}
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,7 @@ class Request:
 
     def several(self, count: int) -> list["Request"]:
         """This text and others of its seed, ``count`` in all."""
-        if not 1 <= count <= MOST_SAMPLES:
-            raise UserError(f"num_samples = {count}: from 1 to {MOST_SAMPLES:,}.")
+        check_value("num_samples", Samples, count)
         return [replace(self, number=number) for number in range(count)]
 
 

@@ -49,3 +49,19 @@ def finite_file(path: str) -> Path:
     if file.exists() and not (file.is_file() or file.is_fifo()):
         raise UserError(f"cannot read {file}: it is no file.")
     return file
+
+
+def output_file(path: str) -> Path:
+    """A file of this machine that can be written, as far as can be told before it is.
+
+    Raises:
+      UserError: as ``local_path``; or its folder is not there, or may not be written.
+    """
+    file = local_path(path)
+    if not path or file.is_dir():
+        raise UserError(f"cannot write {path!r}: name a file.")
+    if not file.parent.is_dir():
+        raise UserError(f"cannot write {file}: there is no folder {file.parent}.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UserError(f"cannot write {file}: permission denied.")
+    return file

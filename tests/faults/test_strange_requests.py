@@ -4,14 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from ldlm_jax.cli import main
 from ldlm_jax.errors import UserError
 from ldlm_jax.sampling.config import SampleConfig
 from ldlm_jax.sampling.output import opened
 from ldlm_jax.sampling.request import Request, read_requests
 from ldlm_jax.sampling.revision import read_text
+
+SUDOKU = str(Path(__file__).parents[2] / "checkpoints" / "sudoku6")
 
 
 @pytest.mark.parametrize(
@@ -89,3 +93,33 @@ def test_results_go_into_pipes_as_they_come():
     os.close(writer)
     assert os.read(reader, 100) == b"through"
     os.close(reader)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("eval --evals nosuch", "unknown 'nosuch'"),
+        ("eval --evals samples,likelihood --text-file a", "stands alone"),
+        ("eval --num-samples 0", "--num-samples = 0: must be in [1, 1000000]"),
+        ("eval --num-samples -3", "--num-samples = -3"),
+        ("eval --seed -1", "--seed = -1"),
+        ("eval --batches 0", "--batches = 0"),
+        ("eval --evals likelihood --text-file a --draws 0", "--draws = 0"),
+        ("eval --evals samples,quality --scorer nosuch", "no model 'nosuch'"),
+        ("eval --json {tmp}/no/results.json", "there is no folder"),
+        ("eval --html {tmp}", "name a file"),
+        ("eval --json gs://bucket/results.json", "remote stores"),
+        ("eval --evals puzzles --step-counts 5 0", "sample.steps = 0"),
+        ("eval --guidances 1 nan", "sample.guidance = nan"),
+        ("eval --evals puzzles --levels hard nosuch", "no level 'nosuch' of sudoku6"),
+        ("sample --puzzles 0", "puzzles = 0: must be in [1, 10000]"),
+        ("sample --puzzles -3", "puzzles = -3"),
+        ("sample --puzzles 99999999", "puzzles = 99999999"),
+        ("sample --num-samples 0", "num_samples = 0"),
+    ],
+)
+def test_flags_are_refused_before_any_work(tmp_path, capsys, flags, words):
+    command, *rest = flags.format(tmp=tmp_path).split()
+    assert main([command, "--model", SUDOKU, *rest]) == 2
+    told = capsys.readouterr()
+    assert words in told.err and told.err.count("\n") == 1 and not told.out
