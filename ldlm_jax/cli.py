@@ -90,7 +90,9 @@ def _configs(args, overrides) -> None:
 
 
 def _train(args, overrides) -> int | None:
-    if args.max_restarts > 0:
+    if args.max_restarts < 0:
+        raise UserError(f"--max-restarts = {args.max_restarts}: 0 or more.")
+    if args.max_restarts:
         return supervise(args.argv, args.max_restarts)
     from ldlm_jax.config import load_config, resolve
     from ldlm_jax.parallel.distributed import Processes, join
@@ -262,8 +264,23 @@ def _configure_jax(args) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
+def _open_closed_streams() -> None:
+    """Give closed streams (``2>&-``) a place: else a file of ours takes the number of one, and gets
+    what libraries write there."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            mode = "r" if number == 0 else "w"
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for a user's error)."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what a terminal cannot spell is shown in another way
             stream.reconfigure(errors="backslashreplace")

@@ -23,7 +23,7 @@ from ldlm_jax.sampling.likelihood import token_likelihoods
 from ldlm_jax.sampling.request import Request
 from ldlm_jax.serving.batcher import Batcher, Closed, Job, Limits
 from ldlm_jax.serving.protocol import Choice, parse
-from ldlm_jax.serving.server import Server, ServerConfig
+from ldlm_jax.serving.server import Server, ServerConfig, serve
 
 # 300 steps of a tiny model of blocks.
 TRAINED = Path(__file__).parent / "fixtures" / "run_0_1"
@@ -366,5 +366,15 @@ def test_impossible_sizes_are_refused_before_a_model_is_read(capsys):
     command = ["serve", "--workdir", "nowhere"]
     assert main([*command, "--queue", "8"]) == 2
     assert "must hold a batch" in capsys.readouterr().err
-    assert main([*command, "--timeout", "0"]) == 2
-    assert "--timeout must be above 0" in capsys.readouterr().err
+    for flag, value in (("timeout", "0"), ("timeout", "nan"), ("timeout", "inf"),
+                        ("port", "99999"), ("port", "-1"), ("max-batch", "0")):  # fmt: skip
+        assert main([*command, f"--{flag}={value}"]) == 2
+        assert f"--{flag} = " in capsys.readouterr().err
+
+
+def test_an_address_that_cannot_be_had_is_named_before_anything_is_compiled(model):
+    taken = socket.create_server(("127.0.0.1", 0))
+    for host, port in (("127.0.0.1", taken.getsockname()[1]), ("no.such.host.invalid", 8000)):
+        with pytest.raises(UserError, match=f"cannot serve on {host}:{port}"):
+            serve(model.run, ServerConfig("name", LIMITS, 1.0), host, port)
+    taken.close()

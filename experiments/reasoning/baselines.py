@@ -222,7 +222,7 @@ def solve(kind: str, workdir: str, out: str, count: str = "300") -> None:
         truth = rows.digits(rows.sudoku.solve(p.given).text for p in puzzles)
         tokens, to_predict = rows.row(truth, digits > 0)
         hidden = np.where(to_predict, BLANK, tokens)
-        for steps in (5, 20, 36, 81) if kind == "mdlm" else (0,):
+        for steps in (5, 20, rows.cells) if kind == "mdlm" else (0,):
             if kind == "mdlm":
                 got = np.asarray(unmask_by_margin(model, params, hidden, digits > 0, steps=steps))
             else:

@@ -3,11 +3,16 @@
 import argparse
 import os
 from collections.abc import Callable
+from typing import Annotated
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.sampling.output import add_model
-from ldlm_jax.validate import local_path
+from ldlm_jax.validate import Count, Positive, check_value, local_path
 from ldlm_jax.workdir import LoadedRun, load_run
+
+_FLAGS = {
+    "port": Annotated[int, "[0, 65535]"], "max_batch": Count, "queue": Count, "timeout": Positive,
+}  # fmt: skip
 
 
 def add_serve_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +35,8 @@ def run_server(args, load: Callable[[], LoadedRun]) -> None:
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install '.[serve]'.") from error
 
-    for name in ("max_batch", "queue", "timeout"):
-        if getattr(args, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0.")
+    for name, declared in _FLAGS.items():
+        check_value(f"--{name.replace('_', '-')}", declared, getattr(args, name))
     if args.queue < args.max_batch:
         raise UserError(
             f"--queue = {args.queue}: must hold a batch of --max-batch = {args.max_batch}."

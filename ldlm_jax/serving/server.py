@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import json
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -317,14 +318,35 @@ class Answer:
 
 
 def serve(run: LoadedRun, config: ServerConfig, host: str, port: int) -> None:
-    """Serve until a signal ends it; requests under way are finished first."""
+    """Serve until a signal ends it; requests under way are finished first.
+
+    Raises:
+      UserError: the address cannot be had; found before anything is compiled.
+    """
     import uvicorn
 
+    address = _bound(host, port)
     server = Server(run, config)
     print("compiling for batches of up to", config.limits.max_batch, "texts", flush=True)
     server.batcher.warm_up()
+    port = address.getsockname()[1]  # asked for 0, any free one
     print(f"serving {config.name} on http://{host}:{port}", flush=True)
-    uvicorn.run(
-        server.app(), host=host, port=port, log_level="warning",
-        timeout_graceful_shutdown=int(config.timeout),
-    )  # fmt: skip
+    program = uvicorn.Server(
+        uvicorn.Config(
+            server.app(), log_level="warning", timeout_graceful_shutdown=int(config.timeout)
+        )
+    )
+    program.run(sockets=[address])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket of that address, on which nothing is taken yet."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(place)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot serve on {host}:{port}: {reason}.") from error
+    return bound
