@@ -198,6 +198,8 @@ def test_log_probabilities_are_the_models_own(served, model):
 BAD = {
     "no object": ("[1]", "no JSON object"),
     "no JSON": ("{", "no JSON"),
+    "too many digits": ('{"seed": ' + "9" * 5000 + "}", "no JSON"),
+    "too deep": ("[" * 100_000, "no JSON"),
     "an unknown field": ({"stepz": 3}, "did you mean 'steps'"),
     "no steps": ({"steps": 0}, "steps = 0: must be in [1, 10000]"),
     "a thousand steps": ({"steps": 1000}, "at most 256"),

@@ -1,7 +1,8 @@
 """Feed readers with what coverage-guided mutation finds; nothing but a ``UserError`` may come out.
 
 Files and requests of strangers: overrides and configs, text, JSONL and Parquet, safetensors, GGUF,
-config.json and tokenizer.json, templates and requests; and texts through a tokenizer and back.
+config.json and tokenizer.json, templates, requests, bodies for the server; and texts through a
+tokenizer and back.
 
 Command: PYTHONPATH=. python experiments/reliability/fuzz.py SECONDS OUT.json [TARGET ...]
 (needs ``pip install atheris``; each target runs in a process of its own)
@@ -115,7 +116,19 @@ def requests(data: bytes) -> None:
         _refusable(lambda asked: asked.pieces, request)
 
 
-_TRAINED = []
+_MODEL, _TRAINED = [], []
+
+
+def completions(data: bytes) -> None:
+    from ldlm_jax import load
+    from ldlm_jax.serving.protocol import Choice, parse
+
+    if not _MODEL:
+        _MODEL.append(load("tests/fixtures/run_0_1"))
+    generator = _MODEL[0].run.generator
+    asked = parse(data, generator, _MODEL[0].options(), 16)
+    for request in asked.requests:
+        _refusable(Choice, generator, request, asked)
 
 
 def round_trip(data: bytes) -> None:
@@ -157,6 +170,10 @@ TARGETS = {
     tokenizer_file: [],
     template: [b"a ____{3} b ____\n0:1,4:9"],
     requests: [REQUESTS.encode()],
+    completions: [
+        *REQUESTS.encode().split(b"\n"),
+        b'{"prompt": ["a", "b"], "n": 2, "stop": ["x"], "logprobs": 1, "max_tokens": 3}',
+    ],
     round_trip: ["some words, é中\U0001f642 \0 <eos>".encode()],
 }
 
@@ -228,7 +245,8 @@ def _fuzz(name: str, seconds: str, findings: str) -> None:
     with atheris.instrument_imports(include=["ldlm_jax", "json"]):
         import ldlm_jax.config
         import ldlm_jax.data.files
-        import ldlm_jax.sampling.request  # noqa: F401
+        import ldlm_jax.sampling.request
+        import ldlm_jax.serving.protocol  # noqa: F401
 
     def one(data: bytes) -> None:
         found = found_by(target, data)

@@ -63,7 +63,7 @@ def parse(body: bytes, generator: Generator, config: SampleConfig, most: int) ->
     """
     try:
         row = json.loads(body)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the body is no JSON: {error}.") from error
     if not isinstance(row, dict):
         raise UserError('the body is no JSON object such as {"prompt": "The king"}.')
