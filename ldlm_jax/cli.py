@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import errno
 import logging
 import os
@@ -259,9 +260,13 @@ def _configure_jax(args) -> None:
                             ("TPU_ACCELERATOR_TYPE", "v5litepod-4")):  # fmt: skip
             os.environ.setdefault(name, value)
         return  # programs for absent devices cannot be read back
-    cache = Path.home() / ".cache" / "ldlm_jax"
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    cache = os.path.expanduser("~/.cache/ldlm_jax")
+    # A user without a home, or with one that cannot be written, compiles anew.
+    with contextlib.suppress(OSError):
+        if jax.config.jax_compilation_cache_dir is None and os.path.isabs(cache):
+            os.makedirs(cache, exist_ok=True)
+            if os.access(cache, os.W_OK):
+                jax.config.update("jax_compilation_cache_dir", cache)
 
 
 def _open_closed_streams() -> None:

@@ -321,6 +321,31 @@ def test_terminals_of_few_letters_and_closed_pipes_end_nothing():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_closed_streams_get_a_place_before_any_file_can_take_it(tmp_path):
+    # Written to number 2, as a library in C++ would: it may end up in no file of ours.
+    code = (
+        "import os, sys; from ldlm_jax.cli import main; code = main(['configs'])\n"
+        "with open('mine', 'w') as file: os.write(2, b'from a library')"
+        "; print('!', file=sys.stderr)\nos._exit(code)"
+    )
+    for closed in ("2>&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        shell = f"exec '{sys.executable}' -c \"$CODE\" {closed}"
+        done = subprocess.run(["sh", "-c", shell], env=os.environ | {"CODE": code}, cwd=tmp_path)
+        assert done.returncode == 0 and not (tmp_path / "mine").read_bytes()
+
+
+def test_a_home_that_cannot_be_written_holds_no_cache(tmp_path):
+    code = (
+        "from ldlm_jax.cli import main; main(['configs']); import jax; "
+        "print(jax.config.jax_compilation_cache_dir)"
+    )
+    for home, cache in (("/proc/none", None), (tmp_path, tmp_path / ".cache/ldlm_jax")):
+        environment = os.environ | {"HOME": str(home)}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+        assert done.stdout.decode().splitlines()[-1] == str(cache) and not done.stderr
+
+
 def test_tracebacks_only_on_demand(trained):
     with pytest.raises(UserError):
         main(["--debug", "sample", "--workdir", str(trained), "--steps", "0"])

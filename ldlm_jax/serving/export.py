@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,5 +78,5 @@ def _values(run: LoadedRun) -> dict:
     """The config by section; paths do not tell whose computer it was."""
     values = dataclasses.asdict(run.experiment)
     for key in ("source", "root"):
-        values["data"][key] = values["data"][key].replace(str(Path.home()), "~")
+        values["data"][key] = values["data"][key].replace(os.path.expanduser("~"), "~")
     return values

@@ -14,6 +14,7 @@ and ``model.safetensors`` the averaged parameters by path, and ``latents.mean_D`
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from ldlm_jax.models.networks import LatentStats
 from ldlm_jax.parallel.sharding import path_names
 from ldlm_jax.pretrained.weights import Safetensors
 from ldlm_jax.train_state import AveragedModel, TrainState
+from ldlm_jax.validate import local_path
 from ldlm_jax.workdir import LoadedRun, assemble, experiment_of, load_run, mesh_for
 
 MODEL_TYPE, FORMAT = "ldlm_jax", 1
@@ -51,10 +53,10 @@ def open_model(source: str | Path, step: int | None = None, mesh: Mesh | None = 
     Raises:
       UserError: there is no such model, or its files are damaged.
     """
-    path = Path(source).expanduser()
-    if not path.exists() and _HUB_NAME.fullmatch(str(source)):
+    path = Path(os.path.expanduser(source))
+    if not os.path.exists(path) and _HUB_NAME.fullmatch(str(source)):
         path = _download(str(source))
-    if not path.is_dir():
+    if not os.path.isdir(path):  # false for names that no folder can have, too
         raise UserError(f"no model {source}: give a run's folder, an exported one, or owner/name.")
     if (path / "run.json").exists() or (path / "checkpoints").exists():
         return load_run(path, step, mesh=mesh)
@@ -219,7 +221,7 @@ class WarmStart:
         Raises:
           UserError: the model has another tokenizer, or parameters of other shapes.
         """
-        folder = Path(source).expanduser()
+        folder = local_path(str(source))
         facts = read_config(folder)
         if facts["tokenizer"] != tokenizer.fingerprint:
             raise UserError(
