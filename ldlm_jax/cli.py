@@ -27,8 +27,9 @@ _DISK_TROUBLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQ
 
 def _data(args, overrides) -> None:
     from ldlm_jax.config import load_config, resolve
+    from ldlm_jax.data.beam import maker
     from ldlm_jax.data.corpora import REGISTRY
-    from ldlm_jax.data.dataset import prepare
+    from ldlm_jax.data.dataset import on_all_cores, prepare
     from ldlm_jax.data.files import files_not_read
     from ldlm_jax.data.texts import read_texts
 
@@ -42,7 +43,7 @@ def _data(args, overrides) -> None:
         overrides = [*overrides, f"data.source={args.source!r}"]
     experiment = resolve(load_config(_config_file(args.config), overrides))
     config = experiment.data
-    prepared = prepare(config)
+    prepared = prepare(config, on_all_cores if args.beam is None else maker(args.beam))
     print(f"{config.source}: {prepared.packed}")
     for text in islice(read_texts(prepared.text, "train"), 3):
         print(f"  | {text[:90]}")
@@ -179,6 +180,11 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--teacher", action="store_true", help="also write the features of the config's teacher"
     )
+    data.add_argument(
+        "--beam", nargs="?", const="", metavar="OPTIONS",
+        help="tokenise and pack with Apache Beam, e.g. --beam='--runner=FlinkRunner ...'; every "
+        "worker must see data.root",
+    )  # fmt: skip
     data.add_argument("--list", action="store_true", help="list the named corpora")
     data.set_defaults(run=_data)
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -26,7 +26,7 @@ from rich.progress import track
 from ldlm_jax.data.corpora import REGISTRY, SPLITS
 from ldlm_jax.data.files import files_not_read, files_of
 from ldlm_jax.data.rows import VERSION, write_facts
-from ldlm_jax.data.shards import make_shards, shards_of, stored
+from ldlm_jax.data.shards import Shard, make_shards, shards_of, stored
 from ldlm_jax.data.sources import load_documents, weighted_parts
 from ldlm_jax.data.special_ids import SPECIAL_TOKENS
 from ldlm_jax.data.stamped import read_json, write_json
@@ -157,7 +157,15 @@ def _cores() -> int:
     return getattr(os, "process_cpu_count", os.cpu_count)() or 1
 
 
-def _pack(config: DataConfig, text: Path, tokenizer: Tokenizer, packed: Path) -> None:
+Maker = Callable[[list[Shard], Tokenizer], Iterator[dict]]
+
+
+def on_all_cores(shards: list[Shard], tokenizer: Tokenizer) -> Iterator[dict]:
+    """Make shards on this machine; their facts, in the order in which they are finished."""
+    return make_shards(shards, tokenizer, _cores())
+
+
+def _pack(config: DataConfig, text: Path, tokenizer: Tokenizer, packed: Path, make: Maker) -> None:
     """Write the windows of all splits; shards that an earlier try finished are kept.
 
     Raises:
@@ -169,8 +177,7 @@ def _pack(config: DataConfig, text: Path, tokenizer: Tokenizer, packed: Path) ->
     counts, stats = {}, {}
     for split in SPLITS:
         shards = shards_of(text, split, partial, config)
-        made = make_shards(shards, tokenizer, _cores())
-        for _ in watched(made, f"{packed.name} {split}", "shards", len(shards)):
+        for _ in watched(make(shards, tokenizer), f"{packed.name} {split}", "shards", len(shards)):
             pass
         facts = [json.loads(shard.facts.read_text()) for shard in shards]
         counts[split] = [fact["rows"] for fact in facts]
@@ -205,14 +212,18 @@ def _statistics(facts: list[dict], window: int) -> dict:
     }
 
 
-def prepare(config: DataConfig) -> Prepared:
+def prepare(config: DataConfig, make: Maker = on_all_cores) -> Prepared:
     """Build what is missing of a corpus and return it; with everything in place, just read it.
+
+    Args:
+      config: of the corpus.
+      make: makes shards from a list of them and a tokenizer, and gives their facts.
 
     Raises:
       UserError: the source cannot be read, or the folder cannot be written.
     """
     try:
-        return _prepare(config)
+        return _prepare(config, make)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise UserError(
@@ -258,7 +269,7 @@ def _stamp_of(tokenizer: Path) -> Path:
     return tokenizer.with_suffix(".stamp.json")
 
 
-def _prepare(config: DataConfig) -> Prepared:
+def _prepare(config: DataConfig, make: Maker) -> Prepared:
     folder = config.folder
     text = folder / "text"
     if not text.is_dir():
@@ -275,7 +286,7 @@ def _prepare(config: DataConfig) -> Prepared:
     packed = folder / f"packed-{config.packing}{config.window}-{_digest(layout)}"
     stats_file = packed / "stats.json"
     if not stats_file.exists():
-        _pack(config, text, tokenizer, packed)
+        _pack(config, text, tokenizer, packed, make)
     return Prepared(tokenizer, text, packed, _read_stats(stats_file), config)
 
 

@@ -7,6 +7,7 @@ it; what was killed half-way has none, and is made anew.
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -64,7 +65,8 @@ class Shard:
             size += sum(len(text.encode()) for text in texts)
         ids, lengths = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
         rows = pack(ids, lengths, self.config)
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        # Some engines make a shard twice at once, and take what is finished first.
+        partial = self.path.with_suffix(f".{uuid.uuid4().hex}.partial")
         writer = ShardWriter(partial, stored(rows, tokenizer.vocab_size))
         writer.add(stored(rows, tokenizer.vocab_size))
         writer.close()
