@@ -1,8 +1,8 @@
 """Whole verses from a real latent space: a TextVAE that sees context, and a DiT over the window.
 
 Command:  ldlm train --config configs/whole_cpu_1h.py --workdir runs/whole_cpu_1h
-Hardware: 2 virtual CPU cores, planned for an hour.
-Result:   not run: see experiments/whole_text/.
+Hardware: 2 virtual CPU cores, an hour.
+Result:   no text yet after 3,003 steps; see experiments/whole_text/.
 """
 
 

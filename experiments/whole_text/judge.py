@@ -1,11 +1,12 @@
 """Score texts that ``ldlm sample --jsonl`` wrote, with the corpus of a config as reference.
 
 Command: PYTHONPATH=. python experiments/whole_text/judge.py CONFIG OUT.json FILE.jsonl [...]
+           [--count TEXTS]
 Rows that OUT.json holds already are kept.
 """
 
+import argparse
 import json
-import sys
 from datetime import date
 from pathlib import Path
 
@@ -13,20 +14,20 @@ from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
 from ldlm_jax.evals.quality import QualityEvaluator
 
-SCORER, COUNT = "smollm2-135m", 1000
+SCORER = "smollm2-135m"
 
 
-def main(config: str, out: str, *files: str) -> None:
-    """Score what is missing, and the real texts."""
+def main(config: str, out: str, files: list[str], count: int) -> None:
+    """Score what is missing of the first texts of each file, and as many real texts."""
     data = resolve(load_config(config)).data
-    evaluator = QualityEvaluator(prepare(data), SCORER, "validation", data.window, COUNT)
+    evaluator = QualityEvaluator(prepare(data), SCORER, "validation", data.window, count)
     path = Path(out)
     record = json.loads(path.read_text()) if path.exists() else {"real": evaluator.real_text()}
     record |= {"config": config, "scorer": SCORER, "date": str(date.today())}
     for file in map(Path, files):
         if file.stem in record:
             continue
-        texts = [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
+        texts = [json.loads(line)["text"] for line in file.open(encoding="utf-8")][:count]
         record[file.stem] = {"texts": len(texts)} | evaluator.measure(texts)
         path.write_text(json.dumps(record, indent=1) + "\n")
         row = record[file.stem]
@@ -34,4 +35,10 @@ def main(config: str, out: str, *files: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("out")
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--count", type=int, default=1000)
+    args = parser.parse_args()
+    main(args.config, args.out, args.files, args.count)
