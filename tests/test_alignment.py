@@ -180,6 +180,7 @@ def teacher(tmp_path_factory, overrides):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

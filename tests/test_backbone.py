@@ -75,6 +75,7 @@ def test_other_kinds_of_tokenizer_are_refused():
         Tokenizer.adopt(words, "it")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [1, 2])
 def test_reading_and_speaking_is_the_model_itself(model, one, layer):
     """Untouched hidden states lead to the model's own logits, each packed text by itself."""
@@ -133,6 +134,7 @@ def with_backbone(model, overrides):
             "backbone.layer=2", "backbone.dtype=float32"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_latent", [1, 2])
 def test_latents_of_known_text_hold_nothing_of_the_unknown(with_backbone, one, per_latent):
     options = [f"text_vae.tokens_per_latent={per_latent}", "data.pad_to_multiple=2"]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from ldlm_jax.cli import main
-from ldlm_jax.data import pipeline
 from ldlm_jax.errors import UserError
+from ldlm_jax.evals import command as eval_command
 from ldlm_jax.evals import quality
 from ldlm_jax.evals.report import rows_of
 from ldlm_jax.evals.scorer import Score
@@ -57,6 +57,7 @@ def test_a_run_logs_everything(trained):
     assert last < first
 
 
+@pytest.mark.slow
 def test_sample_prints_and_writes(trained, tmp_path, capsys):
     command = ["sample", "--workdir", str(trained), "--num-samples", "3", "--steps", "4"]
     assert main([*command, "--prompt", "The king", "--show-denoising", "1,2"]) == 0
@@ -80,6 +81,7 @@ def test_every_knob_has_a_flag_and_old_names_are_understood():
     assert {field.name for field in fields(SampleConfig)} <= set(vars(args))
 
 
+@pytest.mark.slow
 def test_holes_are_filled_and_files_revised(trained, tmp_path, capsys):
     command = ["sample", "--workdir", str(trained), "--num-samples", "2", "--steps", "2"]
     assert main([*command, "--template", "My ____ went ____{2} home"]) == 0
@@ -104,6 +106,7 @@ def test_holes_are_filled_and_files_revised(trained, tmp_path, capsys):
     refused(capsys, [*command, "--stream"], "one text")
 
 
+@pytest.mark.slow
 def test_a_revision_that_changes_nothing_says_so(tmp_path, capsys):
     file, out = tmp_path / "letter.txt", tmp_path / "out.jsonl"
     file.write_text("The king spoke to the people.")
@@ -120,6 +123,7 @@ def test_a_revision_that_changes_nothing_says_so(tmp_path, capsys):
     assert any(row["changed"] for row in rows)
 
 
+@pytest.mark.slow
 def test_text_sharpens_on_a_page(trained, tmp_path):
     out = tmp_path / "out.html"
     command = ["sample", "--workdir", str(trained), "--num-samples", "2", "--prompt", "The"]
@@ -137,6 +141,7 @@ def test_text_sharpens_on_a_page(trained, tmp_path):
             assert words.startswith("The")
 
 
+@pytest.mark.slow
 def test_eval_writes_json(trained, tmp_path, capsys):
     out = tmp_path / "eval.json"
     command = ["eval", "--workdir", str(trained), "--num-samples", "64", "--step-counts", "2", "4"]
@@ -156,6 +161,7 @@ class Letters:
         return self.read(texts)
 
 
+@pytest.mark.slow
 def test_quality_is_measured_row_by_row(trained, tmp_path, capsys, monkeypatch):
     pytest.importorskip("sacrebleu")
     monkeypatch.setattr(quality, "_scorer", lambda name: Letters())
@@ -182,14 +188,15 @@ def test_quality_is_measured_row_by_row(trained, tmp_path, capsys, monkeypatch):
 
 
 def test_eval_reads_as_many_batches_as_asked(trained, monkeypatch):
-    asked, read = [], pipeline.eval_batches
-    monkeypatch.setattr(pipeline, "eval_batches", lambda *a: asked.append(a[3]) or read(*a))
+    asked, read = [], eval_command.eval_batches
+    monkeypatch.setattr(eval_command, "eval_batches", lambda *a: asked.append(a[3]) or read(*a))
     command = ["eval", "--workdir", str(trained), "--evals", "denoising"]
     assert main(command) == 0 and main([*command, "--batches", "7"]) == 0
     as_trained = json.loads((trained / "config.json").read_text())["train"]["eval_batches"]
     assert asked == [as_trained, 7] and as_trained != 7
 
 
+@pytest.mark.slow
 def test_resumed_training_is_uninterrupted_training(trained, overrides, tmp_path):
     workdir = tmp_path / "resumed"
     shutil.copytree(trained, workdir)  # as if stopped after the checkpoint of step 10
@@ -221,6 +228,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_last_good_one(trained, tmp_path,
     assert newest.exists()  # nothing was destroyed
 
 
+@pytest.mark.slow
 def test_a_run_that_only_skips_ends_and_saves_nothing_more(overrides, tmp_path, capsys):
     wild = ("optim.learning_rate=1e6", "train.num_steps=400", "train.checkpoint_every=50",
             "train.eval_every=400", "train.log_every=5")  # fmt: skip
@@ -370,6 +378,7 @@ def test_a_full_disk_leaves_earlier_checkpoints(overrides, tmp_path, capsys):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_phrase_is_found_and_one_text_streamed(trained, tmp_path, capsys):
     file = tmp_path / "letter.txt"
     file.write_text("The king went.\n\nMy king spoke.")

@@ -122,6 +122,7 @@ def test_temperature_sharpens_the_context_alone(network):
     chex.assert_trees_all_close(cold.denoise(args).logits_BxLxV, 2 * context + evidence, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_latents_learn_from_the_cross_entropy_and_not_from_the_squared_error(network):
     """Codes that followed the squared error would all become one."""
     models, config, params = network

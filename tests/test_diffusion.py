@@ -67,6 +67,7 @@ def test_ancestral_steps_may_be_long(churn):
         assert np.abs(np.cov(found["stochastic"].T) - COVARIANCE).max() > 0.2
 
 
+@pytest.mark.slow
 def test_positions_may_run_at_times_of_their_own():
     """Two independent unit Gaussians, one written before the other: both come out right."""
 

@@ -90,6 +90,7 @@ def test_reconstruction_of_an_overfitted_batch_is_above_99_percent(overfitted):
     assert results["reconstruction/accuracy_noise_3"] < results["reconstruction/accuracy_noise_0"]
 
 
+@pytest.mark.slow
 def test_what_stands_before_tells_of_a_token(overfitted, overfitted_in_blocks):
     """Sixteen sentences known by heart: only how they begin is open, and where a block goes on."""
     generator, recipe, batch, texts = overfitted_in_blocks
@@ -116,6 +117,7 @@ def test_sampling_returns_the_text_of_an_overfitted_batch(overfitted, solver):
     assert len(set(exact)) >= 8  # and not one of them over and over
 
 
+@pytest.mark.slow
 def test_blocks_return_the_text_of_an_overfitted_batch_and_more_steps_help(overfitted_in_blocks):
     generator, _, _, texts = overfitted_in_blocks
 
@@ -129,6 +131,7 @@ def test_blocks_return_the_text_of_an_overfitted_batch_and_more_steps_help(overf
     assert len(exact(2)) < len(many)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size, steps", [(4, 30), (2, 8), (1, 2)])
 def test_smaller_blocks_are_written_by_the_same_model(overfitted_in_blocks, block_size, steps):
     """With tokens drawn, so that a block of one needs no more than the step that draws it."""
@@ -143,6 +146,7 @@ def test_smaller_blocks_are_written_by_the_same_model(overfitted_in_blocks, bloc
     assert [s.evaluations for s in samples] == [steps * count for count in blocks]
 
 
+@pytest.mark.slow
 def test_blocks_continue_a_prompt_of_any_length(overfitted_in_blocks):
     generator, _, _, texts = overfitted_in_blocks
     config = SampleConfig(steps=40, batch_size=16, time_offset=1.0)
@@ -153,6 +157,7 @@ def test_blocks_continue_a_prompt_of_any_length(overfitted_in_blocks):
         assert np.mean([s.text in possible for s in samples]) > 0.6, (prompt, samples[:4])
 
 
+@pytest.mark.slow
 def test_holes_are_filled_with_what_fits_both_sides(overfitted_in_blocks):
     """Middle, beginning, and several holes at once, of given and of open length."""
     generator, _, _, texts = overfitted_in_blocks
@@ -178,6 +183,7 @@ def test_holes_are_filled_with_what_fits_both_sides(overfitted_in_blocks):
         assert all(re.fullmatch(pattern, t) for t in fill(template, 4))
 
 
+@pytest.mark.slow
 def test_likelihood_is_of_one_token_after_another(overfitted_in_blocks):
     """As the evaluator reads blocks of one, and of what follows a hole, too."""
     generator, recipe, batch, _ = overfitted_in_blocks
@@ -203,6 +209,7 @@ def test_likelihood_is_of_one_token_after_another(overfitted_in_blocks):
     assert (rest < mean * lengths).all()
 
 
+@pytest.mark.slow
 def test_sixteen_known_texts_are_near_their_entropy_and_never_below(overfitted):
     generator, _, _, texts = overfitted
     found = log_likelihoods(generator, [("", text) for text in texts], draws=32)
@@ -218,6 +225,7 @@ def test_sixteen_known_texts_are_near_their_entropy_and_never_below(overfitted):
     assert np.mean(foreign) > 3 * nats.mean()
 
 
+@pytest.mark.slow
 def test_what_follows_a_hole_bears_out_one_of_several_fillings(overfitted_in_blocks):
     generator, _, _, texts = overfitted_in_blocks
     config = SampleConfig(steps=1, solver="ancestral", block_size=1, batch_size=64)
@@ -237,6 +245,7 @@ def test_what_follows_a_hole_bears_out_one_of_several_fillings(overfitted_in_blo
     assert right(1) < 0.85 and right(8) > 0.95
 
 
+@pytest.mark.slow
 def test_what_is_revised_gently_stays_nearer(overfitted_in_blocks):
     generator, _, _, texts = overfitted_in_blocks
     text = next(t for t in texts if "blessed" in t)
@@ -253,6 +262,7 @@ def test_what_is_revised_gently_stays_nearer(overfitted_in_blocks):
     assert kept(0.05) == 1.0 and kept(0.3) >= kept(1.0)
 
 
+@pytest.mark.slow
 def test_easy_blocks_cost_fewer_steps(overfitted_in_blocks):
     """Rows stop by themselves: fewer evaluations, the same texts, alone or together."""
     generator = overfitted_in_blocks[0]
@@ -269,6 +279,7 @@ def test_easy_blocks_cost_fewer_steps(overfitted_in_blocks):
     assert [s.evaluations for s in alone] == [s.evaluations for s in samples]
 
 
+@pytest.mark.slow
 def test_the_best_of_several_is_chosen(overfitted_in_blocks):
     """Rough drafts, by their likeness (chrF, 0 to 100) to the nearest text known by heart."""
     chrf = pytest.importorskip("sacrebleu").sentence_chrf
@@ -285,6 +296,7 @@ def test_the_best_of_several_is_chosen(overfitted_in_blocks):
     assert likeness(best_of=4, rerank="mbr") > first
 
 
+@pytest.mark.slow
 def test_text_goes_on_beyond_the_window_with_a_memory_of_one(overfitted_in_blocks):
     generator = overfitted_in_blocks[0]
     config = SampleConfig(steps=3, batch_size=2)
@@ -305,6 +317,7 @@ def test_text_goes_on_beyond_the_window_with_a_memory_of_one(overfitted_in_block
     assert second.tokens[: len(short.tokens)] == short.tokens
 
 
+@pytest.mark.slow
 def test_guidance_remembers_with_and_without_the_prompt(overfitted_in_blocks):
     """Weight 1 is no guidance; another weight changes the text, and the prompt stays."""
     generator = overfitted_in_blocks[0]

@@ -86,6 +86,7 @@ def test_texts_go_on_until_they_are_told_to_stop(model):
     assert _until("a b. c! d", ["!", "."]) == "a b" and _until("a", []) == "a"
 
 
+@pytest.mark.slow
 def test_of_whole_texts_there_are_bounds_with_errors(overrides, tmp_path):
     model = LatentLM(untrained_run(tmp_path / "run", overrides), batch_size=8, draws=4)
     ((value, greedy),) = model.loglikelihood(instances("l", ("The king", " went")))

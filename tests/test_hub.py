@@ -52,6 +52,7 @@ def texts(model):
     return [s.tokens for s in model.generate("My son", num_samples=3, steps=3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_model_writes_the_same_texts(runs, family, tmp_path, one):
     assert main(["export", "--workdir", str(runs[family]), str(tmp_path / "out")]) == 0
@@ -66,6 +67,7 @@ def test_an_exported_model_writes_the_same_texts(runs, family, tmp_path, one):
     assert kernel["kernel"].addressable_shards[0].data.size < kernel["kernel"].size
 
 
+@pytest.mark.slow
 def test_a_model_around_a_frozen_one_names_it(backbone_model, overrides, tmp_path, one):  # noqa: F811
     changes = (f"backbone.model={backbone_model}", f"data.tokenizer={backbone_model}",
                "backbone.layer=1", "backbone.dtype=float32")  # fmt: skip
@@ -220,6 +222,7 @@ def test_what_is_not_there_or_in_the_way_is_refused(runs, exported, tmp_path, on
     refused("owner/name", "pip install huggingface_hub")
 
 
+@pytest.mark.slow
 def test_commands_take_a_model_where_they_take_a_run(exported, runs, tmp_path, capsys):
     answers = []
     for source in (["--model", str(exported)], ["--workdir", str(runs["whole"])]):
@@ -233,6 +236,7 @@ def test_commands_take_a_model_where_they_take_a_run(exported, runs, tmp_path, c
     assert "one step only" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_begins_with_a_models_weights(exported, overrides, tmp_path, capsys):
     command = ["train", "--config", "configs/debug.py", "--workdir", str(tmp_path / "run"),
                "--init", str(exported), *overrides, *FAMILIES["whole"], "train.num_steps=1",

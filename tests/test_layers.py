@@ -16,6 +16,7 @@ from ldlm_jax.models.token_layout import token_layout
 from tests.conftest import nowhere_zero
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_dropout_drops_the_same_features_of_a_row_and_only_in_training(experiment, remat):
     dit = experiment.networks(50).dit.clone(remat=remat)
@@ -59,6 +60,7 @@ def test_matmul_on_cpu_equals_the_plain_product():
     assert matmul(x, w, jnp.bfloat16).dtype == activation_dtype(jnp.bfloat16)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_for_accelerators_computes_the_same():
     """Products apart, kernels collected, gradients written down: layout, not arithmetic."""
     layout = token_layout(jnp.ones((2, 8), jnp.int32))

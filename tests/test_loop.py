@@ -6,6 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ldlm_jax import train as loop
 from ldlm_jax.config import load_config
@@ -14,6 +15,7 @@ from ldlm_jax.telemetry import metrics as telemetry
 SECONDS, STEPS, LOG_EVERY = 0.01, 120, 20
 
 
+@pytest.mark.slow
 def test_at_ten_milliseconds_a_step_the_loop_waits_for_steps_alone(
     overrides, tmp_path, monkeypatch
 ):

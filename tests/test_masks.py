@@ -101,6 +101,7 @@ def test_block_by_block_with_a_cache_equals_all_blocks_at_once(models, condition
     assert float(jnp.abs(noisy[:, 8:] - other[:, 8:]).max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_observed_text_is_attended_to_from_everywhere_and_attends_to_nothing_generated(models):
     """Also by a block that stands before it, out of one cache for all blocks."""
     dit = models.dit.clone(time_tokens=0)

@@ -45,6 +45,7 @@ def test_importing_the_package_starts_no_device():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_texts_continue_and_seeds_count(blocks):
     samples = blocks.generate("The king", num_samples=3, steps=4)
     assert len({s.text for s in samples}) == 3
@@ -60,6 +61,7 @@ def test_texts_continue_and_seeds_count(blocks):
         blocks.generate(steps=0)
 
 
+@pytest.mark.slow
 def test_spans_are_filled_and_parts_revised(blocks):
     for sample in blocks.infill("My ____{2} went ____", num_samples=2, steps=2):
         assert sample.text.startswith("My") and " went" in sample.text
@@ -74,6 +76,7 @@ def test_spans_are_filled_and_parts_revised(blocks):
         blocks.revise(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["", "My son", "The king "])
 def test_a_stream_is_the_text_in_pieces(blocks, whole, prompt):
     pieces = list(blocks.stream(prompt, steps=3, seed=2))
@@ -82,6 +85,7 @@ def test_a_stream_is_the_text_in_pieces(blocks, whole, prompt):
     assert list(whole.stream(prompt, steps=2)) == [whole.generate(prompt, steps=2)[0].text]
 
 
+@pytest.mark.slow
 def test_blocks_are_shown_in_order_and_on_many_devices(blocks):
     shown = []
     show = InOrder(shown.append)
@@ -188,6 +192,7 @@ def test_a_run_that_is_not_there_is_refused(tmp_path):
         load(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(monkeypatch, tmp_path, capsys):
     page = (Path(__file__).parent.parent / "ldlm_jax/serving/README.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -46,6 +46,7 @@ def test_only_what_has_not_been_read_is_asked_for():
     assert asked == 2 * [[0, 1, 2, 3, 4, 5, 6, 8, 9]] + [[0, 2, 3, 4, 5, 6, 8, 9]]
 
 
+@pytest.mark.slow
 def test_no_position_sees_what_it_is_asked_for(blocks):
     """The last latent is asked for nothing more, so it must not move the loss."""
     experiment, models, params, _ = blocks
@@ -69,6 +70,7 @@ def test_no_position_sees_what_it_is_asked_for(blocks):
     assert float(value) == pytest.approx(float(np.mean(asked)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_fused_step_asks_for_it_beside_the_denoising_or_alone(blocks):
     experiment, models, params, batch = blocks
     stats = LatentStats.create(models.vae.latent_channels)
@@ -129,6 +131,7 @@ def test_what_stands_before_a_hole_is_blind_to_what_follows_it(single):
     assert not told[0] and told[4] and not blind[told].any()
 
 
+@pytest.mark.slow
 def test_the_features_just_before_are_told_in_training_to_a_share(blocks):
     experiment, models, params, batch = blocks
     layout = token_layout(jnp.asarray(batch["segments"]), 4, single_B=jnp.ones(8, bool))

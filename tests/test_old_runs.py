@@ -43,6 +43,7 @@ def test_removed_keys_that_did_something_are_refused(gone):
         resolve(load_config(None, [gone]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 8])
 def test_an_old_run_gives_its_old_texts_on_any_number_of_devices(count):
     run = load_run(RUN, devices=jax.devices()[:count])

@@ -47,6 +47,7 @@ def test_the_version_is_told(capsys):
     assert ended.value.code == 0 and re.match(r"ldlm_jax \d+\.\d+", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_shapes_and_memory_and_leaves_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--config", "debug", "--dry-run", "train.batch_size=16"]) == 0

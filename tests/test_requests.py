@@ -34,6 +34,7 @@ def babbling(overrides):
     return Generator(models, experiment.diffusion, params, latents, prepared.tokenizer, lengths)
 
 
+@pytest.mark.slow
 def test_the_cache_holds_the_latest_blocks(overrides):
     """One window of them, in turn; what is not yet generated takes its place beforehand."""
     generator = babbling([*overrides, *DEMO])
@@ -56,6 +57,7 @@ def test_the_cache_holds_the_latest_blocks(overrides):
         assert held.tolist() == list(range(first, first + window // size)), index
 
 
+@pytest.mark.slow
 def test_context_guidance_costs_an_evaluation_and_changes_the_text(overrides):
     """In blocks of four and of one, without and with a memory; where it is 1 it changes nothing."""
     generator = babbling([*overrides, *DEMO])
@@ -77,6 +79,7 @@ def test_context_guidance_costs_an_evaluation_and_changes_the_text(overrides):
         assert first.evaluations in (2 * 2 * blocks, 2 * 2 * (blocks - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [(), DEMO], ids=["whole", "blocks"])
 def test_unlike_requests_are_written_as_if_alone(overrides, changes):
     """Prompts, spans, seeds, steps, guidance and the rest may differ within one compiled call."""
@@ -132,6 +135,7 @@ def test_in_bf16_a_text_is_the_same_in_every_call_of_one_shape(overrides, change
     assert rows[-1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [(), DEMO], ids=["whole", "blocks"])
 def test_no_text_ends_within_a_hole(overrides, changes):
     """Not even if nothing is likelier than an end."""

@@ -43,6 +43,7 @@ def test_tokens_of_paragraphs_are_scored_as_in_python(tmp_path, capsys):
     assert rest["token_log_probs"] == pytest.approx(after, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_whole_text_has_a_bound_with_its_error(tmp_path, capsys):
     wrong = [SOLVED[0], SOLVED[2], SOLVED[1], *SOLVED[3:]]  # boxes are no longer right
     file = tmp_path / "grids.jsonl"

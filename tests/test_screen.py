@@ -68,6 +68,7 @@ def no_step(recipe, optimizer):
     return step
 
 
+@pytest.mark.slow
 def test_phases_and_a_finished_run_are_announced(overrides, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loop, "compiled_step", no_step)
     short = ("train.num_steps=3", "train.evals=()", "phases=[{'until': 2, 'diffusion': 0.0}, {}]",

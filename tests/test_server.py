@@ -95,6 +95,7 @@ def until(condition):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_answers_are_what_the_model_writes(client, model):
     answer = client.completions.create(
         model="tiny", prompt="The king", n=2, seed=3, extra_body={"steps": 2}
@@ -109,6 +110,7 @@ def test_answers_are_what_the_model_writes(client, model):
     assert [m.id for m in client.models.list()] == ["tiny"]
 
 
+@pytest.mark.slow
 def test_unlike_requests_share_a_batch_and_get_their_own_texts(served, model):
     asked = [
         {"prompt": "The king", "seed": 1, "steps": 2},
@@ -138,6 +140,7 @@ def test_unlike_requests_share_a_batch_and_get_their_own_texts(served, model):
     assert f"A servant{between} people." == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [None, ["p", "xx"]])
 def test_a_stream_is_the_answer_in_pieces(client, stop):
     how = {"model": "tiny", "prompt": "The", "seed": 3, "n": 2, "stop": stop}

@@ -144,6 +144,7 @@ def test_ring_attention_in_the_step(made):
     check_steps(made(*WHOLE, *RING), [{"data": 2, "sequence": 2, "tensor": 2}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [[], BLOCKS], ids=["whole", "blocks"])
 def test_text_is_the_same_on_a_mesh(made, changes):
     setup = made(*changes)

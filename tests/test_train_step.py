@@ -143,18 +143,21 @@ def test_a_zero_weight_removes_the_branch(setup):
     assert cost(Phase(diffusion=0.0)) < 0.7 * cost(Phase())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [("dit",), ("encoder", "decoder"), ("decoder",), GROUPS])
 def test_only_the_groups_of_a_phase_change(setup, train):
     new, _ = run_step(setup, Phase(train=train, **WEIGHTS))
     assert changed_groups(setup[2].params, new.params) == set(train)
 
 
+@pytest.mark.slow
 def test_momentum_does_not_move_a_frozen_group(setup):
     moving, _ = run_step(setup, Phase(**WEIGHTS))
     frozen, _ = run_step(setup, Phase(train=("decoder",), **WEIGHTS), state=moving)
     assert changed_groups(moving.params, frozen.params) == {"decoder"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_diffusion_gradient_reaches_the_encoder_by_its_share(setup, share):
     def encoder_gradient(phase):
@@ -175,6 +178,7 @@ def test_scheduled_weights_follow_the_step(setup):
         assert float(loss_of(setup, phase, step=step)[0]) == pytest.approx(share * float(full))
 
 
+@pytest.mark.slow
 def test_the_fused_step_trains_with_dropout(setup):
     recipe, _, _, _ = setup
     networks = dataclasses.replace(recipe.networks, dit=recipe.networks.dit.clone(dropout=0.5))
@@ -212,6 +216,7 @@ def test_non_finite_steps_are_skipped_and_counted(setup):
     assert int(good.skipped) == 1 and changed_groups(new.params, good.params) == set(GROUPS)
 
 
+@pytest.mark.slow
 def test_microbatches_average_to_the_whole(setup):
     recipe, _, _, batch = setup
     # Without noise the halves of a doubled batch are alike, and so are their losses.
