@@ -41,7 +41,7 @@ def run_eval(args, load: Callable[[], LoadedRun]) -> None:
         if path is not None:
             output_file(path)
     if args.html and not find_spec("matplotlib"):
-        raise UserError("--html draws with matplotlib: pip install matplotlib.")
+        raise UserError("--html draws with matplotlib: pip install '.[eval]'.")
     run = load()
     with run.use_sharding():
         if names == (_LIKELIHOOD,):
