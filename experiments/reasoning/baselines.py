@@ -147,6 +147,15 @@ def train(kind: str, workdir: str, minutes: str, *options: str) -> None:
         ema = optax.incremental_update(params, ema, jnp.maximum(1 - EMA, 1 / (1 + step)))
         return (params, ema, opt_state), value
 
+    folder, size = Path(workdir), sum(x.size for x in jax.tree.leaves(params))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save():
+        save_params(folder, state[1])
+        facts = given | {"kind": kind, "steps": step, "minutes": float(minutes), "log": log,
+                         "parameters": size}  # fmt: skip
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+
     state = (params, jax.tree.map(jnp.copy, params), optimizer.init(params))
     step, log, start = 0, [], 0.0
     while step == 0 or time.monotonic() - start < 60 * float(minutes):
@@ -160,12 +169,8 @@ def train(kind: str, workdir: str, minutes: str, *options: str) -> None:
         if step % 200 == 0:
             log.append({"step": step, "loss": float(value)})
             print(log[-1], flush=True)
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_params(folder, state[1])
-    facts = given | {"kind": kind, "steps": step, "minutes": float(minutes), "log": log,
-                     "parameters": sum(x.size for x in jax.tree.leaves(params))}  # fmt: skip
-    (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+            save()  # what was stopped can be solved with, too
+    save()
 
 
 @partial(jax.jit, static_argnames="model")
