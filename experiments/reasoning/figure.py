@@ -45,7 +45,7 @@ def main(folder: str, out: str) -> None:
     first = next(level for system, level in solved if level.endswith("given"))
     figure, axes = plt.subplots(figsize=(6, 3.6))
     for (system, level), by_steps in solved.items():
-        if level != first and (level != "hard" or not system.startswith("latent")):
+        if level not in (first, "hard"):
             continue
         steps = sorted(by_steps)
         means = [100 * np.mean(by_steps[s]) for s in steps]
