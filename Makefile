@@ -4,8 +4,8 @@ VENV ?= .venv
 RUN ?= runs/web_cpu
 BIN := $(VENV)/bin
 
-.PHONY: demo puzzles test test-all test-gpu test-plan test-beam check-all audit lock models docs lint format \
-  smoke clean
+.PHONY: demo puzzles test test-all test-gpu test-plan test-beam check-all audit lock models docs \
+  lint format smoke clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'

@@ -20,7 +20,7 @@ from ldlm_jax.sampling.output import EXAMPLES, add_flags
 from ldlm_jax.serving.command import add_export_flags, add_serve_flags, run_export, run_server
 from ldlm_jax.serving.completion import add_completion_flags, print_completion
 from ldlm_jax.telemetry.watchdog import supervise
-from ldlm_jax.validate import local_path
+from ldlm_jax.validate import Natural, check_flags, local_path
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
 
@@ -92,8 +92,7 @@ def _configs(args, overrides) -> None:
 
 
 def _train(args, overrides) -> int | None:
-    if args.max_restarts < 0:
-        raise UserError(f"--max-restarts = {args.max_restarts}: 0 or more.")
+    check_flags(args, {"max_restarts": Natural})
     if args.max_restarts:
         return supervise(args.argv, args.max_restarts)
     from ldlm_jax.config import load_config, resolve

@@ -76,6 +76,18 @@ def check_value(key: str, declared, value) -> None:
         raise UserError(f"{key} = {value!r}: must be {_spelled(interval)}.")
 
 
+def check_flags(args, declared: dict[str, Any]) -> None:
+    """Raise UserError unless each flag of a command line that was given is what it may be.
+
+    Args:
+      args: what argparse made of it.
+      declared: types by the flag's name as an attribute, see ``check_value``.
+    """
+    for name, kind in declared.items():
+        if getattr(args, name) is not None:
+            check_value(f"--{name.replace('_', '-')}", kind, getattr(args, name))
+
+
 def is_tuple(declared) -> bool:
     """Whether a field's type is a tuple, with an interval for its items or without."""
     declared = get_args(declared)[0] if get_origin(declared) is Annotated else declared

@@ -31,7 +31,9 @@ from flax.core import meta  # noqa: E402
 
 from ldlm_jax.checkpoint import Checkpoints  # noqa: E402
 from ldlm_jax.config import load_config, resolve  # noqa: E402
-from ldlm_jax.data.dataset import prepare  # noqa: E402
+from ldlm_jax.data import shards as making  # noqa: E402
+from ldlm_jax.data import texts as documents  # noqa: E402
+from ldlm_jax.data.dataset import DataConfig, prepare  # noqa: E402
 from ldlm_jax.data.packing import pack  # noqa: E402
 from ldlm_jax.models.networks import LatentStats  # noqa: E402
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh  # noqa: E402
@@ -83,6 +85,16 @@ def corpus(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A corpus whose training split is packed in several shards."""
+    monkeypatch.setattr(documents, "_RECORD_BYTES", 500)
+    monkeypatch.setattr(making, "_RECORDS", 2)
+    source = tmp_path / "many.txt"
+    source.write_text("\n\n".join(f"{i} {text}" for i in range(8) for text in sentences()[:40]))
+    return DataConfig(source=str(source), root=str(tmp_path / "a"), vocab_size=300, window=32)
+
+
 @pytest.fixture(scope="session")
 def overrides(corpus, tmp_path_factory):
     """Overrides that make configs/debug.py train on the tiny corpus."""
@@ -113,6 +125,11 @@ def packed_rows(documents: list[list[int]], config) -> list[dict]:
     lengths = np.array([len(ids) for ids in documents])
     rows = pack(np.concatenate(documents), lengths, config)
     return [{name: x[i] for name, x in rows.items()} for i in range(len(rows["tokens"]))]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Contents of a folder's files by name."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def write_tfds(folder: Path, splits: dict[str, list[str]]) -> None:

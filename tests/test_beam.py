@@ -5,25 +5,10 @@ from dataclasses import replace
 import pytest
 
 from ldlm_jax.data import shards as making
-from ldlm_jax.data import texts as documents
 from ldlm_jax.data.beam import maker
-from ldlm_jax.data.dataset import DataConfig, prepare
+from ldlm_jax.data.dataset import prepare
 from ldlm_jax.errors import UserError
-from tests.conftest import sentences
-
-
-@pytest.fixture
-def many(tmp_path, monkeypatch):
-    """A corpus whose training split is packed in several shards."""
-    monkeypatch.setattr(documents, "_RECORD_BYTES", 500)
-    monkeypatch.setattr(making, "_RECORDS", 2)
-    source = tmp_path / "many.txt"
-    source.write_text("\n\n".join(f"{i} {text}" for i in range(8) for text in sentences()[:40]))
-    return DataConfig(source=str(source), root=str(tmp_path / "a"), vocab_size=300, window=32)
-
-
-def files_of(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+from tests.conftest import files_of
 
 
 @pytest.mark.parametrize(

@@ -205,8 +205,9 @@ def test_damaged_and_foreign_folders_are_refused_in_a_line(exported, tmp_path, d
 
 
 def test_what_is_not_there_or_in_the_way_is_refused(runs, exported, tmp_path, one, monkeypatch):
-    for name in (tmp_path / "none", "~no-such-user/model", "a" * 5000, "nul\0", "", "hf://a/b"):
-        refused(name, "" if not name else "no model")
+    for name in (tmp_path / "none", "~no-such-user/model", "a" * 5000, "nul\0", "hf://a/b"):
+        refused(name, "no model")
+    refused("")
     refused("nobody/no-such-model", "nobody/no-such-model")
     with pytest.raises(UserError, match="one step only"):
         open_model(exported, 3)

@@ -21,7 +21,7 @@ from ldlm_jax.data.special_ids import EOS
 from ldlm_jax.data.texts import read_texts, write_texts
 from ldlm_jax.data.tokenizer import Tokenizer
 from ldlm_jax.errors import UserError
-from tests.conftest import packed_rows, sentences, write_tfds
+from tests.conftest import files_of, packed_rows, sentences, write_tfds
 
 
 @pytest.mark.parametrize("size", [1, 2, 40, 70_000, 5_000_000_000])
@@ -144,20 +144,6 @@ def test_words_that_are_looked_up_give_the_tokenizers_ids():
         expected = tokenizer.encode(texts)
         assert lengths.tolist() == list(map(len, expected))
         assert ids.tolist() == [i for text in expected for i in text]
-
-
-@pytest.fixture
-def many(tmp_path, monkeypatch):
-    """A corpus whose training split is packed in several shards."""
-    monkeypatch.setattr(documents, "_RECORD_BYTES", 500)
-    monkeypatch.setattr(making, "_RECORDS", 2)
-    source = tmp_path / "many.txt"
-    source.write_text("\n\n".join(f"{i} {text}" for i in range(8) for text in sentences()[:40]))
-    return DataConfig(source=str(source), root=str(tmp_path / "a"), vocab_size=300, window=32)
-
-
-def files_of(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def test_any_number_of_workers_makes_the_same_files(many, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from ldlm_jax.sampling.output import config_of, opened
 from ldlm_jax.sampling.puzzles import level_of
 from ldlm_jax.sampling.request import Samples, Seed
 from ldlm_jax.telemetry.metrics import finite
-from ldlm_jax.validate import Count, check_value, output_file
+from ldlm_jax.validate import Count, check_flags, output_file
 from ldlm_jax.workdir import LoadedRun
 
 _LIKELIHOOD = "likelihood"
@@ -34,9 +34,7 @@ def run_eval(args, load: Callable[[], LoadedRun]) -> None:
       UserError: a flag cannot be obeyed.
     """
     names = _checked_names(args)
-    for name, declared in _FLAGS.items():
-        if getattr(args, name) is not None:
-            check_value(f"--{name.replace('_', '-')}", declared, getattr(args, name))
+    check_flags(args, _FLAGS)
     for path in (args.html, args.json, args.jsonl):
         if path is not None:
             output_file(path)

@@ -67,10 +67,7 @@ def _from_line(line: str, place: str) -> Asked:
 
 def _is_text(value) -> bool:
     """Whether it is Unicode text: JSON may hold half of a character."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 
 def write_likelihoods(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.sampling.output import add_model
-from ldlm_jax.validate import Count, Positive, check_value, local_path
+from ldlm_jax.validate import Count, Positive, check_flags, local_path
 from ldlm_jax.workdir import LoadedRun, load_run
 
 _FLAGS = {
@@ -35,8 +35,7 @@ def run_server(args, load: Callable[[], LoadedRun]) -> None:
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install '.[serve]'.") from error
 
-    for name, declared in _FLAGS.items():
-        check_value(f"--{name.replace('_', '-')}", declared, getattr(args, name))
+    check_flags(args, _FLAGS)
     if args.queue < args.max_batch:
         raise UserError(
             f"--queue = {args.queue}: must hold a batch of --max-batch = {args.max_batch}."
