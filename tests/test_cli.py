@@ -165,6 +165,7 @@ class Letters:
 def test_quality_is_measured_row_by_row(trained, tmp_path, capsys, monkeypatch):
     pytest.importorskip("sacrebleu")
     monkeypatch.setattr(quality, "_scorer", lambda name: Letters())
+    monkeypatch.setattr(eval_command, "find_model", lambda name: name)  # it is not installed
     out, page = tmp_path / "quality.json", tmp_path / "quality.html"
     command = ["eval", "--workdir", str(trained), "--evals", "quality", "--num-samples", "4"]
     assert main([*command, "--step-counts", "2", "--json", str(out), "--html", str(page)]) == 0
