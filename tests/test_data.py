@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -165,6 +167,27 @@ def test_a_tfds_dataset_by_folder(tmp_path):
     assert [t for s in corpora.SPLITS for t in splits[s]] == sentences()
     with pytest.raises(UserError, match="no feature 'body'"):
         load_documents(f"tfds:{folder}", downloads=tmp_path, text_field="body")
+
+
+def test_a_damaged_tfds_dataset_is_named_with_its_record(tmp_path):
+    def read(name: str):
+        return list(load_documents(f"tfds:{tmp_path / name}", downloads=tmp_path)["train"])
+
+    write_tfds(tmp_path / "good", {"train": [*sentences(), " ", "\n stripped as in files \n"]})
+    texts = load_documents(f"tfds:{tmp_path / 'good'}", downloads=tmp_path)
+    assert [t for s in corpora.SPLITS for t in texts[s]] == [*sentences(), "stripped as in files"]
+    write_tfds(tmp_path / "bytes", {"train": [*sentences()[:10], b"\xff no UTF-8", "the end"]})
+    with pytest.raises(UserError, match="bytes, record 10: not UTF-8"):
+        read("bytes")
+    for name, damage in {
+        "flipped": lambda file: file.write_bytes(file.read_bytes().replace(b"king", b"kind", 1)),
+        "cut": lambda file: os.truncate(file, 1000),
+        "missing": Path.unlink,
+    }.items():
+        shutil.copytree(tmp_path / "good", tmp_path / name)
+        damage(next((tmp_path / name).glob("*array_record*")))
+        with pytest.raises(UserError, match=f"{name}, record [0-9]+: cannot be read"):
+            read(name)
 
 
 def test_several_sources_are_mixed_evenly_and_split_each_on_its_own(tmp_path):

@@ -186,7 +186,7 @@ def _read_tfds(name: str, text_field: str) -> Splits:
         )
 
     documents: Splits = {
-        split: _TfdsTexts(builder.as_data_source(split), text_field)
+        split: _TfdsTexts(builder.as_data_source(split), text_field, name)
         for split in builder.info.splits
     }
     if set(SPLITS) <= set(documents):
@@ -200,10 +200,19 @@ class _TfdsTexts:
 
     source: Sequence
     text_field: str
+    name: str
 
     def __iter__(self) -> Iterator[str]:
         for i in range(len(self.source)):
-            text = self.source[i][self.text_field]
-            # Text features are bytes in real array_records and str in TFDS's own mocks.
-            text = text.decode("utf-8") if isinstance(text, bytes) else text
-            yield as_document(text, f"record {i}", self.text_field)
+            where = f"tfds:{self.name}, record {i}"
+            try:
+                text = self.source[i][self.text_field]
+                # Text features are bytes in real array_records and str in TFDS's own mocks.
+                text = text.decode("utf-8") if isinstance(text, bytes) else text
+            except UnicodeDecodeError as error:
+                raise UserError(f"{where}: not UTF-8 text ({error}).") from error
+            except (RuntimeError, ValueError, OSError) as error:  # kinds of array_record's readers
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"{where}: cannot be read ({reason}); prepare it anew.") from error
+            if text := as_document(text, where, self.text_field).strip():
+                yield text
