@@ -40,7 +40,14 @@ def get_config() -> dict:
             "eval_samples": 100,
             "eval_steps": (5, 20),
         },
-        # All noise is fresh at every step: what an earlier one got wrong can be taken back.
-        "sample": {"steps": 20, "churn": 1000.0, "batch_size": 100},
+        # All noise is fresh at every step: what an earlier one got wrong can be taken back. A grid
+        # is done once two steps agree on all of its cells, most after five.
+        "sample": {
+            "steps": 100,
+            "churn": 1000.0,
+            "temperature": 0.5,
+            "stable_steps": 2,
+            "batch_size": 100,
+        },
         "phases": [{"reconstruction": 0.0, "encoder_gradient": 1.0}],
     }

@@ -219,6 +219,7 @@ def test_clues_come_back_and_results_are_named(untrained):
         assert all(c in (OPEN, b.decode("latin1")) for c, b in zip(puzzle.given, written,
                                                                    strict=True))  # fmt: skip
     results = run_evals(("puzzles",), untrained)
+    assert 1 <= results.pop("puzzles/evaluations_6_given_steps_2") <= 2
     assert sorted(results) == ["puzzles/kept_6_given_steps_2", "puzzles/solved_6_given_steps_2"]
     assert all(0 <= value <= 1 for value in results.values())
     with pytest.raises(UserError, match="no level 'heavy'"):
@@ -249,14 +250,16 @@ def test_training_measures_puzzles_and_commands_solve_them(untrained, tmp_path, 
 
 
 def test_the_model_in_the_repository_solves_puzzles():
-    """Fresh puzzles with one solution each; nine of ten are solved on average."""
+    """Fresh puzzles with one solution each; most are done after a few of the hundred steps."""
     run = open_model("checkpoints/sudoku6", mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     task, sudoku, rng = TASKS["sudoku6"], Sudoku(2, 3), random.Random(5)
     puzzles = [sudoku.puzzle(sudoku.random_grid(rng), 12, rng) for _ in range(16)]
-    config = replace(run.experiment.sample, steps=20)
-    samples = list(generate_requests(run.generator, requests_of(puzzles, config, 0)))
+    requests = requests_of(puzzles, run.experiment.sample, 0)
+    samples = list(generate_requests(run.generator, requests))
     assert all(p.kept(s.text) for p, s in zip(puzzles, samples, strict=True))
-    assert sum(task.solved(p, s.text) for p, s in zip(puzzles, samples, strict=True)) >= 12
+    assert sum(task.solved(p, s.text) for p, s in zip(puzzles, samples, strict=True)) >= 14
+    evaluations = sorted(sample.evaluations for sample in samples)
+    assert evaluations[0] >= 3 and evaluations[8] <= 6
 
 
 def test_a_puzzle_may_be_typed_and_is_shown_as_a_grid():

@@ -1,6 +1,7 @@
 """The model card: what a model was made of, how, how good it is, and how to use it."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -8,9 +9,16 @@ import jax
 from ldlm_jax.data.corpora import REGISTRY
 from ldlm_jax.data.sources import weighted_parts
 from ldlm_jax.puzzles.registry import TASKS
+from ldlm_jax.sampling.config import SampleConfig, knobs
 from ldlm_jax.workdir import LoadedRun
 
 _MEASURED = ("reconstruction/", "denoising/", "context/", "samples/", "quality/", "puzzles/")
+# Lines of Python for a model of text, and of puzzles.
+_TEXT = 'for sample in model.generate("The", num_samples=4):\n    print(sample.text)'
+_PUZZLE = (
+    'puzzle = "PUZZLE"  # with _ for each symbol to find\n'
+    'print(model.infill(puzzle.replace("_", "____{1}"))[0].text)'
+)
 
 
 def model_card(run: LoadedRun) -> str:
@@ -19,6 +27,8 @@ def model_card(run: LoadedRun) -> str:
     name = run.path.resolve().name
     how = "blocks" if experiment.diffusion.block_size else "whole texts"
     size = sum(x.size for x in jax.tree.leaves(run.average.ema)) / 1e6
+    puzzles = experiment.data.source in TASKS
+    flag, example = (" --puzzle PUZZLE", _PUZZLE) if puzzles else ("", _TEXT)
     parts = [
         "---\nlibrary_name: ldlm_jax\npipeline_tag: text-generation\n"
         "tags:\n- latent-diffusion\n- jax\n---",
@@ -26,9 +36,8 @@ def model_card(run: LoadedRun) -> str:
         f"A continuous latent diffusion language model of {size:.2f} million parameters. It writes "
         f"{how} in windows of {experiment.data.window} tokens.",
         "## Use",
-        f'```python\nfrom ldlm_jax import load\n\nmodel = load("{name}")\n'
-        'for sample in model.generate("The", num_samples=4):\n    print(sample.text)\n```',
-        f"Or `ldlm sample --model {name}{_puzzle(run)}` and `ldlm serve --model {name}`.",
+        f'```python\nfrom ldlm_jax import load\n\nmodel = load("{name}")\n{example}\n```',
+        f"Or `ldlm sample --model {name}{flag}` and `ldlm serve --model {name}`.",
         "## Data and licence",
         _data(run),
         "## Recipe",
@@ -41,11 +50,6 @@ def model_card(run: LoadedRun) -> str:
             _table({key: f"{value:.4f}" for key, value in measures[1].items()}),
         ]
     return "\n\n".join(parts) + "\n"
-
-
-def _puzzle(run: LoadedRun) -> str:
-    """What a model of puzzles is asked."""
-    return " --puzzle PUZZLE" if run.experiment.data.source in TASKS else ""
 
 
 def _data(run: LoadedRun) -> str:
@@ -74,14 +78,21 @@ def _recipe(run: LoadedRun) -> dict[str, object]:
         "latents": f"{vae['latent_channels']} channels, {vae['tokens_per_latent']} token(s) each",
         "DiT": f"{dit['layers']} layers of width {dit['width']}",
         "block": experiment.diffusion.block_size or "whole text",
-        "sampling defaults": (
-            f"{experiment.sample.steps} steps, {experiment.sample.solver}, "
-            f"churn {experiment.sample.churn:g}"
-        ),
+        "sampling defaults": ", ".join(_defaults(experiment.sample)),
     }
     if experiment.teacher.model:
         recipe["teacher"] = Path(experiment.teacher.model).name
     return recipe
+
+
+def _defaults(sample: SampleConfig) -> Iterator[str]:
+    """Steps, solver, and what else the trainer chose."""
+    yield f"{sample.steps} steps"
+    yield sample.solver
+    for name, field in knobs().items():
+        value = getattr(sample, name)
+        if value != field.default and name not in ("steps", "solver", "batch_size"):
+            yield f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def last_measures(file: Path) -> tuple[int, dict[str, float]] | None:
