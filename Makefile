@@ -38,7 +38,7 @@ demo: $(VENV)/.demo
 PUZZLES := runs/sudoku_cpu
 puzzles: $(VENV)/.demo
 	$(BIN)/ldlm train --config configs/sudoku_cpu.py --workdir $(PUZZLES)
-	$(BIN)/ldlm sample --workdir $(PUZZLES) --puzzles 20 --steps 20
+	$(BIN)/ldlm sample --workdir $(PUZZLES) --puzzles 20
 	$(BIN)/ldlm sample --workdir $(PUZZLES) --puzzles 4 --html $(PUZZLES)/puzzles.html --panels 1 5 20 100
 	@echo "open $(PUZZLES)/puzzles.html"
 

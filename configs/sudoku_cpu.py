@@ -3,7 +3,8 @@
 Command:  make puzzles, or
           ldlm train --config configs/sudoku_cpu.py --workdir runs/sudoku_cpu
 Hardware: 2 virtual CPU cores.
-Result:   see experiments/reasoning/.
+Result:   97.7 % of held-out puzzles with 12 clues solved, in 8 steps on average; 99.7 % after
+          half an hour, train.num_steps=4000 (27 November 2026; see experiments/reasoning/).
 """
 
 
@@ -32,10 +33,10 @@ def get_config() -> dict:
         },
         "optim": {"learning_rate": 3e-3, "warmup_steps": 50, "ema_decay": 0.995},
         "train": {
-            "num_steps": 4000,
+            "num_steps": 1500,
             "batch_size": 32,
-            "eval_every": 1000,
-            "checkpoint_every": 1000,
+            "eval_every": 500,
+            "checkpoint_every": 500,
             "evals": ("puzzles",),
             "eval_samples": 100,
             "eval_steps": (5, 20),

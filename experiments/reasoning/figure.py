@@ -48,27 +48,26 @@ def main(folder: str, out: str) -> None:
             print(f"| {system} | {level} | {steps or '-'} | {np.mean(values):.3f}{spread} | "
                   f"{len(values)} |")  # fmt: skip
     first = next(level for system, level in solved if level.endswith("given"))
-    figure, axes = plt.subplots(figsize=(6, 3.6))
-    for (system, level), by_steps in solved.items():
+    figure, axes = plt.subplots(figsize=(7.5, 3.8))
+    colors = dict(zip(sorted({system for system, _ in solved}), plt.cm.tab10.colors, strict=False))
+    for (system, level), by_steps in sorted(solved.items()):
         if level not in (first, "hard"):
             continue
         steps = sorted(by_steps)
         means = [100 * np.mean(by_steps[s]) for s in steps]
+        look = {"color": colors[system], "label": f"{system}, {level}",
+                "linestyle": "--" if level == "hard" else "-"}  # fmt: skip
         if steps == [0]:
-            axes.axhline(means[0], linestyle="--", color="gray")
-            axes.text(1, means[0] + 1.5, system, color="gray", fontsize=9)
+            axes.axhline(means[0], **look)
+        elif system.endswith("early"):
+            filled = "none" if level == "hard" else colors[system]
+            axes.plot(steps, means, "*", markersize=14, markerfacecolor=filled, **look)
         else:
-            style = "*" if system.endswith("early") else "o-"
-            size = 13 if style == "*" else 6
-            axes.plot(steps, means, style, markersize=size, label=f"{system}, {level}")
-    axes.set(
-        xscale="log",
-        xlabel="denoising steps (stopped early: their mean)",
-        ylabel="puzzles solved, %",
-        ylim=(0, 102),
-    )
+            axes.plot(steps, means, "o", **look)
+    axes.set(xscale="log", xlabel="denoising steps (stopped early: their mean)",
+             ylabel="puzzles solved, %", ylim=(0, 104))  # fmt: skip
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(out, dpi=130)

@@ -34,9 +34,11 @@ case $row in
     timeout --signal=TERM "$(printf '%.0f' "$(echo "$minutes * 60 + 30" | bc)")" \
       "$python" -m ldlm_jax.cli train --config "$config" --workdir "$out/${row}_$seed" \
       "train.seed=$seed" "${source[@]}" "${tiny[@]}" || [ $? = 124 ]
-    "$python" -m ldlm_jax.cli eval --workdir "$out/${row}_$seed" --evals puzzles --split test \
-      --num-samples "$count" --levels "${levels[@]}" --step-counts $steps \
-      --json "$out/${row}_$seed.json"
+    evaluate=("$python" -m ldlm_jax.cli eval --workdir "$out/${row}_$seed" --evals puzzles
+              --split test --num-samples "$count" --levels "${levels[@]}")
+    "${evaluate[@]}" --stable-steps 0 --step-counts $steps --json "$out/latent_${row}_$seed.json"
+    # Each puzzle in as many of the most steps as it needs.
+    "${evaluate[@]}" --stable-steps 2 --step-counts ${steps##* } --json "$out/early_${row}_$seed.json"
     ;;
   ar | ar_order | mdlm)
     config=configs/sudoku.py
