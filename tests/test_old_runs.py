@@ -19,15 +19,14 @@ def test_old_keys_and_values_mean_the_new_ones():
     old = ["data.layout=pad", "diffusion.spans=0.2", "sample.lag=2", "sample.grid=law",
            "sample.choose=consensus", "foundation.layer=3", "train.logit_parts=4"]  # fmt: skip
     new = ["data.packing=pad", "diffusion.random_spans=0.2", "sample.time_offset=2",
-           "sample.grid=quantile", "sample.rerank=mbr", "backbone.layer=3",
-           "train.logit_chunks=4"]  # fmt: skip
+           "sample.rerank=mbr", "backbone.layer=3", "train.logit_chunks=4"]  # fmt: skip
     assert resolve(load_config(None, old)) == resolve(load_config(None, new))
 
 
 @pytest.mark.parametrize(
     "harmless",
     ["teacher.run=''", "alignment.loss=cosine", "phases=[{'consistency': 0.0}]",
-     "consistency.steps=20"],
+     "consistency.steps=20", "sample.grid=quantile"],
 )  # fmt: skip
 def test_removed_keys_are_ignored_where_they_did_nothing(harmless):
     assert resolve(load_config(None, [harmless])) == resolve(load_config(None))
@@ -36,7 +35,7 @@ def test_removed_keys_are_ignored_where_they_did_nothing(harmless):
 @pytest.mark.parametrize(
     "gone",
     ["teacher.run=x", "alignment.loss=relational", "phases=[{'consistency': 1.0}]",
-     "diffusion.at_blocks=0.5"],
+     "diffusion.at_blocks=0.5", "sample.grid=uniform"],
 )  # fmt: skip
 def test_removed_keys_that_did_something_are_refused(gone):
     with pytest.raises(UserError, match="removed, see CHANGELOG"):

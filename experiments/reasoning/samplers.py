@@ -22,14 +22,11 @@ SETTINGS = {
     "solver=euler": (20,), "churn=0.3": (20,), "churn=1": (20,), "churn=2": (20,),
     "churn=4": (5, 20, 50, 100), "churn=8": (20, 100), "churn=16": (20, 100),
     "churn=1000": (5, 20, 100), "solver=ancestral churn=1": (20,),
-    "solver=ancestral churn=4": (20,), "churn=1 grid=uniform": (20,),
-    "churn=1000 grid=uniform": (5, 20),
+    "solver=ancestral churn=4": (20,), "churn=1000 temperature=0.5": (5, 10, 20, 100),
     "churn=1000 temperature=0.2": (5, 20), "churn=1000 temperature=0.05": (5, 20),
     "churn=1000 self_condition_guidance=1.5": (5, 10),
-    "churn=1000 temperature=0.5": (5, 10, 20, 100),
     "churn=1000 temperature=0.5 self_condition_guidance=1.5": (5,),
     "churn=1000 temperature=0.5 stable_steps=2": (100,),
-    "churn=1000 temperature=0.5 stable_steps=4": (100,),
 }  # fmt: skip
 
 

@@ -73,9 +73,6 @@ class SampleConfig:
         off=1.0,
         group=GUIDING,
     )
-    grid: Literal["quantile", "uniform"] = knob(
-        "quantile", "where the steps stand: quantiles of the training times, or evenly in time"
-    )
     temperature: Positive = knob(1.0, "of the tokens given their context; below 1 is duller", ROW)
     top_p: Annotated[float, "(0, 1]"] = knob(
         1.0, "probability of the tokens that the context may propose", ROW, off=1.0

@@ -49,7 +49,6 @@ class Spec:
       diffusion: how the denoiser was trained.
       solver: how to step.
       steps: number of steps K of each block, the largest of all rows.
-      grid: see ``SampleConfig``.
       in_use: ROW knobs that can be off and are not, see ``config.knobs_in_use``.
       traced: keep what each step would decode to.
       scored: also return the likelihood of what was generated.
@@ -62,7 +61,6 @@ class Spec:
     diffusion: DiffusionConfig
     solver: Solver
     steps: int
-    grid: str = "quantile"
     in_use: frozenset[str] = frozenset()
     traced: bool = False
     scored: bool = False
@@ -78,7 +76,6 @@ class Spec:
             diffusion.in_blocks(first.block_size),
             Solver(first.solver, first.churn, diffusion.noise),
             max(config.steps for config in configs),
-            first.grid,
             knobs_in_use(configs),
             cached_latents=window // networks.vae.tokens_per_latent,
         )
@@ -104,10 +101,8 @@ class Spec:
         """Times (K + 1, B, positions) from noise, or as much of it as was asked for, to data."""
         quantiles_KxB = quantile_grid(rows["steps"], self.steps)
         times_KxBxS = rolling(quantiles_KxB, positions, rows["time_offset"])
-        if self.grid == "quantile":
-            distribution = self.diffusion.times(self.networks.vae.latent_channels)
-            times_KxBxS = distribution.quantile(times_KxBxS)
-        return rows["strength"][:, None] * times_KxBxS
+        distribution = self.diffusion.times(self.networks.vae.latent_channels)
+        return rows["strength"][:, None] * distribution.quantile(times_KxBxS)
 
     def evaluations(self, rows: dict[str, jax.Array]) -> jax.Array:
         """Evaluations of the denoiser (B,) that a step of each row takes."""

@@ -16,7 +16,7 @@ _RENAMED = {
     **{f"foundation.{key}": f"backbone.{key}" for key in ("model", "layer", "dtype")},
 }
 _RENAMED_VALUES = {
-    ("sample.grid", "law"): "quantile",
+    ("sample.grid", "law"): "quantile",  # of 0.1; then the key itself went
     ("sample.rerank", "consensus"): "mbr",
     ("alignment.site", "reading"): "clean_pass",
     # No better at equal evaluations: experiments/reasoning.
@@ -29,6 +29,7 @@ _REMOVED = {
     "consistency.steps": 20,
     "diffusion.at_blocks": 0.0,
     "phases.consistency": 0.0,
+    "sample.grid": "quantile",
     "teacher.run": "",
 }
 
@@ -38,12 +39,12 @@ def modern(section: str, values: dict) -> dict[str, dict]:
     modern: dict[str, dict] = {}
     for key, value in values.items():
         name = _RENAMED.get(f"{section}.{key}", f"{section}.{key}")
+        if isinstance(value, str):
+            value = _RENAMED_VALUES.get((name, value), value)
         if name in _REMOVED:
             if value != _REMOVED[name]:
                 raise UserError(f"{name} = {value!r}: removed, see CHANGELOG.md; leave it out.")
             continue
-        if isinstance(value, str):
-            value = _RENAMED_VALUES.get((name, value), value)
         new_section, _, new_key = name.partition(".")
         modern.setdefault(new_section, {})[new_key] = value
     return modern or {section: {}}
