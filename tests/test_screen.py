@@ -57,6 +57,16 @@ def test_parts_that_take_their_time_are_named(capsys):
     assert capsys.readouterr() == ("", "compiling [this] ...\nand that ...\n")
 
 
+def test_an_evaluation_tells_what_the_task_is_about():
+    out = io.StringIO()
+    screen = Screen(10, 0, console=Console(file=out, width=200))
+    screen.evaluation(5, {"denoising/error_mean": 0.25, "denoising/error_t_0.5": 0.5,
+                          "puzzles/solved_hard_steps_5": 0.75, "puzzles/kept_hard_steps_5": 1.0,
+                          "samples": "a text"})  # fmt: skip
+    told = "evaluation at step 5: denoising/error_mean 0.250  puzzles/solved_hard_steps_5 0.750"
+    assert lines_of(out.getvalue()) == [told, "samples:", "a text"]
+
+
 def no_step(recipe, optimizer):
     """In place of the compiled step: one that changes nothing."""
 
