@@ -43,12 +43,6 @@ def get_config() -> dict:
         },
         # All noise is fresh at every step: what an earlier one got wrong can be taken back. A grid
         # is done once two steps agree on all of its cells, most after five.
-        "sample": {
-            "steps": 100,
-            "churn": 1000.0,
-            "temperature": 0.5,
-            "stable_steps": 2,
-            "batch_size": 100,
-        },
+        "sample": {"steps": 100, "churn": 1000.0, "temperature": 0.5, "stable_steps": 2},
         "phases": [{"reconstruction": 0.0, "encoder_gradient": 1.0}],
     }
