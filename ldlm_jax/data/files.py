@@ -26,8 +26,8 @@ def read_path(path: Path, text_field: str) -> Iterator[str]:
             raise UserError(f"{file} is no ordinary file; copy what it gives into one.")
         try:
             for text in _READERS.get(kind, _read_txt)(file, text_field):
-                if text.strip():
-                    yield text.strip()
+                if text:
+                    yield text
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror or error}.") from error
 
@@ -69,7 +69,9 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def as_document(value, where: str, text_field: str) -> str:
-    """A value as a document; null is an empty one, which is skipped.
+    """A value as a document, without white space at its ends; null is an empty one.
+
+    Whoever reads documents skips empty ones.
 
     Raises:
       UserError: it is no text.
@@ -81,7 +83,7 @@ def as_document(value, where: str, text_field: str) -> str:
             f"{where}: the field {text_field!r} holds {type(value).__name__}, not text; set "
             "data.text_field to a field of text, or convert the file."
         )
-    return value
+    return value.strip()
 
 
 # First bytes of files that are not what their name says, and what to do about it.

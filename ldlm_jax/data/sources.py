@@ -214,5 +214,5 @@ class _TfdsTexts:
             except (RuntimeError, ValueError, OSError) as error:  # kinds of array_record's readers
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"{where}: cannot be read ({reason}); prepare it anew.") from error
-            if text := as_document(text, where, self.text_field).strip():
+            if text := as_document(text, where, self.text_field):
                 yield text
