@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import time
 from multiprocessing import get_context
 
@@ -110,6 +112,42 @@ def test_batches_are_made_ahead_in_another_thread(numbered):
     while len(made) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(made) >= 3 and threading.main_thread() not in made
+
+
+LEAVES_EARLY = """
+import atexit, sys, threading, time
+from pathlib import Path
+from types import SimpleNamespace
+from ldlm_jax.data.dataset import DataConfig
+from ldlm_jax.data.pipeline import train_batches
+
+began, threads = [], []
+def put(batch):
+    threads.append(threading.current_thread())
+    began.append(1)
+    time.sleep(0.3)
+    began.pop()
+    return batch
+
+atexit.register(lambda: print(len(began), threads[0].is_alive()))  # first in, last out
+batches = train_batches(SimpleNamespace(packed=Path(sys.argv[1])), DataConfig(window=4), 8, put=put)
+next(batches)
+time.sleep(0.1)  # the next one is on its way
+assert began
+if sys.argv[2] == "closed":
+    batches.close()
+    assert not began and not threads[0].is_alive()
+"""
+
+
+@pytest.mark.parametrize("how", ["closed", "left"])
+def test_no_batch_is_on_its_way_when_python_ends(numbered, how):
+    """A thread within the device's code would abort the program at its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES_EARLY, str(numbered), how], capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "0 False\n"), done.stderr
 
 
 def test_rows_of_another_version_are_refused(numbered):

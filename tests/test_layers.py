@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ldlm_jax.models.attention import neighbour_bias
-from ldlm_jax.models.dense import activation_dtype, matmul
+from ldlm_jax.models.dense import activation_dtype, look_up, matmul
 from ldlm_jax.models.dit import NoisyInputs
 from ldlm_jax.models.layers import Attention, Block, Dropout
 from ldlm_jax.models.lowering import compile_for
@@ -76,8 +76,18 @@ def test_what_is_compiled_for_accelerators_computes_the_same():
         return jax.value_and_grad(loss, argnums=(0, 1))(params, x)
 
     here = outcome()
-    with compile_for("tpu"):
-        chex.assert_trees_all_close(outcome(), here, rtol=1e-4, atol=1e-5)
+    for platform in ("tpu", "gpu"):
+        with compile_for(platform):
+            chex.assert_trees_all_close(outcome(), here, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_a_shared_row_is_summed_in_fp32():
+    """In bf16 the sum of ones would stop at 256."""
+    table, ids = jnp.ones((3, 4), jnp.bfloat16), jnp.array([[0] * 5000, [2] * 5000])
+    summed = jax.grad(lambda t: jnp.sum(look_up(t, ids).astype(jnp.float32)))(table)
+    assert summed.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(summed[:, 0]), [5000, 0, 5000], rtol=0.01)
+    np.testing.assert_array_equal(look_up(2 * table, ids), 2 * jnp.ones((2, 5000, 4)))
 
 
 def test_heads_look_at_their_neighbours_from_the_start():

@@ -19,6 +19,7 @@ from ldlm_jax.puzzles import countdown, star_graph
 from ldlm_jax.puzzles.base import OPEN, Puzzle
 from ldlm_jax.puzzles.registry import TASKS
 from ldlm_jax.puzzles.sudoku import Sudoku, sudoku_task
+from ldlm_jax.sampling import puzzles as asking
 from ldlm_jax.sampling.generate import Generator, generate_requests
 from ldlm_jax.sampling.page import page_data
 from ldlm_jax.sampling.puzzles import held_out, printer, requests_of, typed
@@ -227,6 +228,33 @@ def test_clues_come_back_and_results_are_named(untrained):
     web = replace(untrained.prepared, config=replace(untrained.prepared.config, source="web"))
     with pytest.raises(UserError, match="holds no puzzles; those"):
         run_evals(("puzzles",), replace(untrained, prepared=web))
+
+
+def test_puzzles_are_made_once_and_kept(untrained, tmp_path, monkeypatch):
+    config = replace(untrained.prepared.config, root=str(tmp_path))
+    made, task = [], TASKS["sudoku4"]
+
+    def puzzles(*args):
+        made.append(args)
+        return task.puzzles(*args)
+
+    monkeypatch.setitem(TASKS, "sudoku4", replace(task, puzzles=puzzles))
+
+    def ask(seed=3):
+        asking._held_out.cache_clear()  # as another process does
+        return held_out(config, "test", "easy", 4, seed)
+
+    first = ask()
+    assert ask() == first and len(made) == 1
+    assert ask(seed=4) != first and len(made) == 2
+    (file,) = tmp_path.rglob("test-easy-4-3.json")
+    file.write_text(file.read_text().replace("_", "1", 1))  # damaged
+    assert ask() == first and len(made) == 3
+    monkeypatch.setattr(asking, "_VERSION", 0)  # made by another version
+    assert ask() == first and len(made) == 4
+    file.unlink()
+    file.mkdir()  # cannot be written
+    assert ask() == first == ask() and len(made) == 6
 
 
 @pytest.mark.timeout(900)

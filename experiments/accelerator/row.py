@@ -4,6 +4,7 @@ Command: PYTHONPATH=. python experiments/accelerator/row.py NAME OUT.jsonl [tiny
          (names: see ROWS; ``tiny`` proves a row on a CPU)
 """
 
+import fcntl
 import json
 import sys
 import tempfile
@@ -44,8 +45,25 @@ TINY = ("data.window=32", "train.batch_size=4", "text_vae.width=32", "text_vae.h
         "dit.layers=1", "text_vae.dtype=float32", "dit.dtype=float32")  # fmt: skip
 
 
+class Turn:
+    """Rows of one file compile side by side, but each is measured while no other does anything."""
+
+    def begin(self, out: str) -> None:
+        """Wait until no row is measured; then compile."""
+        self._file = open(f"{out}.lock", "w")  # noqa: SIM115  (open until the process ends)
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def alone(self) -> None:
+        """Wait until all others have compiled or are done; they wait until this process ends."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+
+TURN = Turn()
+
+
 def timed(run, fewest: int, seconds: float) -> float:
     """Seconds of a call: the mean of as many as fit into some seconds."""
+    TURN.alone()
     jax.block_until_ready(run())
     count, start = 0, time.perf_counter()
     while count < fewest or time.perf_counter() - start < seconds:
@@ -74,6 +92,7 @@ def pipeline(tiny: bool, window: int) -> dict:
     """The input pipeline alone, batches put onto the device."""
     with tempfile.TemporaryDirectory() as folder:
         make_split(Path(folder) / "packed", window, 2**19 if tiny else 2**24)
+        TURN.alone()
         return measured(Path(folder) / "packed", window, 0.2 if tiny else 5.0)
 
 
@@ -167,6 +186,7 @@ ROWS = {
 def main(name: str, out: str, size: str = "") -> None:
     """Measure the row and append it; a row that fails says why."""
     start = time.perf_counter()
+    TURN.begin(out)
     try:
         found = ROWS[name](size == "tiny")
     except Exception as error:  # the rows after it are to be measured all the same

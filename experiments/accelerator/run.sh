@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # All rows on this machine's device, in order of importance, in at most ten minutes:
-#   experiments/accelerator/run.sh OUT [--peers DIR] [--tiny]
-# Every row is a process of its own under its own limit. OUT/rows.jsonl and OUT/table.md are written
-# as rows are done. DIR holds elf_bench.py and cola_bench.py, which are run as they are.
+#   experiments/accelerator/run.sh OUT [--peers DIR] [--jobs N] [--tiny]
+# Every row is a process of its own under its own limit. N of them compile side by side, each is
+# measured alone. OUT/rows.jsonl and OUT/table.md are written as rows are done. DIR holds
+# elf_bench.py and cola_bench.py, which are run as they are.
 set -u
 cd "$(dirname "$0")/../.."
 out=$1; shift
-peers="" size="" limit=75 whole=600
+peers="" size="" jobs=1 whole=600
 while [ $# -gt 0 ]; do
   case $1 in
     --peers) peers=$2; shift 2 ;;
+    --jobs) jobs=$2; shift 2 ;;
     --tiny) size=tiny; shift ;;
     *) echo "unknown argument $1" >&2; exit 2 ;;
   esac
@@ -32,21 +34,29 @@ guarded() {
   if [ $code -ne 0 ]; then
     echo "{\"row\": \"$name\", \"error\": \"ended with $code (124: over $most s)\"}" >> "$out/rows.jsonl"
   fi
+}
+
+# all_done: waits for the rows that run side by side, and writes the table.
+all_done() {
+  wait
   "$python" experiments/accelerator/table.py "$out/rows.jsonl" "$out/table.md"
 }
 
 rows=${ROWS:-$("$python" experiments/accelerator/table.py --rows)}
-first=1
+limit=$((75 + 15 * (jobs - 1))) running=0
 for row in $rows; do
   # The peers come after the rows that are compared with theirs.
-  if [ -n "$peers" ] && [ $first = 1 ] && [[ $row == sample_1x1024_8 ]]; then
-    first=0
+  if [ -n "$peers" ] && [[ $row == sample_1x1024_8 ]]; then
+    all_done
     for peer in elf cola; do
       budget=$([ $peer = elf ] && echo 60 || echo 70)
       guarded "peer_$peer" $((budget + 15)) bash -c \
         "'$python' '$peers/${peer}_bench.py' --budget $budget ${size:+--tiny} > '$out/peer_$peer.jsonl'"
     done
   fi
-  guarded "$row" "$limit" "$python" experiments/accelerator/row.py "$row" "$out/rows.jsonl" $size
+  guarded "$row" "$limit" "$python" experiments/accelerator/row.py "$row" "$out/rows.jsonl" $size &
+  running=$((running + 1))
+  [ $((running % jobs)) -ne 0 ] || all_done
 done
+all_done
 cat "$out/table.md"

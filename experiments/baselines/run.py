@@ -7,6 +7,8 @@ Command: export PYTHONPATH=.
            phases.0.alignment the baseline is aligned as that config's model is.)
          python experiments/baselines/run.py judge ar|mdlm WORKDIR OUT.json [COUNT [SPLIT]] \
            [top_p=... temperature=... guidance=... steps=... batch=...]
+         python experiments/baselines/run.py write ar|mdlm WORKDIR OUT.jsonl [COUNT] [top_p=...]
+           (for experiments/whole_text/judge.py, where the scorer is elsewhere)
          python experiments/baselines/run.py nats ar|mdlm WORKDIR validation|test
 """
 
@@ -38,6 +40,13 @@ def judge(kind: str, workdir: str, out: str, count: str = "1000", split: str = "
     print(json.dumps(result, indent=1))
 
 
+def write(kind: str, workdir: str, out: str, count: str = "1000", **options: str) -> None:
+    """Write free texts as JSONL, as ``ldlm sample --jsonl`` does."""
+    how = {k: int(v) if k in ("steps", "batch") else float(v) for k, v in options.items()}
+    texts = Baseline.load(kind, workdir).write([""] * int(count), 0, **how)
+    Path(out).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
 def nats(kind: str, workdir: str, split: str) -> None:
     """Print the mean loss a token of held-out text."""
     baseline = Baseline.load(kind, workdir)
@@ -53,7 +62,8 @@ def main(command: str, kind: str, workdir: str, *rest: str) -> None:
         nats(kind, workdir, *rest)
     else:
         plain = [word for word in rest if "=" not in word]
-        judge(kind, workdir, *plain, **dict(w.split("=") for w in rest if "=" in w))
+        options = dict(w.split("=") for w in rest if "=" in w)
+        {"judge": judge, "write": write}[command](kind, workdir, *plain, **options)
 
 
 if __name__ == "__main__":

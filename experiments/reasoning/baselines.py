@@ -33,6 +33,7 @@ from ldlm_jax.optimizer import OptimizerConfig, make_optimizer
 from ldlm_jax.puzzles.base import OPEN
 from ldlm_jax.puzzles.registry import TASKS
 from ldlm_jax.puzzles.sudoku import Sudoku
+from ldlm_jax.sampling.puzzles import held_out
 
 CLUES = (0.25, 0.9)  # share of the cells that is given in training
 CELL = 128  # token of cell 0, in rows that tell the order
@@ -219,9 +220,9 @@ def solve(kind: str, workdir: str, out: str, count: str = "300") -> None:
     task = TASKS[rows.source]
     sizes = {k: int(facts[k]) for k in ("width", "layers", "heads")}
     model, params = TokenTransformer(256, **sizes), load_params(Path(workdir))
-    texts, results = list(read_texts(rows.prepared.text, "test")), {}
+    results = {}
     for level in task.levels:
-        puzzles = task.puzzles(texts, level, int(count), 0)
+        puzzles = held_out(rows.prepared.config, "test", level, int(count), 0)
         digits = rows.digits(p.given for p in puzzles)
         # What the order is told by: the solution, of which nothing else is shown.
         truth = rows.digits(rows.sudoku.solve(p.given).text for p in puzzles)

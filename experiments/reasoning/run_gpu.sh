@@ -31,7 +31,7 @@ case $row in
       levels=("6 given" easy)
     fi
     # At the end of its time training saves and stops; what is left is for the evaluation.
-    timeout --signal=TERM "$(printf '%.0f' "$(echo "$minutes * 60 + 30" | bc)")" \
+    timeout --signal=TERM "$("$python" -c "print(round(60 * $minutes + 30))")" \
       "$python" -m ldlm_jax.cli train --config "$config" --workdir "$out/${row}_$seed" \
       "train.seed=$seed" "${source[@]}" "${tiny[@]}" || [ $? = 124 ]
     evaluate=("$python" -m ldlm_jax.cli eval --workdir "$out/${row}_$seed" --evals puzzles

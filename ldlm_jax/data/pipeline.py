@@ -1,10 +1,11 @@
 """Batches by step: the position in the data is a function of the step, for any number of hosts."""
 
+import atexit
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 
 import grain
 import numpy as np
@@ -15,6 +16,8 @@ from ldlm_jax.data.rows import Arrays, Rows
 
 # Batches that are made ready, on the device, while a step runs.
 _AHEAD = 4
+# Seconds to wait for the batch that is being made, at the end.
+_PATIENCE = 10
 
 
 def train_batches(
@@ -55,30 +58,40 @@ def _ahead(batches: grain.MapDataset) -> Iterator[dict]:
     Taking one costs the loop some microseconds; grain's own thread costs it a third of a
     millisecond.
     """
-    ready, room = SimpleQueue(), SimpleQueue()
+    ready, room, stop = SimpleQueue(), SimpleQueue(), Event()
 
     def make() -> None:
         try:
             for step in count():
-                if not room.get():
+                room.get()
+                if stop.is_set():
                     return
                 ready.put((batches[step], None))
         except BaseException as error:  # the loop is told of it, whatever it is
             ready.put((None, error))
 
     for _ in range(_AHEAD):
-        room.put(True)
+        room.put(None)
     thread = Thread(target=make, daemon=True)
+
+    def end() -> None:
+        """A thread that still moved a batch when Python ends would abort the program."""
+        stop.set()
+        room.put(None)
+        thread.join(_PATIENCE)
+
+    atexit.register(end)  # a loop that is left by ``sys.exit`` does not close its iterators
     thread.start()
     try:
         while True:
             batch, error = ready.get()
             if error is not None:
                 raise error
-            room.put(True)
+            room.put(None)
             yield batch
     finally:
-        room.put(False)
+        end()
+        atexit.unregister(end)
 
 
 class _Batches:

@@ -37,10 +37,13 @@ def rotate(x_BxNxHxK: jax.Array, positions_BxN: jax.Array, frequencies: jax.Arra
     angle = positions_BxN[:, :, None, None].astype(jnp.float32) * frequencies
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     K = x_BxNxHxK.shape[-1]
-    # A product with a permutation swaps the halves: cut apart, they would half fill the lanes of a
-    # TPU. It is exact, as each output is one input.
-    swap = jnp.roll(jnp.eye(K, dtype=x_BxNxHxK.dtype), K // 2, axis=0)
-    swapped = jnp.matmul(x_BxNxHxK, swap, precision=jax.lax.Precision.HIGHEST)
+    if platform() == "gpu":
+        swapped = jnp.roll(x_BxNxHxK, K // 2, axis=-1)
+    else:
+        # A product with a permutation swaps the halves: cut apart, they would half fill the lanes
+        # of a TPU. It is exact, as each output is one input.
+        swap = jnp.roll(jnp.eye(K, dtype=x_BxNxHxK.dtype), K // 2, axis=0)
+        swapped = jnp.matmul(x_BxNxHxK, swap, precision=jax.lax.Precision.HIGHEST)
     rotated = x_BxNxHxK * jnp.concatenate([cos, cos], axis=-1)
     rotated += swapped * jnp.concatenate([-sin, sin], axis=-1)
     return rotated.astype(x_BxNxHxK.dtype)

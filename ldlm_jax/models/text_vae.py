@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.models.dense import Dense, gather_kernel
+from ldlm_jax.models.dense import Dense, gather_kernel, look_up
 from ldlm_jax.models.layers import RMSNorm, Transformer
 from ldlm_jax.models.lowering import Dtype, constrain
 from ldlm_jax.models.masks import block_causal
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
             table_VxM = self.param("embed", init, (self.vocab_size, self.width), jnp.float32)
             # Split by columns, every device would look its own up for the tokens of all.
             table_VxM = gather_kernel(table_VxM, ("vocab", "embed"), self.dtype)
-            x_BxLxM = jnp.take(table_VxM, tokens_BxL, axis=0)
+            x_BxLxM = look_up(table_VxM, tokens_BxL)
         else:
             states_BxLxH = jnp.zeros((*tokens_BxL.shape, self.backbone.width))
             if weights is not None:

@@ -1,11 +1,16 @@
 """Puzzles as requests: what is given, and what the answers look like on a terminal."""
 
+import contextlib
+import hashlib
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 from typing import Annotated
 
 from ldlm_jax.data.dataset import DataConfig, prepare
+from ldlm_jax.data.stamped import read_json, write_json
 from ldlm_jax.data.texts import read_texts
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.puzzles.base import OPEN, Puzzle, Task
@@ -17,6 +22,8 @@ from ldlm_jax.validate import check_value
 
 # Some take a second to make.
 Puzzles = Annotated[int, "[1, 10000]"]
+# Of how they are made; those of another version are made anew.
+_VERSION = 1
 
 
 def task_of(source: str) -> Task:
@@ -62,7 +69,7 @@ def requests_of(puzzles: list[Puzzle], config: SampleConfig, seed: int) -> list[
 
 
 def held_out(config: DataConfig, split: str, level: str, count: int, seed: int) -> list[Puzzle]:
-    """Puzzles of a held-out split of a puzzle corpus; the same whenever it is asked.
+    """Puzzles of a held-out split of a puzzle corpus; made once, and kept beside the corpus.
 
     Args:
       config: of the corpus.
@@ -80,8 +87,26 @@ def held_out(config: DataConfig, split: str, level: str, count: int, seed: int) 
 
 @lru_cache(maxsize=8)
 def _held_out(config: DataConfig, split: str, level: str, count: int, seed: int) -> list[Puzzle]:
-    texts = list(read_texts(prepare(config).text, split))
-    return TASKS[config.source].puzzles(texts, level, count, seed)
+    folder = prepare(config).text
+    texts = list(read_texts(folder, split))
+    checksum = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    facts = {"version": _VERSION, "texts": checksum}
+    file = folder.parent / "puzzles" / f"{split}-{level.replace(' ', '_')}-{count}-{seed}.json"
+    with contextlib.suppress(UserError):  # there are none yet, or they are damaged
+        kept = read_json(file, ("facts", "puzzles"))
+        if kept["facts"] == facts:
+            return [Puzzle(*puzzle) for puzzle in kept["puzzles"]]
+    puzzles = TASKS[config.source].puzzles(texts, level, count, seed)
+    _keep(file, {"facts": facts, "puzzles": puzzles})
+    return puzzles
+
+
+def _keep(file: Path, values: dict) -> None:
+    with contextlib.suppress(OSError):  # a folder that cannot be written costs time, no more
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        write_json(partial, values)
+        partial.rename(file)
 
 
 def typed(text: str, task: Task | None) -> Puzzle:
