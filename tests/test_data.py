@@ -15,7 +15,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from ldlm_jax.data import corpora
+from ldlm_jax.data import corpora, progress
 from ldlm_jax.data import dataset as build
 from ldlm_jax.data import rows as store
 from ldlm_jax.data.dataset import DataConfig, prepare
@@ -125,9 +125,9 @@ def test_prepare_builds_once_and_reports(corpus, tmp_path):
 
 
 def test_a_log_is_told_how_many_rows_were_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(build, "_SECONDS_A_LINE", 0)
+    monkeypatch.setattr(progress, "_SECONDS_A_LINE", 0)
     batches = ({"teacher": np.full((1, 1, 2), i, np.uint16)} for i in range(3))
-    write_rows(tmp_path / "features", build.watched(batches, "features train", "rows", 3))
+    write_rows(tmp_path / "features", progress.watched(batches, "features train", "rows", 3))
     assert capsys.readouterr().err.splitlines()[-1] == "features train: 2 of 3 rows"
     assert len(Rows(tmp_path / "features", "train")) == 3
 

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ldlm_jax.data.library import COLLECTIONS
+from ldlm_jax.data.progress import watched
 from ldlm_jax.errors import UserError
 from ldlm_jax.puzzles.registry import TASKS
 
@@ -250,7 +251,9 @@ def _read_austen(root: Path) -> Splits:
 
 
 REGISTRY: dict[str, Corpus] = {
-    name: Corpus(task.description, lambda root: root, lambda _, task=task: task.documents(), "")
+    name: Corpus(
+        task.description, lambda root: root, lambda _, task=task: task.documents(watched), ""
+    )
     for name, task in TASKS.items()
 }
 REGISTRY |= {

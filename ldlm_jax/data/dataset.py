@@ -11,20 +11,17 @@ import json
 import os
 import re
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from ldlm_jax.data.corpora import REGISTRY, SPLITS
 from ldlm_jax.data.files import files_not_read, files_of
+from ldlm_jax.data.progress import watched
 from ldlm_jax.data.rows import VERSION, write_facts
 from ldlm_jax.data.shards import Shard, make_shards, shards_of, stored
 from ldlm_jax.data.sources import load_documents, weighted_parts
@@ -37,8 +34,6 @@ from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
 from ldlm_jax.pretrained.zoo import find_model
 from ldlm_jax.validate import Count, local_path
 
-# How often a log is told of what takes long.
-_SECONDS_A_LINE = 30
 # Bytes of a corpus' folder that name its sources, and files that are not read which a log names.
 _LONGEST_NAME, _MOST_NAMED = 120, 5
 # Records of text, of about a megabyte, that a BPE is trained on at most; more teaches it nothing.
@@ -135,21 +130,6 @@ class Prepared:
 
 def _digest(parts: list) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
-
-
-def watched(items: Iterable, name: str, unit: str, total: int | None = None) -> Iterator:
-    """The same items, counted while they go by: on a terminal all the time, in a log by lines."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        yield from track(items, name, total, console=console, transient=True)
-        return
-    last_line = time.monotonic()
-    for count, item in enumerate(items):
-        if time.monotonic() - last_line >= _SECONDS_A_LINE:
-            of = f" of {total:,}" if total else ""
-            print(f"{name}: {count:,}{of} {unit}", file=sys.stderr, flush=True)
-            last_line = time.monotonic()
-        yield item
 
 
 def _cores() -> int:

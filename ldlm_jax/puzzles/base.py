@@ -1,11 +1,19 @@
 """What a kind of puzzle offers: documents to train on, puzzles to solve, and a check."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 # Stands in ``Puzzle.given`` for each symbol that is to be found.
 OPEN = "_"
+
+# Hands items on and shows how far they are: (items, name, unit, how many).
+Watch = Callable[[Iterable, str, str, int], Iterable]
+
+
+def unwatched(items: Iterable, *_) -> Iterable:
+    """A ``Watch`` that shows nothing."""
+    return items
 
 
 class Puzzle(NamedTuple):
@@ -31,18 +39,19 @@ class Task:
 
     Attributes:
       description: one line.
-      documents: training, validation and test documents (solved puzzles), always the same.
+      documents: a ``Watch`` to training, validation and test documents (solved puzzles), always
+        the same.
       levels: names of sets of puzzles; the first is the one that is measured within training.
-      puzzles: (documents of a split, level, count, seed) to as many puzzles.
+      puzzles: (documents of a split, level, count, seed) to as many puzzles, one after another.
       solved: whether a whole text is a right answer to a puzzle, any of several.
       side: of the square grid as which a text is shown; 0 for none.
       box: rows and columns of a box of that grid.
     """
 
     description: str
-    documents: Callable[[], dict[str, list[str]]]
+    documents: Callable[[Watch], dict[str, list[str]]]
     levels: tuple[str, ...]
-    puzzles: Callable[[list[str], str, int, int], list[Puzzle]]
+    puzzles: Callable[[list[str], str, int, int], Iterable[Puzzle]]
     solved: Callable[[Puzzle, str], bool]
     side: int = 0
     box: tuple[int, int] = (0, 0)

@@ -7,9 +7,10 @@ its result; the last one leaves the target alone.
 
 import random
 import re
+from collections.abc import Iterator
 from functools import partial
 
-from ldlm_jax.puzzles.base import Puzzle, Task, splits_of
+from ldlm_jax.puzzles.base import Puzzle, Task, Watch, splits_of, unwatched
 
 LARGEST = 100  # number or target, as in Gandhi et al. 2024, "Stream of Search"
 COUNT = 200_000
@@ -64,14 +65,20 @@ def solved(puzzle: Puzzle, text: str) -> bool:
     return left == [int(found[2])]
 
 
-def _documents(numbers: int) -> dict[str, list[str]]:
+def _documents(numbers: int, watch: Watch = unwatched) -> dict[str, list[str]]:
     """Solved puzzles by split; no held-out question, in any order of its numbers, is trained on."""
     rng, by_question = random.Random(numbers), {}
-    while len(by_question) < COUNT:
-        text = make(numbers, rng)
-        start, target = text.split(":")[0].split(">")
-        by_question.setdefault((tuple(sorted(start.split(","))), target), text)
-    return splits_of(list(by_question.values()), HELD_OUT)
+
+    def new() -> Iterator[str]:
+        while len(by_question) < COUNT:
+            text = make(numbers, rng)
+            start, target = text.split(":")[0].split(">")
+            question = tuple(sorted(start.split(","))), target
+            if question not in by_question:
+                by_question[question] = text
+                yield text
+
+    return splits_of(list(watch(new(), "puzzles", "questions", COUNT)), HELD_OUT)
 
 
 def _puzzles(texts: list[str], level: str, count: int, seed: int) -> list[Puzzle]:

@@ -8,7 +8,7 @@ edges in random order, start and goal after a ``/``, and after a ``=`` the path:
 import random
 import string
 
-from ldlm_jax.puzzles.base import OPEN, Puzzle, Task, splits_of
+from ldlm_jax.puzzles.base import OPEN, Puzzle, Task, Watch, splits_of, unwatched
 
 ARMS, LENGTH = 5, 5  # arms of the star, and nodes of an arm behind the centre
 COUNT, HELD_OUT = 200_000, 1000
@@ -34,9 +34,10 @@ def solved(puzzle: Puzzle, text: str) -> bool:
     return path[0] + path[-1] == ends and steps <= set(edges.split(","))
 
 
-def _documents() -> dict[str, list[str]]:
+def _documents(watch: Watch = unwatched) -> dict[str, list[str]]:
     rng = random.Random(ARMS)
-    return splits_of([make(rng) for _ in range(COUNT)], HELD_OUT)  # 52 letters: no two are alike
+    made = (make(rng) for _ in range(COUNT))  # of 52 letters: no two are alike
+    return splits_of(list(watch(made, "puzzles", "graphs", COUNT)), HELD_OUT)
 
 
 def _puzzles(texts: list[str], level: str, count: int, seed: int) -> list[Puzzle]:

@@ -4,13 +4,15 @@ A grid is a text of its digits, row by row. All is deterministic by seed.
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import numpy as np
 
-from ldlm_jax.puzzles.base import OPEN, Puzzle, Task, splits_of
+from ldlm_jax.puzzles.base import OPEN, Puzzle, Task, Watch, splits_of, unwatched
 
 
 class Solution(NamedTuple):
@@ -201,17 +203,22 @@ def _pair_cycles(grids: np.ndarray, band: int) -> np.ndarray:
 HELD_OUT = 1000
 
 
-def _documents(sudoku: Sudoku, count: int) -> dict[str, list[str]]:
+def _documents(sudoku: Sudoku, count: int, watch: Watch = unwatched) -> dict[str, list[str]]:
     """Distinct grids by split: of held-out ones, no symmetric copy is trained on.
 
     Of side 6 there are but 49 grids up to symmetry, of side 4 two: there the grids themselves are
     kept apart, which is less.
     """
-    rng = random.Random(sudoku.side)
-    grids: dict[str, None] = {}
-    while len(grids) < count:
-        grids.setdefault(sudoku.random_grid(rng))
-    texts = list(grids)
+    rng, grids = random.Random(sudoku.side), set()
+
+    def new() -> Iterator[str]:
+        while len(grids) < count:
+            grid = sudoku.random_grid(rng)
+            if grid not in grids:
+                grids.add(grid)
+                yield grid
+
+    texts = list(watch(new(), "puzzles", "grids", count))
     held = min(HELD_OUT, count // 10)
     splits = splits_of(texts, held)
     if sudoku.side == 9:
@@ -227,23 +234,24 @@ _CLUES = {4: 6, 6: 12, 9: 30}
 EASY, HARD = "easy", "hard"
 
 
-def _puzzles(sudoku: Sudoku, grids: list[str], level: str, count: int, seed: int) -> list[Puzzle]:
+def _puzzles(
+    sudoku: Sudoku, grids: list[str], level: str, count: int, seed: int
+) -> Iterator[Puzzle]:
     """Puzzles of a level, each of another grid as long as they last.
 
     ``N given``: N clues, chosen by chance. ``easy``: so many, and no cell ever needs a guess, as
     one digit alone is possible in it. ``hard``: no clue can be left out, and a guess is needed.
     """
-    rng, found, clues = random.Random(seed), [], _CLUES[sudoku.side]
-    order = rng.sample(grids, len(grids))
-    while len(found) < count:
-        for grid in order:
-            puzzle = sudoku.puzzle(grid, 0 if level == HARD else clues, rng)
-            guesses = sudoku.solve(puzzle.given).guesses
-            if level not in (EASY, HARD) or (guesses > 0) == (level == HARD):
-                found.append(puzzle)
-            if len(found) == count:
-                break
-    return found
+    rng, clues = random.Random(seed), _CLUES[sudoku.side]
+    # Each grid in turn, and again from the first.
+    grids_in_turn = cycle(rng.sample(grids, len(grids)))
+
+    def fits(puzzle: Puzzle) -> bool:
+        guesses = sudoku.solve(puzzle.given).guesses
+        return level not in (EASY, HARD) or (guesses > 0) == (level == HARD)
+
+    made = (sudoku.puzzle(grid, 0 if level == HARD else clues, rng) for grid in grids_in_turn)
+    return islice(filter(fits, made), count)
 
 
 def sudoku_task(rows: int, columns: int, count: int) -> Task:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ldlm_jax.data.dataset import DataConfig, prepare
+from ldlm_jax.data.progress import watched
 from ldlm_jax.data.stamped import read_json, write_json
 from ldlm_jax.data.texts import read_texts
 from ldlm_jax.errors import UserError, did_you_mean
@@ -96,7 +97,8 @@ def _held_out(config: DataConfig, split: str, level: str, count: int, seed: int)
         kept = read_json(file, ("facts", "puzzles"))
         if kept["facts"] == facts:
             return [Puzzle(*puzzle) for puzzle in kept["puzzles"]]
-    puzzles = TASKS[config.source].puzzles(texts, level, count, seed)
+    made = TASKS[config.source].puzzles(texts, level, count, seed)
+    puzzles = list(watched(made, f"puzzles, {level}", "made", count))
     _keep(file, {"facts": facts, "puzzles": puzzles})
     return puzzles
 

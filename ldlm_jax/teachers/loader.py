@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldlm_jax.data.dataset import Prepared, watched
+from ldlm_jax.data.dataset import Prepared
+from ldlm_jax.data.progress import watched
 from ldlm_jax.data.rows import Rows, write_rows
 from ldlm_jax.data.stamped import read_json, write_json
 from ldlm_jax.errors import UserError
