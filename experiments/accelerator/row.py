@@ -35,14 +35,15 @@ from ldlm_jax.sampling.spec import ConditioningBatch, Spec
 from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import compiled_step
 
-VOCABULARY = 32_768
+# Of each config that is trained, and how large its vocabulary is.
+POD, WHOLE, SUDOKU = "configs/ldlm_130m_v5e_16.py", "configs/whole_h100.py", "configs/sudoku.py"
+VOCABULARY = {POD: 32_768, WHOLE: 8192, SUDOKU: 259}
 LARGE = ("text_vae.attention=cudnn", "dit.attention=cudnn", "train.batch_size=24",
          "diffusion.self_condition=0.0", "mesh.fsdp=1")  # fmt: skip
-SMALL = (*LARGE, "data.window=256", "train.batch_size=128", "text_vae.width=256",
-         "text_vae.heads=4", "dit.width=384", "dit.heads=6", "dit.layers=8")  # fmt: skip
 TINY = ("data.window=32", "train.batch_size=4", "text_vae.width=32", "text_vae.heads=2",
-        "text_vae.encoder_layers=1", "text_vae.decoder_layers=1", "dit.width=32", "dit.heads=2",
-        "dit.layers=1", "text_vae.dtype=float32", "dit.dtype=float32")  # fmt: skip
+        "dit.width=32", "dit.heads=2", "dit.layers=1", "text_vae.dtype=float32",
+        "dit.dtype=float32")  # fmt: skip
+SHALLOW = ("text_vae.encoder_layers=1", "text_vae.decoder_layers=1")
 
 
 class Turn:
@@ -75,9 +76,8 @@ def timed(run, fewest: int, seconds: float) -> float:
     return (time.perf_counter() - start) / count
 
 
-def _experiment(changes: tuple[str, ...], tiny: bool):
-    config = load_config("configs/ldlm_130m_v5e_16.py", [*changes, *(TINY if tiny else ())])
-    return resolve(config)
+def _tiny(config: str, tiny: bool) -> tuple[str, ...]:
+    return () if not tiny else TINY if config == SUDOKU else (*TINY, *SHALLOW)
 
 
 def product(tiny: bool) -> dict:
@@ -96,17 +96,19 @@ def pipeline(tiny: bool, window: int) -> dict:
         return measured(Path(folder) / "packed", window, 0.2 if tiny else 5.0)
 
 
-def training(tiny: bool, changes: tuple[str, ...], number: int) -> dict:
+def training(tiny: bool, config: str, number: int, *changes: str) -> dict:
     """Steps of one phase with the pipeline that feeds them."""
-    experiment = _experiment(changes, tiny)
+    experiment = resolve(load_config(config, [*changes, *_tiny(config, tiny)]))
+    vocabulary = VOCABULARY[config]
     mesh, window = make_mesh(experiment.mesh, jax.devices()[:1]), experiment.data.window
     rows = experiment.train.batch_size
-    made = build(experiment, mesh, VOCABULARY)
+    made = build(experiment, mesh, vocabulary)
     state = init_state(made.networks, made.optimizer, 0, window, mesh, experiment.sharding)
     step, phase = compiled_step(made.recipe, made.optimizer), experiment.phases[number]
     put = partial(put_batch, sharding=batch_sharding(mesh, experiment.sharding))
     with use_sharding(mesh, experiment.sharding), tempfile.TemporaryDirectory() as folder:
-        make_split(Path(folder) / "packed", window, 2**19 if tiny else 2**24)
+        tokens = 2**19 if tiny else 2**24
+        make_split(Path(folder) / "packed", window, tokens, vocabulary=vocabulary)
         batches = train_batches(
             SimpleNamespace(packed=Path(folder) / "packed"), experiment.data, rows, put=put
         )
@@ -134,9 +136,9 @@ def training(tiny: bool, changes: tuple[str, ...], number: int) -> dict:
 def sampling(tiny: bool, batch: int, length: int, steps: int) -> dict:
     """Whole texts out of noise, of an untrained model; what they say does not matter."""
     length, steps = (16, 2) if tiny else (length, steps)
-    changes = (*LARGE, *(TINY if tiny else ()), f"data.window={length}", f"sample.steps={steps}")
-    experiment = resolve(load_config("configs/ldlm_130m_v5e_16.py", list(changes)))
-    networks = experiment.networks(VOCABULARY)
+    changes = (*LARGE, *_tiny(POD, tiny), f"data.window={length}", f"sample.steps={steps}")
+    experiment = resolve(load_config(POD, list(changes)))
+    networks = experiment.networks(VOCABULARY[POD])
     params = meta.unbox(networks.init(jax.random.key(0), length))
     config = experiment.sample
     spec = Spec.of(networks, experiment.diffusion, [config], length)
@@ -151,7 +153,7 @@ def autoregressive(tiny: bool, batch: int, length: int) -> dict:
     """The autoregressive baseline as large as GPT-2, in bf16, with a cache."""
     width, layers = (32, 1) if tiny else (768, 12)
     length = 16 if tiny else length
-    model = TokenTransformer(VOCABULARY, width, width // 32 if tiny else 12, layers,
+    model = TokenTransformer(VOCABULARY[POD], width, width // 32 if tiny else 12, layers,
                              mlp_ratio=4.0, dtype="bfloat16")  # fmt: skip
     tokens = jnp.zeros((1, 8), jnp.int32)
     params = meta.unbox(model.init(jax.random.key(0), tokens, token_layout(tokens)))["params"]
@@ -173,8 +175,12 @@ def _sampled(function, arguments: tuple, static: dict) -> dict:
 ROWS = {
     "product": product,
     **{f"pipeline_{w}": partial(pipeline, window=w) for w in (64, 1024)},
-    **{f"train_130m_phase_{n}": partial(training, changes=LARGE, number=n) for n in (0, 1)},
-    **{f"train_25m_phase_{n}": partial(training, changes=SMALL, number=n) for n in (0, 1)},
+    **{f"train_130m_phase_{n}": lambda tiny, n=n: training(tiny, POD, n, *LARGE) for n in (0, 1)},
+    # The optimizer's own products cost as much for 24 rows as for 96.
+    **{f"train_130m_96_rows_phase_{n}":
+       lambda tiny, n=n: training(tiny, POD, n, *LARGE, "train.batch_size=96") for n in (0, 1)},
+    **{f"train_whole_phase_{n}": lambda tiny, n=n: training(tiny, WHOLE, n) for n in (0, 1)},
+    "train_sudoku": lambda tiny: training(tiny, SUDOKU, 0),
     **{f"ar_{b}x{n}": partial(autoregressive, batch=b, length=n)
        for b, n in ((1, 1024), (32, 1024))},
     **{f"sample_{b}x{n}_{s}": partial(sampling, batch=b, length=n, steps=s)

@@ -8,7 +8,7 @@
 # Prepare the corpora beforehand where time is dear: `ldlm data --config configs/sudoku.py`.
 # TINY=1 runs the row in a minute on a CPU, to prove that it works.
 set -euo pipefail
-row=$1 out=$2 seed=${3:-0} minutes=${MINUTES:-7}
+row=$1 out=$2 seed=${3:-0} minutes=${MINUTES:-6}
 export PYTHONPATH=${PYTHONPATH:-.}
 python=${PYTHON:-python}
 mkdir -p "$out"
@@ -34,11 +34,28 @@ case $row in
     timeout --signal=TERM "$("$python" -c "print(round(60 * $minutes + 30))")" \
       "$python" -m ldlm_jax.cli train --config "$config" --workdir "$out/${row}_$seed" \
       "train.seed=$seed" "${source[@]}" "${tiny[@]}" || [ $? = 124 ]
-    evaluate=("$python" -m ldlm_jax.cli eval --workdir "$out/${row}_$seed" --evals puzzles
-              --split test --num-samples "$count" --levels "${levels[@]}")
-    "${evaluate[@]}" --stable-steps 0 --step-counts $steps --json "$out/latent_${row}_$seed.json"
+    evaluate() { # NAME OPTIONS...
+      "$python" -m ldlm_jax.cli eval --workdir "$out/${row}_$seed" --evals puzzles --split test \
+        --num-samples "$count" --batch-size "$count" --levels "${levels[@]}" \
+        --json "$out/$1_${row}_$seed.json" "${@:2}"
+    }
+    # Compiling takes longer than solving: so all side by side, each with a share of the memory. The
+    # first makes the puzzles, which the others then find.
+    export XLA_PYTHON_CLIENT_PREALLOCATE=false
+    evaluate "part_${steps%% *}" --stable-steps 0 --step-counts "${steps%% *}"
+    for n in ${steps#* }; do
+      evaluate "part_$n" --stable-steps 0 --step-counts "$n" &
+    done
     # Each puzzle in as many of the most steps as it needs.
-    "${evaluate[@]}" --stable-steps 2 --step-counts ${steps##* } --json "$out/early_${row}_$seed.json"
+    evaluate early --stable-steps 2 --step-counts "${steps##* }" &
+    for job in $(jobs -p); do wait "$job"; done
+    parts=()
+    for n in $steps; do parts+=("$out/part_${n}_${row}_$seed.json"); done
+    "$python" -c 'import json, sys
+parts = [json.load(open(name)) for name in sys.argv[2:]]
+whole = parts[0] | {"results": {k: v for part in parts for k, v in part["results"].items()}}
+json.dump(whole, open(sys.argv[1], "w"), indent=1)' "$out/latent_${row}_$seed.json" "${parts[@]}"
+    rm "${parts[@]}"
     ;;
   ar | ar_order | mdlm)
     config=configs/sudoku.py

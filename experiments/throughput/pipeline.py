@@ -29,7 +29,9 @@ TOKENS = 2**25  # of the split
 FEATURES = 384  # width of a cached teacher
 
 
-def make_split(folder: Path, window: int, tokens: int, width: int = 0) -> None:
+def make_split(
+    folder: Path, window: int, tokens: int, width: int = 0, vocabulary: int = 32_768
+) -> None:
     """Rows of random tokens, or of random features of some width for a cache."""
     rng, each = np.random.default_rng(0), 2**18 // window
 
@@ -37,7 +39,7 @@ def make_split(folder: Path, window: int, tokens: int, width: int = 0) -> None:
         if width:
             features = rng.standard_normal((each, window, width), np.float32)
             return {"teacher": features.astype(ml_dtypes.bfloat16)}
-        return {"tokens": rng.integers(3, 32_768, (each, window), np.uint16),
+        return {"tokens": rng.integers(3, vocabulary, (each, window), np.uint16),
                 "segments": np.ones((each, window), np.min_scalar_type(window))}  # fmt: skip
 
     write_rows(folder, (batch() for _ in range(tokens // window // each)))

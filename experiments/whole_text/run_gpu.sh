@@ -28,8 +28,12 @@ if [ "${TINY:-}" ] && [ "$row" != "single tokens, posterior" ]; then tiny+=(phas
 # At the end of its time training saves and stops; what is left is for the texts.
 timeout --signal=TERM "$((minutes * 60))" "$python" -m ldlm_jax.cli train --config "$config" \
   --workdir "$out/$name" "train.seed=$seed" "${tiny[@]}" "${change[@]}" || [ $? = 124 ]
+# Compiling takes longer than writing: side by side, each with a share of the memory.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false
 for n in $steps; do
   "$python" -m ldlm_jax.cli sample --workdir "$out/$name" --steps "$n" --num-samples "$count" \
-    --jsonl "$out/${name}_steps_$n.jsonl" > /dev/null
+    --jsonl "$out/${name}_steps_$n.jsonl" > /dev/null &
 done
-"$python" -m ldlm_jax.cli export --workdir "$out/$name" "$out/${name}_model" > /dev/null
+for job in $(jobs -p); do wait "$job"; done
+"$python" -m ldlm_jax.cli export --workdir "$out/$name" --dtype bfloat16 "$out/${name}_model" \
+  > /dev/null
