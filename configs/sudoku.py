@@ -16,7 +16,7 @@ def get_config() -> dict:
     config = runpy.run_path(str(Path(__file__).with_name("sudoku_cpu.py")))["get_config"]()
     config["data"] |= {"source": "sudoku", "window": 82}
     config["text_vae"] |= {"width": 256, "dtype": "bfloat16"}
-    config["dit"] |= {"width": 256, "layers": 8, "dtype": "bfloat16"}
+    config["dit"] |= {"width": 256, "layers": 8, "dtype": "bfloat16", "attention": "cudnn"}
     config["optim"] |= {"learning_rate": 2e-3, "warmup_steps": 200, "ema_decay": 0.999}
     config["train"] |= {
         "num_steps": 20000,

@@ -27,9 +27,17 @@ def get_config() -> dict:
         "encoder_layers": 3,
         "decoder_layers": 3,
         "dtype": "bfloat16",
+        "attention": "cudnn",
     }
     # Without the bias by offset, a card's own kernels serve attention.
-    config["dit"] = {"width": 384, "heads": 6, "layers": 8, "dropout": 0.1, "dtype": "bfloat16"}
+    config["dit"] = {
+        "width": 384,
+        "heads": 6,
+        "layers": 8,
+        "dropout": 0.1,
+        "dtype": "bfloat16",
+        "attention": "cudnn",
+    }
     config["optim"] |= {"learning_rate": 2e-3, "warmup_steps": 100, "ema_decay": 0.999}
     config["train"] |= {
         "num_steps": 10_000,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldlm_jax.models.attention import attend
+from ldlm_jax.models.attention import attend, cudnn_fits
 from ldlm_jax.models.lowering import compile_for
 from ldlm_jax.models.masks import block_causal, denoising_mask, prefill_mask
 from ldlm_jax.models.token_layout import token_layout
@@ -137,3 +137,13 @@ def test_what_an_implementation_cannot_do_is_said():
         attend(*args, "splash")
     with pytest.raises(ValueError, match="choose one of"):
         attend(*args, "flash")
+
+
+def test_what_nvidias_kernel_cannot_take_is_left_to_xla():
+    def fits(length=82, keys=(82,), width=64, dtype=jnp.bfloat16):
+        q, *parts = (jnp.zeros((1, n, 2, width), dtype) for n in (length, *keys))
+        return cudnn_fits(q, tuple(parts))
+
+    assert fits() and fits(keys=(41, 41))
+    assert not fits(length=81) and not fits(keys=(82, 41))  # odd
+    assert not fits(width=60) and not fits(dtype=jnp.float32)

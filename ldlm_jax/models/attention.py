@@ -76,6 +76,13 @@ def masked_attention(
     )  # fmt: skip
 
 
+def cudnn_fits(q_BxNxHxK: jax.Array, keys: tuple[jax.Array, ...]) -> bool:
+    """Whether NVIDIA's kernel takes such arrays: 16 bits, even lengths, heads in multiples of 8."""
+    lengths = q_BxNxHxK.shape[1], sum(part.shape[1] for part in keys)
+    even = all(length % 2 == 0 for length in lengths)
+    return q_BxNxHxK.dtype == jnp.bfloat16 and even and q_BxNxHxK.shape[-1] % 8 == 0
+
+
 def attend(
     q_BxNxHxK: jax.Array,
     keys: tuple[jax.Array, ...],
@@ -94,8 +101,8 @@ def attend(
       offset_bias: bias (H, 2 R + 1) by offset, the ends standing for all beyond; None for none.
       implementation: one of ``IMPLEMENTATIONS``, which agree up to rounding. So that a run can be
         sampled anywhere, ``"xla"`` stands in: for ``"splash"`` on GPUs and where rows are too short
-        for the kernel (CPUs interpret it), for ``"cudnn"`` on all but GPUs, for ``"ring"`` where
-        nothing splits the rows.
+        for the kernel (CPUs interpret it), for ``"cudnn"`` on all but GPUs and where ``cudnn_fits``
+        is false, for ``"ring"`` where nothing splits the rows.
 
     Returns:
       (B, N, H, K).
@@ -116,6 +123,7 @@ def attend(
         lambda x: constrain(x, "batch", None, "heads", None), (keys, values)
     )
     fused = implementation == "cudnn" and jax.default_backend() == "gpu"
+    fused = fused and cudnn_fits(q_BxNxHxK, keys)
     if not fused and mask.rules[-1] == SAME_BLOCK and len(keys) > 1:
         return _blocked(q_BxNxHxK, keys, values, mask, offset_bias)
     all_keys, all_values = (jnp.concatenate(parts, axis=1) for parts in (keys, values))
