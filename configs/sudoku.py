@@ -3,8 +3,9 @@
 Command:  ldlm train --config configs/sudoku.py --workdir runs/sudoku
           ldlm eval --workdir runs/sudoku --evals puzzles --split test --num-samples 1000
             --levels "30 given" easy hard --step-counts 1 2 5 10 20 50 100 180
-Hardware: one H100, planned for eight minutes.
-Result:   not run.
+Hardware: one H100. 35 ms a step on 28 November 2026, twelve minutes in all; faster attention and
+          layers without a loop came after that.
+Result:   not run to its end.
 """
 
 import runpy

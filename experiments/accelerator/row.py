@@ -36,8 +36,9 @@ from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import compiled_step
 
 # Of each config that is trained, and how large its vocabulary is.
-POD, WHOLE, SUDOKU = "configs/ldlm_130m_v5e_16.py", "configs/whole_h100.py", "configs/sudoku.py"
-VOCABULARY = {POD: 32_768, WHOLE: 8192, SUDOKU: 259}
+POD, SUDOKU = "configs/ldlm_130m_v5e_16.py", "configs/sudoku.py"
+WHOLE, LARGER = "configs/whole_h100.py", "configs/whole_130m_h100.py"
+VOCABULARY = {POD: 32_768, SUDOKU: 259, WHOLE: 8192, LARGER: 16_384}
 LARGE = ("text_vae.attention=cudnn", "dit.attention=cudnn", "train.batch_size=24",
          "diffusion.self_condition=0.0", "mesh.fsdp=1")  # fmt: skip
 TINY = ("data.window=32", "train.batch_size=4", "text_vae.width=32", "text_vae.heads=2",
@@ -176,9 +177,7 @@ ROWS = {
     "product": product,
     **{f"pipeline_{w}": partial(pipeline, window=w) for w in (64, 1024)},
     **{f"train_130m_phase_{n}": lambda tiny, n=n: training(tiny, POD, n, *LARGE) for n in (0, 1)},
-    # The optimizer's own products cost as much for 24 rows as for 96.
-    **{f"train_130m_96_rows_phase_{n}":
-       lambda tiny, n=n: training(tiny, POD, n, *LARGE, "train.batch_size=96") for n in (0, 1)},
+    **{f"train_whole_130m_phase_{n}": lambda tiny, n=n: training(tiny, LARGER, n) for n in (0, 1)},
     **{f"train_whole_phase_{n}": lambda tiny, n=n: training(tiny, WHOLE, n) for n in (0, 1)},
     "train_sudoku": lambda tiny: training(tiny, SUDOKU, 0),
     **{f"ar_{b}x{n}": partial(autoregressive, batch=b, length=n)
