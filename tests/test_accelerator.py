@@ -25,7 +25,7 @@ def test_one_call_measures_every_row_and_outlives_those_that_fail(tmp_path):
     peers.mkdir()
     (peers / "elf_bench.py").write_text('import sys; print(\'{"row": "elf"}\', sys.argv[1:])')
     (peers / "cola_bench.py").write_text("raise SystemExit(3)")
-    rows = "product pipeline_64 nothing ar_1x1024 sample_1x1024_8"
+    rows = "product pipeline_64 nothing ar_1x1024@graph sample_1x1024_8"
     environment = os.environ | {"ROWS": rows, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         ["experiments/accelerator/run.sh", str(tmp_path / "out"), "--tiny", "--jobs", "2",
@@ -39,7 +39,7 @@ def test_one_call_measures_every_row_and_outlives_those_that_fail(tmp_path):
     assert {*by_name} == {*rows.split(), "peer_cola"} and len(found) == 6
     assert [row["row"] for row in found][-2:] == ["peer_cola", "sample_1x1024_8"]
     assert "KeyError" in by_name["nothing"]["error"] and "3" in by_name["peer_cola"]["error"]
-    for name in ("pipeline_64", "ar_1x1024", "sample_1x1024_8"):
+    for name in ("pipeline_64", "ar_1x1024@graph", "sample_1x1024_8"):
         assert by_name[name]["tokens_per_second"] > 0
-    assert "| ar_1x1024 |" in done.stdout and "--tiny" in done.stdout
+    assert "| ar_1x1024@graph |" in done.stdout and "--tiny" in done.stdout
     assert len(ROWS) > 15

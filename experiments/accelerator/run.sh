@@ -2,8 +2,9 @@
 # All rows on this machine's device, in order of importance, in at most ten minutes:
 #   experiments/accelerator/run.sh OUT [--peers DIR] [--jobs N] [--tiny]
 # Every row is a process of its own under its own limit. N of them compile side by side, each is
-# measured alone. OUT/rows.jsonl and OUT/table.md are written as rows are done. DIR holds
-# elf_bench.py and cola_bench.py, which are run as they are.
+# measured alone. ROW@VARIANT is a row with other flags of the compiler. OUT/rows.jsonl and
+# OUT/table.md are written as rows are done. DIR holds elf_bench.py and cola_bench.py, which are run
+# as they are.
 set -u
 cd "$(dirname "$0")/../.."
 out=$1; shift
@@ -42,6 +43,13 @@ all_done() {
   "$python" experiments/accelerator/table.py "$out/rows.jsonl" "$out/table.md"
 }
 
+# What may help on a GPU, to be measured: loops as part of a graph that is launched once; no trial
+# runs while compiling.
+declare -A flags=(
+  [graph]="--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
+  [untuned]="--xla_gpu_autotune_level=0"
+)
+
 rows=${ROWS:-$("$python" experiments/accelerator/table.py --rows)}
 limit=$((75 + 15 * (jobs - 1))) running=0
 for row in $rows; do
@@ -54,7 +62,10 @@ for row in $rows; do
         "'$python' '$peers/${peer}_bench.py' --budget $budget ${size:+--tiny} > '$out/peer_$peer.jsonl'"
     done
   fi
-  guarded "$row" "$limit" "$python" experiments/accelerator/row.py "$row" "$out/rows.jsonl" $size &
+  variant=${row#*@}
+  [[ $row == *@* ]] && more=${flags[$variant]} || more=""
+  XLA_FLAGS="${XLA_FLAGS:-} $more" \
+    guarded "$row" "$limit" "$python" experiments/accelerator/row.py "$row" "$out/rows.jsonl" $size &
   running=$((running + 1))
   [ $((running % jobs)) -ne 0 ] || all_done
 done

@@ -8,6 +8,8 @@ import json
 import sys
 from pathlib import Path
 
+# Rows with other flags of the compiler, see run.sh.
+VARIANTS = ("ar_1x1024@graph", "sample_1x1024_32@graph", "sample_1x1024_32@untuned")
 COLUMNS = ("tokens_per_second", "seconds_per_step", "seconds", "tflops", "mfu", "compile_seconds")
 
 
@@ -33,7 +35,7 @@ def main(rows: str, out: str = "") -> None:
     if rows == "--rows":
         from experiments.accelerator.row import ROWS
 
-        print(*ROWS)
+        print(*ROWS, *VARIANTS)
         return
     file = Path(rows)
     found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
