@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from ldlm_jax.serving.model import Model
 
 __all__ = ["load"]
+
+
+def version_of(package: str) -> str:
+    """Its installed version; "not installed" for a tree that is only on Python's path."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def load(source: str | Path, *, step: int | None = None, mesh: Mesh | None = None) -> Model:

@@ -8,10 +8,10 @@ import logging
 import os
 import sys
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
+from ldlm_jax import version_of
 from ldlm_jax.errors import UserError, did_you_mean
 from ldlm_jax.evals.flags import EXAMPLES as EVAL_EXAMPLES
 from ldlm_jax.evals.flags import add_eval_flags
@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ldlm", description="Latent diffusion language models in JAX."
     )
-    parser.add_argument("--version", action="version", version=f"ldlm_jax {version('ldlm_jax')}")
+    parser.add_argument("--version", action="version", version=f"ldlm_jax {version_of('ldlm_jax')}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True)
     overriding = (

@@ -5,7 +5,6 @@
 
 import contextlib
 import fcntl
-import importlib.metadata
 import json
 import os
 import socket
@@ -16,6 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from ldlm_jax import version_of
 from ldlm_jax.checkpoint import Checkpoints
 from ldlm_jax.config import Assembly, Experiment, build, load_config, resolve, save_config
 from ldlm_jax.data.stamped import check_version
@@ -118,7 +118,7 @@ class Workdir:
             "format": FORMAT,
             "tokenizer": tokenizer.fingerprint,
             **facts,
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "versions": {name: version_of(name) for name in _PACKAGES},
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import ldlm_jax
 from ldlm_jax.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,10 @@ def test_configs_are_listed_and_found_by_name(capsys, tmp_path, monkeypatch):
     assert "dit.hieght" in capsys.readouterr().err  # found, and read
     assert main(["train", "--config", "debug"]) == 2
     assert "--workdir names" in capsys.readouterr().err
+
+
+def test_a_tree_that_is_only_on_the_path_needs_no_installation():
+    assert ldlm_jax.version_of("no such package") == "not installed"
 
 
 def test_the_version_is_told(capsys):

@@ -1,7 +1,6 @@
 """``ldlm export``: a run's averaged model as a folder in the Hub's format (see ``hub``)."""
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldlm_jax import version_of
 from ldlm_jax.errors import UserError
 from ldlm_jax.pretrained.weights import write_safetensors
 from ldlm_jax.serving.card import model_card
@@ -63,7 +63,7 @@ def _config(run: LoadedRun, dtype: str) -> dict:
     return {
         "model_type": MODEL_TYPE,
         "format": FORMAT,
-        "ldlm_jax": importlib.metadata.version("ldlm_jax"),
+        "ldlm_jax": version_of("ldlm_jax"),
         "torch_dtype": dtype,
         "experiment": _values(run),
         "tokenizer": run.tokenizer.fingerprint,
