@@ -87,7 +87,7 @@ def test_unlike_requests_are_written_as_if_alone(overrides, changes):
     cold = 0.6 if generator.diffusion.token_posterior else 1.0
     by_context = 1.5 if generator.diffusion.block_size else 1.0
     own = SampleConfig(
-        steps=6, guidance=3.0, guidance_to=0.8, self_condition_guidance=2.0,
+        steps=6, guidance=3.0, self_condition_guidance=2.0,
         context_guidance=by_context, temperature=cold, time_offset=1.0, stable_steps=2,
         confidence=0.0,
     )  # fmt: skip

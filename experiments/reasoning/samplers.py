@@ -26,6 +26,8 @@ SETTINGS = {
     "churn=1000 temperature=0.2": (5, 20), "churn=1000 temperature=0.05": (5, 20),
     "churn=1000 self_condition_guidance=1.5": (5, 10),
     "churn=1000 temperature=0.5 self_condition_guidance=1.5": (5,),
+    "churn=1000 temperature=0.5 guidance=1.5": (5, 10),
+    "churn=1000 temperature=0.5 guidance=3": (5, 10),
     "churn=1000 temperature=0.5 stable_steps=2": (100,),
 }  # fmt: skip
 

@@ -83,8 +83,6 @@ class SampleConfig:
     time_offset: NotNegative = knob(
         0.0, "how far a block's beginning runs ahead of its end", ROW, was="lag", group=BLOCKS
     )
-    guidance_from: Share = knob(0.0, "guide at times from this one on", ROW, group=GUIDING)
-    guidance_to: Share = knob(1.0, "and up to this one", ROW, group=GUIDING)
     stable_steps: Natural = knob(
         0, "finish a block once its tokens stayed the same for so many steps; 0 never",
         ROW, off=0, was="patience", group=BLOCKS)  # fmt: skip

@@ -88,11 +88,8 @@ def guided_estimate(denoiser: Denoiser, spec: Spec, block: Block, rows: dict):
         full = ask(FULL, previous_BxSxD, asked)
         against = []  # other predictions, and how far to go from them
         if "guidance" in spec.in_use:
-            inside_BxS = (t_BxS >= rows["guidance_from"][:, None]) & (
-                t_BxS <= rows["guidance_to"][:, None]
-            )
-            weight_BxS = jnp.where(inside_BxS, rows["guidance"][:, None], 1.0)
-            against.append((ask(UNCONDITIONAL, previous_BxSxD), weight_BxS[..., None]))
+            weight_B = rows["guidance"]
+            against.append((ask(UNCONDITIONAL, previous_BxSxD), weight_B[:, None, None]))
         if "self_condition_guidance" in spec.in_use:
             weight_B = rows["self_condition_guidance"]
             against.append((ask(FULL, blank_BxSxD), weight_B[:, None, None]))

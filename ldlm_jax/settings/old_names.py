@@ -30,6 +30,8 @@ _REMOVED = {
     "diffusion.at_blocks": 0.0,
     "phases.consistency": 0.0,
     "sample.grid": "quantile",
+    "sample.guidance_from": 0.0,
+    "sample.guidance_to": 1.0,
     "teacher.run": "",
 }
 
