@@ -90,7 +90,8 @@ class DataConfig:
 def _identity(path: Path, source: str) -> list:
     """What tells a source from others: where its files lie, their sizes and times of change."""
     path = Path(os.path.expanduser(path))
-    if "://" in source or not os.path.exists(path):
+    # An empty name, which is refused later, would be this folder and all that lies below it.
+    if not source or "://" in source or not os.path.exists(path):
         return [source]
     if source.startswith("tfds:"):  # its files lie side by side
         files = sorted(f for f in path.iterdir() if f.is_file())
