@@ -15,8 +15,8 @@ from ldlm_jax.models.lowering import constrain
 from ldlm_jax.models.masks import AttentionMask
 
 # Stacks of up to so many blocks compile block by block: a loop would copy every activation into and
-# out of stacked arrays (a tenth of the demo's step, a quarter of Sudoku's on a GPU), and compute
-# what of the last block nobody reads. Deeper ones keep the loop, which compiles in constant time.
+# out of stacked arrays (a tenth of the demo's step, a quarter of Sudoku's on a GPU). Deeper ones
+# keep the loop, which compiles in constant time.
 UNROLLED_LAYERS = 12
 
 # What the forward pass of a block keeps for the backward pass.
