@@ -78,7 +78,9 @@ def timed(run, fewest: int, seconds: float) -> float:
 
 
 def _tiny(config: str, tiny: bool) -> tuple[str, ...]:
-    return () if not tiny else TINY if config == SUDOKU else (*TINY, *SHALLOW)
+    if not tiny:
+        return ()
+    return TINY if config == SUDOKU else (*TINY, *SHALLOW)
 
 
 def product(tiny: bool) -> dict:
@@ -97,7 +99,7 @@ def pipeline(tiny: bool, window: int) -> dict:
         return measured(Path(folder) / "packed", window, 0.2 if tiny else 5.0)
 
 
-def training(tiny: bool, config: str, number: int, *changes: str) -> dict:
+def training(tiny: bool, config: str, number: int, changes: tuple[str, ...] = ()) -> dict:
     """Steps of one phase with the pipeline that feeds them."""
     experiment = resolve(load_config(config, [*changes, *_tiny(config, tiny)]))
     vocabulary = VOCABULARY[config]
@@ -176,10 +178,10 @@ def _sampled(function, arguments: tuple, static: dict) -> dict:
 ROWS = {
     "product": product,
     **{f"pipeline_{w}": partial(pipeline, window=w) for w in (64, 1024)},
-    **{f"train_130m_phase_{n}": lambda tiny, n=n: training(tiny, POD, n, *LARGE) for n in (0, 1)},
-    **{f"train_whole_130m_phase_{n}": lambda tiny, n=n: training(tiny, LARGER, n) for n in (0, 1)},
-    **{f"train_whole_phase_{n}": lambda tiny, n=n: training(tiny, WHOLE, n) for n in (0, 1)},
-    "train_sudoku": lambda tiny: training(tiny, SUDOKU, 0),
+    **{f"train_{name}_phase_{n}": partial(training, config=config, number=n, changes=changes)
+       for name, config, changes in (("130m", POD, LARGE), ("whole_130m", LARGER, ()),
+                                     ("whole", WHOLE, ())) for n in (0, 1)},
+    "train_sudoku": partial(training, config=SUDOKU, number=0),
     **{f"ar_{b}x{n}": partial(autoregressive, batch=b, length=n)
        for b, n in ((1, 1024), (32, 1024))},
     **{f"sample_{b}x{n}_{s}": partial(sampling, batch=b, length=n, steps=s)

@@ -24,11 +24,10 @@ SCORER = "smollm2-135m"
 
 
 def judge(kind: str, workdir: str, out: str, count: str = "1000", split: str = "validation",
-          **options: str) -> None:  # fmt: skip
+          **how: float) -> None:  # fmt: skip
     """Write texts and continuations as ``ldlm eval --evals quality`` does, and measure them."""
     baseline, number = Baseline.load(kind, workdir), int(count)
     evaluator = QualityEvaluator(baseline.prepared, SCORER, split, baseline.window, number)
-    how = {k: int(v) if k in ("steps", "batch") else float(v) for k, v in options.items()}
     rows = {"unconditional": evaluator.measure(baseline.write([""] * number, 0, **how))}
     for share in PROMPTS:
         prompts = beginnings(evaluator.held_out, share)
@@ -40,9 +39,8 @@ def judge(kind: str, workdir: str, out: str, count: str = "1000", split: str = "
     print(json.dumps(result, indent=1))
 
 
-def write(kind: str, workdir: str, out: str, count: str = "1000", **options: str) -> None:
+def write(kind: str, workdir: str, out: str, count: str = "1000", **how: float) -> None:
     """Write free texts as JSONL, as ``ldlm sample --jsonl`` does."""
-    how = {k: int(v) if k in ("steps", "batch") else float(v) for k, v in options.items()}
     texts = Baseline.load(kind, workdir).write([""] * int(count), 0, **how)
     Path(out).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
@@ -63,7 +61,8 @@ def main(command: str, kind: str, workdir: str, *rest: str) -> None:
     else:
         plain = [word for word in rest if "=" not in word]
         options = dict(w.split("=") for w in rest if "=" in w)
-        {"judge": judge, "write": write}[command](kind, workdir, *plain, **options)
+        how = {k: int(v) if k in ("steps", "batch") else float(v) for k, v in options.items()}
+        {"judge": judge, "write": write}[command](kind, workdir, *plain, **how)
 
 
 if __name__ == "__main__":

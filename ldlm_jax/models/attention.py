@@ -122,8 +122,8 @@ def attend(
     keys, values = jax.tree.map(
         lambda x: constrain(x, "batch", None, "heads", None), (keys, values)
     )
-    fused = implementation == "cudnn" and jax.default_backend() == "gpu"
-    fused = fused and cudnn_fits(q_BxNxHxK, keys)
+    on_gpu = jax.default_backend() == "gpu"
+    fused = implementation == "cudnn" and on_gpu and cudnn_fits(q_BxNxHxK, keys)
     if not fused and mask.rules[-1] == SAME_BLOCK and len(keys) > 1:
         return _blocked(q_BxNxHxK, keys, values, mask, offset_bias)
     all_keys, all_values = (jnp.concatenate(parts, axis=1) for parts in (keys, values))

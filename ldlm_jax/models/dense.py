@@ -74,13 +74,13 @@ def look_up(table_VxM: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def _look_up_forward(table_VxM, ids):
-    return look_up(table_VxM, ids), (ids, jnp.zeros_like(table_VxM, shape=(0,)), len(table_VxM))
+    return look_up(table_VxM, ids), (ids, table_VxM[:, :0])  # its rows and its dtype
 
 
 def _look_up_backward(kept, dy):
-    ids, like, rows = kept
-    zeros_VxM = jnp.zeros((rows, dy.shape[-1]), jnp.float32)
-    return zeros_VxM.at[ids].add(dy.astype(jnp.float32)).astype(like.dtype), None
+    ids, like_Vx0 = kept
+    zeros_VxM = jnp.zeros((len(like_Vx0), dy.shape[-1]), jnp.float32)
+    return zeros_VxM.at[ids].add(dy.astype(jnp.float32)).astype(like_Vx0.dtype), None
 
 
 look_up.defvjp(_look_up_forward, _look_up_backward)

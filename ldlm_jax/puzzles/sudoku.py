@@ -247,8 +247,9 @@ def _puzzles(
     grids_in_turn = cycle(rng.sample(grids, len(grids)))
 
     def fits(puzzle: Puzzle) -> bool:
-        guesses = sudoku.solve(puzzle.given).guesses
-        return level not in (EASY, HARD) or (guesses > 0) == (level == HARD)
+        if level not in (EASY, HARD):
+            return True
+        return (sudoku.solve(puzzle.given).guesses > 0) == (level == HARD)
 
     made = (sudoku.puzzle(grid, 0 if level == HARD else clues, rng) for grid in grids_in_turn)
     return islice(filter(fits, made), count)
