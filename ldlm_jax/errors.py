@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+# Exit code of what another try may put right: "try again later" of sysexits.h.
+TRY_AGAIN = 75
+
 
 class UserError(Exception):
     """Something the user can put right: the message says what was wrong and what to do."""

@@ -21,6 +21,7 @@ from ldlm_jax.parallel.distributed import (
     is_main_process,
     main_process_first,
 )
+from ldlm_jax.parallel.lifeline import lifeline
 from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.parallel.sharding import batch_sharding, own_rows, put_batch, use_sharding
 from ldlm_jax.phases import begins, phase_at
@@ -67,7 +68,7 @@ def train(config, workdir: str, init: str = "", log: Sequence[str] = ()) -> None
     }
     main_process_first("folder", lambda: folder.start(config, run.prepared.tokenizer, facts))
     held = folder.exclusive() if is_main_process() else contextlib.nullcontext()
-    with held, use_sharding(run.assembly.mesh, experiment.sharding):
+    with held, lifeline(), use_sharding(run.assembly.mesh, experiment.sharding):
         _loop(run, folder, partial(open_loggers, log, folder.path, config.to_dict()))
 
 

@@ -42,9 +42,12 @@ class Kind:
 
     Attributes:
       causal: an autoregressive model; otherwise a masked diffusion model.
+      input_mask: an autoregressive model's inputs are masked in training, up to this share of them,
+        evenly drawn for each row.
     """
 
     causal: bool
+    input_mask: float = 0.0
 
     def layout(self, segments_BxN) -> TokenLayout:
         """The layout of a batch: blocks of one token, or whole documents."""
@@ -59,6 +62,9 @@ class Kind:
         if self.causal:
             # The end token stands before a document's first token.
             inputs_BxN = _shifted(tokens_BxN, segments_BxN, EOS)
+            share_Bx1 = self.input_mask * _stratified_times(key, len(tokens_BxN))
+            masked_BxN = jax.random.uniform(jax.random.fold_in(key, 1), tokens_BxN.shape)
+            inputs_BxN = jnp.where(masked_BxN < share_Bx1, MASK, inputs_BxN)
             weight_BxN = (segments_BxN > 0).astype(jnp.float32)
         else:
             t_Bx1 = _stratified_times(key, len(tokens_BxN))
@@ -134,12 +140,13 @@ class Training:
         Args:
           kind: how to train.
           steps: of the whole training.
-          overrides: ``key=value`` for sizes, optimizer, ``batch_size``, ``seed`` and ``config``;
-            ``section.key=value`` for the config.
+          overrides: ``key=value`` for sizes, ``input_mask``, optimizer, ``batch_size``, ``seed``
+            and ``config``; ``section.key=value`` for the config.
         """
         of_config = [item for item in overrides if "." in item.split("=")[0]]
         given = dict(item.split("=") for item in overrides if item not in of_config)
         name, seed = given.pop("config", "configs/web_cpu.py"), int(given.pop("seed", 0))
+        kind = replace(kind, input_mask=float(given.pop("input_mask", 0.0)))
         experiment, data = read_config(name, of_config)
         batch_size = int(given.pop("batch_size", experiment.train.batch_size))
         prepared, alignment = prepare(data), Alignment.of(experiment)
@@ -200,18 +207,35 @@ def _step_fn(kind: Kind, model, alignment: Alignment | None, config, optimizer, 
 # ---------------------------------------------------------------------------- loop
 
 
-def held_out_loss(kind: Kind, model: TokenTransformer, prepared: Prepared, split: str):
-    """The mean loss a token over the first 832 windows of a split, as a function of parameters."""
-    batches = eval_batches(prepared, split, 64, 13)
-    whole = model.clone(dropout=0.0)
+def held_out_loss(
+    kind: Kind, model: TokenTransformer, prepared: Prepared, split: str, windows: int = 832
+):
+    """The mean loss a token over the first windows of a split, as a function of parameters."""
+    batches = eval_batches(prepared, split, 64, windows // 64)
+    whole, kind = model.clone(dropout=0.0), replace(kind, input_mask=0.0)
     of_batch = jax.jit(lambda p, b: kind.loss(whole, p, b, jax.random.key(7))[0])
     return lambda params: float(np.mean([of_batch(params, batch) for batch in batches]))
 
 
-def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
-    """Train for some steps; keep the averaged parameters of the best validation loss."""
+def train(
+    kind: Kind, workdir: Path, steps: int, overrides: list[str], evaluations: int = 20,
+    windows: int = 832,
+) -> dict:  # fmt: skip
+    """Train for some steps; keep the averaged parameters of the best validation loss.
+
+    Args:
+      kind: how to train.
+      workdir: folder for ``PARAMS`` and ``FACTS``.
+      steps: of the training.
+      overrides: see ``Training.create``.
+      evaluations: times that held-out text is looked at.
+      windows: of held-out text.
+
+    Returns:
+      The facts.
+    """
     training = Training.create(kind, steps, overrides)
-    validate = held_out_loss(kind, training.model, training.prepared, "validation")
+    validate = held_out_loss(kind, training.model, training.prepared, "validation", windows)
     batches, state, facts = training.batches(), training.state, training.facts
     best, log, seconds = float("inf"), facts["log"], 0.0
     workdir.mkdir(parents=True, exist_ok=True)
@@ -220,7 +244,7 @@ def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
         state, loss = training.step_fn(state, next(batches), step)
         jax.block_until_ready(loss)
         seconds += time.perf_counter() - start if step else 0.0  # the first step compiles
-        if (step + 1) % max(1, steps // 20) == 0 or step + 1 == steps:
+        if (step + 1) % max(1, steps // evaluations) == 0 or step + 1 == steps:
             average = state[1]["model"]
             validation = validate(average)
             log.append({"step": step + 1, "loss": float(loss), "validation": validation,
@@ -230,6 +254,7 @@ def train(kind: Kind, workdir: Path, steps: int, overrides: list[str]) -> None:
                 best, facts["best_step"] = validation, step + 1
                 save_params(workdir, average)
             (workdir / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    return facts
 
 
 def save_params(workdir: Path, params: dict) -> None:

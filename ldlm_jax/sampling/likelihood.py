@@ -202,11 +202,23 @@ def _exact(generator: Generator, rows: ScoredRow, count: int) -> list[Likelihood
 
 
 @jit(static_argnames=("networks", "diffusion"))
-def _bound(
+def bound_parts(
     params, latents: LatentStats, rows: ScoredRow, keys_B, *, networks: Networks,
     diffusion: DiffusionConfig,
 ):  # fmt: skip
-    """One draw (B,) of the lower bound."""
+    """One draw of both parts of a bound on minus the log-likelihood, in nats a row.
+
+    Args:
+      params: of the networks.
+      latents: statistics of the latent channels.
+      rows: texts (B, L).
+      keys_B: random keys.
+      networks: the networks.
+      diffusion: how the denoiser was trained.
+
+    Returns:
+      What the decoder misses (B,), and what the denoiser does (B,).
+    """
     denoiser = Denoiser.create(networks, params, diffusion, latents)
     observed_BxN = rows.observed_L[:, :: networks.vae.tokens_per_latent]
     layout = latent_layout(rows.segments_L, networks, diffusion, observed_BxN)
@@ -234,21 +246,21 @@ def _bound(
     logits_BxLxV = denoiser.decode(z_BxNxD, sigma_BxN, layout, cache)
     log_probs_BxLxV = jax.nn.log_softmax(logits_BxLxV)
     read_BxL = jnp.take_along_axis(log_probs_BxLxV, rows.tokens_L[..., None], axis=-1)[..., 0]
-    decoder_B = jnp.sum(read_BxL * rows.scored_L, axis=1)
-    return replicate(decoder_B - jnp.sum(nats_BxN * generated_BxN, axis=1))
+    decoder_B = -jnp.sum(read_BxL * rows.scored_L, axis=1)
+    return replicate(decoder_B), replicate(jnp.sum(nats_BxN * generated_BxN, axis=1))
 
 
 def _bounds(generator: Generator, rows: ScoredRow, keys_B, draws: int, count: int):
     if draws < 2:
         raise UserError(f"draws = {draws}: a standard error needs at least 2.")
     drawn = [
-        _bound(
+        bound_parts(
             generator.params, generator.latents, rows, row_keys(keys_B, draw),
             networks=generator.networks, diffusion=generator.diffusion,
         )
         for draw in range(draws)
     ]  # fmt: skip
-    drawn = np.stack(jax.device_get(drawn)).astype(np.float64)
+    drawn = -np.sum(jax.device_get(drawn), axis=1).astype(np.float64)  # (draws, B)
     means, errors = drawn.mean(axis=0), drawn.std(axis=0, ddof=1) / np.sqrt(draws)
     return [
         Likelihood(

@@ -63,7 +63,7 @@ class Screen:
 
     def evaluation(self, step: int, results: dict) -> None:
         """Print the results of an evaluation, numbers first."""
-        shown = ["reconstruction/accuracy_noise_0", "reconstruction/accuracy_noise_1",
+        shown = ["bound/nats", "reconstruction/accuracy_noise_0", "reconstruction/accuracy_noise_1",
                  "denoising/error_mean", "denoising/accuracy_mean"]  # fmt: skip
         shown += [n for n in results if n.startswith(("puzzles/solved", "puzzles/evaluations"))]
         numbers = "  ".join(f"{name} {results[name]:.3f}" for name in shown if name in results)

@@ -8,8 +8,7 @@ import sys
 import threading
 import time
 
-# What the process then exits with: "try again later" of sysexits.h.
-STALLED = 75
+from ldlm_jax.errors import TRY_AGAIN
 
 
 class Watchdog:
@@ -41,11 +40,11 @@ class Watchdog:
                 print(
                     f"error: no step, evaluation or checkpoint was finished for {waited:.0f} s "
                     "(train.stall_timeout): all threads' stacks follow; exit code "
-                    f"{STALLED}.",
+                    f"{TRY_AGAIN}.",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
                 faulthandler.dump_traceback(all_threads=True)
-                os._exit(STALLED)
+                os._exit(TRY_AGAIN)
 
 
 # Exit codes after which starting again would change nothing: done, a user's error, an interruption.

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ldlm_jax.telemetry.watchdog import STALLED
+from ldlm_jax.errors import TRY_AGAIN
 
 # The real loop, whose input stops after two batches, but only once.
 STALLS_ONCE = """
@@ -41,7 +41,7 @@ def test_a_watchdog_prints_all_stacks_and_ends_the_process():
         "def waits_for_ever(): time.sleep(60)\n"
         "print('alive', flush=True); waits_for_ever()"
     )
-    assert said.returncode == STALLED
+    assert said.returncode == TRY_AGAIN
     assert said.stdout == "alive\n"  # signs of life count
     assert "train.stall_timeout" in said.stderr and "in waits_for_ever" in said.stderr
     closed = "dog = Watchdog(0.3); dog.close(); time.sleep(1)"
@@ -58,7 +58,7 @@ def test_a_run_without_input_ends_and_goes_on_where_it_was(corpus, tmp_path):
         "train.eval_every=100", "train.evals=()", "train.stall_timeout=150",
     ]  # fmt: skip
     first = run(STALLS_ONCE, *arguments)
-    assert first.returncode == STALLED, first.stderr[-2000:]
+    assert first.returncode == TRY_AGAIN, first.stderr[-2000:]
     assert "in batches" in first.stderr
     second = run(STALLS_ONCE, *arguments)
     assert second.returncode == 0 and "resuming" in second.stdout, second.stderr[-2000:]
@@ -92,7 +92,7 @@ def test_a_supervised_command_is_started_again_and_errors_of_users_are_final(tmp
     assert cli.main([*train, "--max-restarts", "5"]) == 0
     assert counter.read_text() == "xxx"
     counter.write_text("")
-    assert cli.main([*train, "--max-restarts", "1"]) == STALLED
+    assert cli.main([*train, "--max-restarts", "1"]) == TRY_AGAIN
     assert counter.read_text() == "xx"
     counter.write_text("")
     program.write_text(f"import sys\nopen({str(counter)!r}, 'a').write('x')\nsys.exit(2)\n")

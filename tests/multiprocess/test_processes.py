@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldlm_jax.errors import UserError
+from ldlm_jax.errors import TRY_AGAIN, UserError
 from ldlm_jax.parallel.distributed import Processes, join, rendezvous
 
 DEVICES = 4
@@ -154,3 +154,24 @@ def test_all_present():
 def test_impossible_flags(processes, said):
     with pytest.raises(UserError, match=said):
         join(processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_who_outlives_another_process_ends_soon_in_one_line(base, tmp_path, killed):
+    """The others would wait a minute, and end with the stack of the runtime."""
+    arguments = [*base, f"--workdir={tmp_path}", "train.num_steps=100000", "mesh.data=4",
+                 "mesh.fsdp=1", "train.checkpoint_every=100000",
+                 "train.eval_every=100000"]  # fmt: skip
+    processes = start(arguments, 4)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "metrics.jsonl").exists() or len(losses(tmp_path)) < 2:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.2)
+    processes.pop(killed).kill()
+    began = time.monotonic()
+    for process in processes:
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == TRY_AGAIN, said
+        assert f"error: process {killed} of 4 is gone" in said and "***" not in said, said
+    assert time.monotonic() - began < 20
