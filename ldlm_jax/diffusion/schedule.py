@@ -47,12 +47,6 @@ class Schedule:
         t = t[..., None]
         return self.alpha(t) * z_0 + self.sigma(t) * noise
 
-    def velocity(self, z_t: jax.Array, z_0: jax.Array, t: jax.Array) -> jax.Array:
-        """The velocity that an estimate of the clean latents implies, equations (1) and (2)."""
-        t = t[..., None]
-        noise = (z_t - self.alpha(t) * z_0) / jnp.maximum(self.sigma(t), 1e-6)
-        return _derivative(self.alpha, t) * z_0 + _derivative(self.sigma, t) * noise
-
     def clean_from_velocity(self, z_t: jax.Array, v: jax.Array, t: jax.Array) -> jax.Array:
         """The clean latents that a velocity implies, equation (3)."""
         t = t[..., None]

@@ -15,7 +15,8 @@ def add_eval_flags(parser: argparse.ArgumentParser) -> None:
     """Everything that ``ldlm eval`` understands."""
     add_knobs(parser)
     parser.add_argument("--evals", default="reconstruction,denoising,samples",
-                        help="names, joined by commas; likelihood stands alone")  # fmt: skip
+                        help="names, joined by commas: reconstruction, denoising, bound, context, "
+                             "puzzles, samples, quality; or likelihood alone")  # fmt: skip
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument(
         "--batches", type=int, help="held-out batches to read (as many as in training)"
