@@ -6,7 +6,7 @@ where s is the ratio of signal to noise, and ``z_0^`` the denoiser's estimate at
 is left of the data at t = 1, so that no further term arises there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +22,22 @@ def diffusion_nats(
     denoise: Callable[[jax.Array, jax.Array], jax.Array],
     z_0: jax.Array,
     schedule: Schedule,
-    ratio: float,
+    ratios: Sequence[float],
     keys: jax.Array,
     times: int,
 ) -> jax.Array:
-    """An unbiased estimate (B, N) of the bound, in nats for each latent.
+    """Unbiased estimates (R, B, N) of the bound, in nats for each latent.
 
     Args:
       denoise: from noisy latents (B, N, D) and times (B, N) to estimates of the clean ones.
       z_0: clean latents (B, N, D).
       schedule: of the noise.
-      ratio: sigma / alpha at the least noisy time, where the decoder takes over.
+      ratios: R values of sigma / alpha at the least noisy time, where the decoder takes over.
       keys: random keys (B,).
       times: evaluations; they stand evenly, all moved by one draw.
     """
-    largest = ratio**-2
-    span = jnp.log1p(largest / _SMALL)
+    largest_R = jnp.asarray(ratios) ** -2
+    span = jnp.log1p(jnp.max(largest_R) / _SMALL)
     offset_B = jax.vmap(jax.random.uniform)(row_keys(keys, 0))
 
     def at(index):
@@ -48,6 +48,7 @@ def diffusion_nats(
         noise = row_noise(row_keys(keys, index + 1), z_0.shape[1:])
         clean = denoise(schedule.interpolate(z_0, noise, t_BxN), t_BxN)
         error_BxN = jnp.sum(jnp.square(clean - z_0), axis=-1)
-        return 0.5 * (span * (_SMALL + s_B))[:, None] * error_BxN
+        nats_BxN = 0.5 * (span * (_SMALL + s_B))[:, None] * error_BxN
+        return jnp.where(s_B[:, None] < largest_R[:, None, None], nats_BxN, 0.0)
 
     return jnp.mean(jax.lax.map(at, jnp.arange(times)), axis=0)

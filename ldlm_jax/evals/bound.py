@@ -12,30 +12,39 @@ from ldlm_jax.models.lowering import jit
 from ldlm_jax.models.networks import Networks
 from ldlm_jax.sampling.likelihood import ScoredRow, bound_parts, is_exact
 
+# Noise over data where the decoder may take over.
+RATIOS = (0.125, 0.25, 0.5, 1.0, 2.0)
+
 
 @jit(static_argnames=("networks", "diffusion"))
 def nats_of(
     params, latents, batch, key, length_nats_L, *, networks: Networks, diffusion: DiffusionConfig
 ):  # fmt: skip
-    """Sums over a batch of both parts of the bound and of ``length_nats_L`` of each document's
-    length, each with the number of tokens."""
+    """Sums over a batch, each with the number of tokens: of ``length_nats_L`` of each document's
+    length, and of both parts of the bound for each of ``RATIOS``."""
     scored_BxL = batch["segments"] > 0
     rows = ScoredRow(
         batch["tokens"], batch["segments"], jnp.zeros_like(scored_BxL), scored_BxL
     )  # fmt: skip
     keys_B = jax.random.split(key, len(scored_BxL))
-    parts = bound_parts(params, latents, rows, keys_B, networks=networks, diffusion=diffusion)
+    parts = bound_parts(
+        params, latents, rows, keys_B, networks=networks, diffusion=diffusion, ratios=RATIOS
+    )
     # Each of a document's tokens bears an equal share of the cost of its length.
     lengths_BxL = jnp.maximum(document_lengths(batch["segments"]), 1)
     of_length_BxL = scored_BxL * length_nats_L[lengths_BxL] / lengths_BxL
-    return [(jnp.sum(part), jnp.sum(scored_BxL)) for part in (*parts, of_length_BxL)]
+    sums = [jnp.sum(of_length_BxL), *(jnp.sum(part_B) for part_RxB in parts for part_B in part_RxB)]
+    return [(value, jnp.sum(scored_BxL)) for value in sums]
 
 
 def evaluate(context: EvalContext) -> Results:
     """``bound/nats``: at most so many nats a token, ends included, of a text of known length.
 
-    It is the sum of ``bound/decoder``, what the decoder misses where noise is half the data, and
-    ``bound/diffusion``, what the denoiser does until then (``sampling.likelihood``).
+    It is the sum of ``bound/decoder``, what the decoder misses of latents with noise of the size
+    ``bound/noise``, and ``bound/diffusion``, what the denoiser does until then
+    (``sampling.likelihood``). Of several such sizes it is the one with the least sum: where latents
+    hold more than the text needs, the decoder had better take over early.
+
     ``bound/length`` is the cost of the length by the corpus' histogram: an autoregressive model's
     loss pays for it in its end tokens, so compare that loss with the sum of ``bound/nats`` and
     ``bound/length``.
@@ -49,10 +58,13 @@ def evaluate(context: EvalContext) -> Results:
     # Every length may come, if only one of the corpus' documents in so many has it.
     counts_L = np.asarray(generator.lengths) + 1.0
     length_nats_L = -np.log(counts_L / counts_L.sum())
-    decoder, diffusion, length = context.mean_over_batches(nats_of, length_nats_L)
+    length, *parts = context.mean_over_batches(nats_of, length_nats_L)
+    decoder_R, diffusion_R = np.reshape(parts, (2, len(RATIOS)))
+    best = int(np.argmin(decoder_R + diffusion_R))
     return {
-        "bound/nats": decoder + diffusion,
-        "bound/decoder": decoder,
-        "bound/diffusion": diffusion,
+        "bound/nats": float(decoder_R[best] + diffusion_R[best]),
+        "bound/decoder": float(decoder_R[best]),
+        "bound/diffusion": float(diffusion_R[best]),
+        "bound/noise": RATIOS[best],
         "bound/length": length,
     }

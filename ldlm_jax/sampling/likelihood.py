@@ -33,8 +33,9 @@ from ldlm_jax.parallel.sharding import replicate, row_multiple
 from ldlm_jax.sampling.generate import Generator
 from ldlm_jax.sampling.rerank import one_by_one
 
-# Noise over data where the decoder takes over from the denoiser.
-RATIO = 0.5
+# Noise over data where the decoder takes over from the denoiser. One for all texts of all models,
+# so that a text's value does not depend on what is scored beside it.
+RATIOS = (0.5,)
 # Evaluations of the denoiser in one draw of the bound.
 TIMES = 8
 # Likeliest tokens that are kept at each position.
@@ -204,7 +205,7 @@ def _exact(generator: Generator, rows: ScoredRow, count: int) -> list[Likelihood
 @jit(static_argnames=("networks", "diffusion"))
 def bound_parts(
     params, latents: LatentStats, rows: ScoredRow, keys_B, *, networks: Networks,
-    diffusion: DiffusionConfig,
+    diffusion: DiffusionConfig, ratios: tuple[float, ...] = RATIOS,
 ):  # fmt: skip
     """One draw of both parts of a bound on minus the log-likelihood, in nats a row.
 
@@ -215,9 +216,10 @@ def bound_parts(
       keys_B: random keys.
       networks: the networks.
       diffusion: how the denoiser was trained.
+      ratios: R ratios of noise to data at which the decoder may take over; each is a bound.
 
     Returns:
-      What the decoder misses (B,), and what the denoiser does (B,).
+      What the decoder misses (R, B), and what the denoiser does (R, B).
     """
     denoiser = Denoiser.create(networks, params, diffusion, latents)
     observed_BxN = rows.observed_L[:, :: networks.vae.tokens_per_latent]
@@ -236,18 +238,21 @@ def bound_parts(
             clean_BxNxD = denoiser.denoise(inputs, cache).clean_BxNxD
         return clean_BxNxD
 
-    nats_BxN = diffusion_nats(
-        denoise, z_0_BxNxD, diffusion.noise, RATIO, row_keys(keys_B, 0), TIMES
+    nats_RxBxN = diffusion_nats(
+        denoise, z_0_BxNxD, diffusion.noise, ratios, row_keys(keys_B, 0), TIMES
     )
     generated_BxN = layout.in_document_BxN & ~observed_BxN
-    noise_BxNxD = RATIO * row_noise(row_keys(keys_B, 1), z_0_BxNxD.shape[1:])
-    sigma_BxN = jnp.where(observed_BxN, 0.0, RATIO)
-    z_BxNxD = z_0_BxNxD + jnp.where(observed_BxN[..., None], 0.0, noise_BxNxD)
-    logits_BxLxV = denoiser.decode(z_BxNxD, sigma_BxN, layout, cache)
-    log_probs_BxLxV = jax.nn.log_softmax(logits_BxLxV)
-    read_BxL = jnp.take_along_axis(log_probs_BxLxV, rows.tokens_L[..., None], axis=-1)[..., 0]
-    decoder_B = -jnp.sum(read_BxL * rows.scored_L, axis=1)
-    return replicate(decoder_B), replicate(jnp.sum(nats_BxN * generated_BxN, axis=1))
+    noise_BxNxD = row_noise(row_keys(keys_B, 1), z_0_BxNxD.shape[1:])
+
+    def decoder(ratio):
+        sigma_BxN = jnp.where(observed_BxN, 0.0, ratio)
+        z_BxNxD = z_0_BxNxD + sigma_BxN[..., None] * noise_BxNxD
+        log_probs_BxLxV = jax.nn.log_softmax(denoiser.decode(z_BxNxD, sigma_BxN, layout, cache))
+        read_BxL = jnp.take_along_axis(log_probs_BxLxV, rows.tokens_L[..., None], axis=-1)[..., 0]
+        return -jnp.sum(read_BxL * rows.scored_L, axis=1)
+
+    decoder_RxB = jax.lax.map(decoder, jnp.asarray(ratios))
+    return replicate(decoder_RxB), replicate(jnp.sum(nats_RxBxN * generated_BxN, axis=2))
 
 
 def _bounds(generator: Generator, rows: ScoredRow, keys_B, draws: int, count: int):
@@ -260,7 +265,7 @@ def _bounds(generator: Generator, rows: ScoredRow, keys_B, draws: int, count: in
         )
         for draw in range(draws)
     ]  # fmt: skip
-    drawn = -np.sum(jax.device_get(drawn), axis=1).astype(np.float64)  # (draws, B)
+    drawn = -np.sum(jax.device_get(drawn), axis=1)[:, 0].astype(np.float64)  # (draws, B)
     means, errors = drawn.mean(axis=0), drawn.std(axis=0, ddof=1) / np.sqrt(draws)
     return [
         Likelihood(
