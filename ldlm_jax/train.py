@@ -198,9 +198,7 @@ def _loop(run: TrainingRun, folder: Workdir, loggers: Callable[[], list[Logger]]
             preempted = checkpoints.reached_preemption(done)
             if not preempted and (done % config.eval_every == 0 or last):
                 log.flush()
-                if not evaluated:
-                    screen.line("evaluating; the first time it is compiled ...")
-                evaluated = _evaluate(run, state, held_out, done)
+                evaluated = _evaluate(run, state, held_out, done, screen, first=not evaluated)
                 writer.write(done, evaluated)
                 screen.evaluation(done, evaluated)
                 throughput.book("evaluation")
@@ -241,7 +239,11 @@ def _scores(evaluated: dict, best_metric: str) -> dict | None:
     return scores or None
 
 
-def _evaluate(run: TrainingRun, state: TrainState, held_out: list[dict], step: int) -> dict:
+def _evaluate(
+    run: TrainingRun, state: TrainState, held_out: list, step: int, screen: Screen, first: bool
+) -> dict:  # fmt: skip
+    if first:
+        screen.line("evaluating; the first time it is compiled ...")
     config = run.experiment.train
     context = EvalContext(
         run.generator(state), held_out, run.experiment.sample, config.eval_samples,
