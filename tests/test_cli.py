@@ -16,8 +16,8 @@ import pytest
 
 from ldlm_jax.cli import main
 from ldlm_jax.errors import UserError
+from ldlm_jax.evals import REGISTRY, quality
 from ldlm_jax.evals import command as eval_command
-from ldlm_jax.evals import quality
 from ldlm_jax.evals.report import rows_of
 from ldlm_jax.evals.scorer import Score
 from ldlm_jax.sampling.config import SampleConfig
@@ -394,6 +394,13 @@ def test_a_phrase_is_found_and_one_text_streamed(trained, tmp_path, capsys):
     streamed = capsys.readouterr().out
     assert main([*command, "--num-samples", "1", "--prompt", "My son"]) == 0
     assert streamed.rsplit("\n[", 1)[0] == capsys.readouterr().out.removeprefix("[1] ").strip("\n")
+
+
+def test_help_of_eval_names_every_evaluation(capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    named = " ".join(capsys.readouterr().out.split()).split("names, joined by commas: ")[1]
+    assert set(REGISTRY) == set(re.split("[,;] ", named.split(";")[0]))
 
 
 def test_help_shows_groups_defaults_and_examples(capsys):
