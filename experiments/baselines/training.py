@@ -153,7 +153,8 @@ class Training:
         sizes = SIZES | {k: type(SIZES[k])(given.pop(k)) for k in SIZES if k in given}
         if alignment:
             sizes["hidden_layer"] = alignment.config.block
-        config = OptimizerConfig(**(OPTIMIZER | {k: float(v) for k, v in given.items()}))
+        given = {k: type(getattr(OptimizerConfig, k))(v) for k, v in given.items()}
+        config = OptimizerConfig(**(OPTIMIZER | given))
         model = TokenTransformer(prepared.tokenizer.vocab_size, **sizes)
         params = _first_params(model, kind, alignment, data.window, jax.random.key(seed))
         optimizer = make_optimizer(config, steps)
