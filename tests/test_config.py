@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.data_constrained import curve
 from experiments.whole_text import arms as whole_text
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.errors import UserError
@@ -111,3 +112,11 @@ def test_a_name_that_looks_like_a_number_is_a_name():
 def test_every_row_of_the_comparison_of_whole_texts_is_possible(row, config):
     changed = load_config(config, list(whole_text.ARMS[row]))
     assert resolve(changed) and (row == "base") == (changed == load_config(config))
+
+
+@pytest.mark.parametrize("scale", curve.SCALES.values(), ids=curve.SCALES)
+@pytest.mark.parametrize("system", curve.SYSTEMS.values(), ids=curve.SYSTEMS)
+def test_every_row_of_the_curve_over_passes_is_possible(scale, system):
+    kind, *changes = system
+    latent = [*scale["latent"], *(changes if kind == "latent" else ())]
+    assert resolve(load_config(scale["config"], [*scale["data"], *latent])).data.packing == "pack"
