@@ -242,8 +242,6 @@ def _scores(evaluated: dict, best_metric: str) -> dict | None:
 def _evaluate(
     run: TrainingRun, state: TrainState, held_out: list, step: int, screen: Screen, first: bool
 ) -> dict:  # fmt: skip
-    if first:
-        screen.line("evaluating; the first time it is compiled ...")
     config = run.experiment.train
     context = EvalContext(
         run.generator(state), held_out, run.experiment.sample, config.eval_samples,
@@ -252,4 +250,6 @@ def _evaluate(
     # A phase that has not trained the denoiser yet leaves nothing to evaluate of it.
     trained = phase_at(run.experiment.phases, step - 1)
     names = [name for name in config.evals if name == "reconstruction" or trained.has("diffusion")]
+    if first and names:
+        screen.line("evaluating; the first time it is compiled ...")
     return run_evals(tuple(names), context)

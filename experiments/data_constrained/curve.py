@@ -182,7 +182,8 @@ def _record(scale_name: str, name: str, row: dict) -> None:
     path.parent.mkdir(exist_ok=True)
     rows = json.loads(path.read_text()) if path.exists() else {}
     rows[name] = rows.get(name, {}) | row
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in rows.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def draw(scale_name: str, out: str) -> None:

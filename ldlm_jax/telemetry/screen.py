@@ -62,7 +62,9 @@ class Screen:
             self.line(f"step {step}/{self._total}  {note}")
 
     def evaluation(self, step: int, results: dict) -> None:
-        """Print the results of an evaluation, numbers first."""
+        """Print the results of an evaluation, numbers first; nothing where there are none."""
+        if not results:
+            return
         shown = ["bound/nats", "reconstruction/accuracy_noise_0", "reconstruction/accuracy_noise_1",
                  "denoising/error_mean", "denoising/accuracy_mean"]  # fmt: skip
         shown += [n for n in results if n.startswith(("puzzles/solved", "puzzles/evaluations"))]
