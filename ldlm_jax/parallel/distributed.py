@@ -38,9 +38,10 @@ class Processes:
     timeout: int = 300
 
 
-# Seconds without a sign of a process after which the others end. A lone process would end itself
-# where the machine was suspended, or too busy, for so long.
-_HEARTBEAT, _NEVER = 60, 10**8
+# Seconds without a sign of a process after which jax's service ends the others, some at half of it;
+# ``lifeline`` should be sooner. A lone process would end itself where the machine was suspended, or
+# too busy, for so long.
+_HEARTBEAT, _NEVER = 120, 10**8
 
 
 def join(processes: Processes) -> None:

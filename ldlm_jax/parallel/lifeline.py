@@ -1,6 +1,6 @@
 """Ends this process when another one of the run is gone, in one line and with an exit code of ours.
 
-jax's own service takes a minute to notice, and then aborts with a stack of C++. Here every process
+jax's own service takes minutes to notice, and then aborts with a stack of C++. Here every process
 keeps a connection to process 0. Where a process dies, however it does, its system closes the
 connection, and the others learn of it at once; a machine that vanishes is known by its silence.
 """
@@ -22,7 +22,7 @@ from ldlm_jax.errors import TRY_AGAIN
 
 # Seconds between two signs of life, and of silence after which a process counts as gone: less than
 # jax's service waits (``distributed.join``).
-_EVERY, _SILENT = 5.0, 45.0
+_EVERY, _SILENT = 5.0, 30.0
 # A message is a letter and a process' number: it lives, it ends as it should, it is gone.
 _ALIVE, _BYE, _GONE = b"a", b"b", b"g"
 _SECRET = 16
