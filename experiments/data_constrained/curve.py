@@ -85,7 +85,7 @@ SYSTEMS = {
     "ar, input mask 0.2": ("ar", "input_mask=0.2"),
     "ar, input mask 0.5": ("ar", "input_mask=0.5"),
     "ar, dropout 0.3, input mask 0.5": ("ar", "dropout=0.3", "input_mask=0.5"),
-    "ar, dropout 0.3, weight decay 0.3": ("ar", "dropout=0.3", "weight_decay=0.3"),
+    "ar, dropout 0.3, weight decay 1": ("ar", "dropout=0.3", "weight_decay=1.0"),
 }
 
 
