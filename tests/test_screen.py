@@ -81,8 +81,8 @@ def no_step(recipe, optimizer):
 @pytest.mark.slow
 def test_phases_and_a_finished_run_are_announced(overrides, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loop, "compiled_step", no_step)
-    short = ("train.num_steps=3", "train.evals=('reconstruction',)", "phases=[{'until': 2, 'diffusion': 0.0}, {}]",
-             "train.log_every=1")  # fmt: skip
+    short = ("train.num_steps=3", "train.evals=('reconstruction',)", "train.log_every=1",
+             "phases=[{'until': 2, 'diffusion': 0.0}, {}]")  # fmt: skip
     command = train_command(tmp_path / "run", overrides, *short)
     assert main(command) == 0
     told = capsys.readouterr().out
