@@ -59,18 +59,17 @@ class Kind:
         Cross-entropy, or MDLM's bound (Sahoo et al. 2024, equation 10).
         """
         tokens_BxN, segments_BxN = batch["tokens"], batch["segments"]
+        t_Bx1 = _stratified_times(key, len(tokens_BxN))
+        share_Bx1 = t_Bx1 * self.input_mask if self.causal else t_Bx1
+        masked_BxN = jax.random.uniform(jax.random.fold_in(key, 1), tokens_BxN.shape) < share_Bx1
         if self.causal:
             # The end token stands before a document's first token.
             inputs_BxN = _shifted(tokens_BxN, segments_BxN, EOS)
-            share_Bx1 = self.input_mask * _stratified_times(key, len(tokens_BxN))
-            masked_BxN = jax.random.uniform(jax.random.fold_in(key, 1), tokens_BxN.shape)
-            inputs_BxN = jnp.where(masked_BxN < share_Bx1, MASK, inputs_BxN)
             weight_BxN = (segments_BxN > 0).astype(jnp.float32)
         else:
-            t_Bx1 = _stratified_times(key, len(tokens_BxN))
-            masked_BxN = jax.random.uniform(jax.random.fold_in(key, 1), tokens_BxN.shape) < t_Bx1
-            inputs_BxN = jnp.where(masked_BxN, MASK, tokens_BxN)
+            inputs_BxN = tokens_BxN
             weight_BxN = jnp.where(masked_BxN & (segments_BxN > 0), 1 / t_Bx1, 0.0)
+        inputs_BxN = jnp.where(masked_BxN, MASK, inputs_BxN)
         rngs = {"dropout": jax.random.fold_in(key, 2)}
         out = model.apply({"params": params}, inputs_BxN, self.layout(segments_BxN), rngs=rngs)
         nll_BxN = optax.softmax_cross_entropy_with_integer_labels(out.logits_BxNxV, tokens_BxN)

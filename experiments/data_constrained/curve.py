@@ -14,22 +14,25 @@ import sys
 from datetime import date
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from experiments.baselines.sampling import Baseline
 from experiments.baselines.training import KINDS
 from experiments.baselines.training import train as train_baseline
+from experiments.compare import workdir_of
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import Prepared, prepare
 from ldlm_jax.data.pipeline import eval_batches
 from ldlm_jax.data.texts import read_texts
+from ldlm_jax.evals.bound import cost_of_lengths, length_nats
 from ldlm_jax.evals.text_metrics import TrainingText, entropy
 from ldlm_jax.sampling.config import SampleConfig
 from ldlm_jax.sampling.generate import generate
 from ldlm_jax.train import train as train_latent
 from ldlm_jax.workdir import load_run
 
-HERE, RUNS = Path(__file__).parent, Path("runs/data_constrained")
+HERE = Path(__file__).parent
 
 # A scale: the latent model's config and what is changed in it, and the baselines' sizes. Held-out
 # text is the first 256 windows of other books, 16 batches of 16.
@@ -90,7 +93,7 @@ SYSTEMS = {
 
 
 def _folder(scale: str, system: str, seed: str) -> Path:
-    return RUNS / scale / f"{system.replace(', ', '_').replace(' ', '_')}_{seed}"
+    return workdir_of(f"data_constrained/{scale}", system, seed)
 
 
 def _prepared(scale: dict) -> Prepared:
@@ -98,12 +101,10 @@ def _prepared(scale: dict) -> Prepared:
 
 
 def _length_nats(scale: dict, windows: int) -> float:
-    """Nats a token of held-out texts' lengths, by the evaluator ``bound``'s histogram."""
+    """Nats a token that the lengths of held-out texts cost, as the evaluator ``bound`` has it."""
     prepared = _prepared(scale)
-    counts = np.array(prepared.stats["lengths"]) + 1.0
     (batch,) = eval_batches(prepared, "validation", windows, 1)
-    lengths = [np.bincount(row)[1:] for row in batch["segments"] if row.any()]
-    nats = -np.log(counts / counts.sum())[np.concatenate(lengths)].sum()
+    nats = cost_of_lengths(batch["segments"], length_nats(prepared.stats["lengths"]))
     return float(nats / np.sum(batch["segments"] > 0))
 
 
@@ -113,6 +114,7 @@ def train(scale_name: str, system: str, seed: str, passes: str) -> None:
     overrides = [*scale["data"], *scale["latent"]]
     experiment = resolve(load_config(scale["config"], overrides))
     batch = experiment.train.batch_size
+    windows = batch * experiment.train.eval_batches
     a_pass = _prepared(scale).stats["train"]["windows"] // batch
     folder, steps = _folder(scale_name, system, seed), a_pass * int(passes)
     if kind == "latent":
@@ -121,10 +123,10 @@ def train(scale_name: str, system: str, seed: str, passes: str) -> None:
         data = [*scale["data"], f"config={scale['config']}", f"seed={seed}"]
         facts = train_baseline(
             KINDS[kind], folder, steps, [*data, *scale["baseline"], *_CONSTANT, *changes],
-            evaluations=int(passes), windows=batch * experiment.train.eval_batches,
+            evaluations=int(passes), windows=windows,
         )  # fmt: skip
         # What a text's length costs: an autoregressive model pays for it with its end tokens.
-        length = 0.0 if kind == "ar" else _length_nats(scale, batch * experiment.train.eval_batches)
+        length = 0.0 if kind == "ar" else _length_nats(scale, windows)
         curve = [(row["step"], row["validation"] + length) for row in facts["log"]]
         size = facts["parameters"]
     curve = [(round(step / a_pass, 2), round(nats, 4)) for step, nats in curve]
@@ -146,13 +148,7 @@ def _train_latent(scale: dict, overrides: list[str], folder: Path, steps: int, a
     curve = [(line["step"], line["bound/nats"] + line["bound/length"])
              for line in lines if "bound/nats" in line]  # fmt: skip
     params = load_run(folder).generator.params
-    return curve, sum(x.size for x in _leaves(params))
-
-
-def _leaves(tree) -> list:
-    if isinstance(tree, dict):
-        return [leaf for part in tree.values() for leaf in _leaves(part)]
-    return [tree]
+    return curve, sum(x.size for x in jax.tree.leaves(params))
 
 
 def copies(scale_name: str, system: str, seed: str, count: str = "300") -> None:

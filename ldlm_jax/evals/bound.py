@@ -1,5 +1,7 @@
 """Nats a held-out token of a model that writes whole texts: a bound, as it has no exact value."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,18 +25,28 @@ def nats_of(
     """Sums over a batch, each with the number of tokens: of ``length_nats_L`` of each document's
     length, and of both parts of the bound for each of ``RATIOS``."""
     scored_BxL = batch["segments"] > 0
-    rows = ScoredRow(
-        batch["tokens"], batch["segments"], jnp.zeros_like(scored_BxL), scored_BxL
-    )  # fmt: skip
+    rows = ScoredRow(batch["tokens"], batch["segments"], jnp.zeros_like(scored_BxL), scored_BxL)
     keys_B = jax.random.split(key, len(scored_BxL))
     parts = bound_parts(
         params, latents, rows, keys_B, networks=networks, diffusion=diffusion, ratios=RATIOS
     )
-    # Each of a document's tokens bears an equal share of the cost of its length.
-    lengths_BxL = jnp.maximum(document_lengths(batch["segments"]), 1)
-    of_length_BxL = scored_BxL * length_nats_L[lengths_BxL] / lengths_BxL
-    sums = [jnp.sum(of_length_BxL), *(jnp.sum(part_B) for part_RxB in parts for part_B in part_RxB)]
+    length = cost_of_lengths(batch["segments"], length_nats_L)
+    sums = [length, *(jnp.sum(part_B) for part_RxB in parts for part_B in part_RxB)]
     return [(value, jnp.sum(scored_BxL)) for value in sums]
+
+
+def length_nats(histogram: Sequence[int]) -> np.ndarray:
+    """What each length costs: nats by the number of documents that have it."""
+    # Every length may come, if only one of the corpus' documents in so many has it.
+    counts_L = np.asarray(histogram) + 1.0
+    return -np.log(counts_L / counts_L.sum())
+
+
+def cost_of_lengths(segments_BxL: jax.Array, length_nats_L) -> jax.Array:
+    """The sum over documents of ``length_nats_L`` of their lengths."""
+    # Each of a document's tokens bears an equal share.
+    lengths_BxL = jnp.maximum(document_lengths(segments_BxL), 1)
+    return jnp.sum((segments_BxL > 0) * jnp.asarray(length_nats_L)[lengths_BxL] / lengths_BxL)
 
 
 def evaluate(context: EvalContext) -> Results:
@@ -55,10 +67,7 @@ def evaluate(context: EvalContext) -> Results:
     generator = context.generator
     if is_exact(generator.diffusion):
         raise UserError("a model of blocks with a token posterior is exact: use evaluator context.")
-    # Every length may come, if only one of the corpus' documents in so many has it.
-    counts_L = np.asarray(generator.lengths) + 1.0
-    length_nats_L = -np.log(counts_L / counts_L.sum())
-    length, *parts = context.mean_over_batches(nats_of, length_nats_L)
+    length, *parts = context.mean_over_batches(nats_of, length_nats(generator.lengths))
     decoder_R, diffusion_R = np.reshape(parts, (2, len(RATIOS)))
     best = int(np.argmin(decoder_R + diffusion_R))
     return {

@@ -159,7 +159,7 @@ def test_impossible_flags(processes, said):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_who_outlives_another_process_ends_soon_in_one_line(base, tmp_path, killed):
-    """The others would wait a minute, and end with the stack of the runtime."""
+    """The others would wait for minutes, and end with the stack of the runtime."""
     arguments = [*base, f"--workdir={tmp_path}", "train.num_steps=100000", "mesh.data=4",
                  "mesh.fsdp=1", "train.checkpoint_every=100000",
                  "train.eval_every=100000"]  # fmt: skip
