@@ -125,6 +125,22 @@ SOLVERS = {
 }
 
 
+class Progress(NamedTuple):
+    """How far a batch has come.
+
+    Attributes:
+      at: latents and estimates.
+      watched: state of the early stop; None without one.
+      stopped_B: rows that take no further step.
+      steps_B: steps that each row took.
+    """
+
+    at: SolverState
+    watched: Any
+    stopped_B: jax.Array
+    steps_B: jax.Array
+
+
 class Solution(NamedTuple):
     """What a solver found.
 
@@ -137,6 +153,41 @@ class Solution(NamedTuple):
     z: jax.Array
     extra: Any
     steps_B: jax.Array
+
+
+def begin(
+    denoise: Denoise, start: jax.Array, keys: jax.Array, early_stop: EarlyStop | None
+) -> Progress:
+    """A batch before its first step; arguments as of ``solve``."""
+    t = jnp.zeros(start.shape[:-1])
+    extra = jax.eval_shape(denoise, start, t, start, keys).extra
+    extra = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), extra)
+    first = SolverState(start, jnp.zeros_like(start), extra)
+    stopped_B, steps_B = jnp.zeros(len(start), bool), jnp.zeros(len(start), int)
+    return Progress(first, early_stop.init if early_stop else None, stopped_B, steps_B)
+
+
+def advance(
+    denoise: Denoise,
+    progress: Progress,
+    now: Interval,
+    solver: Solver,
+    early_stop: EarlyStop | None = None,
+) -> Progress:
+    """One step of every row that has not stopped; arguments as of ``solve``."""
+    at, watched, stopped_B, steps_B = progress
+
+    def take_step(at: SolverState) -> SolverState:
+        return SOLVERS[solver.name](denoise, solver, at, now)
+
+    if early_stop is None:
+        return Progress(take_step(at), watched, stopped_B, steps_B + 1)
+    new = jax.lax.cond(jnp.all(stopped_B), lambda at: at, take_step, at)
+    at = jax.tree.map(partial(where_rows, stopped_B), at, new)
+    watched, enough_B = early_stop.update(watched, at.extra)
+    stops_B = enough_B & ~stopped_B
+    at = at._replace(z=where_rows(stops_B, at.clean, at.z))
+    return Progress(at, watched, stopped_B | stops_B, steps_B + ~stopped_B)
 
 
 def solve(
@@ -160,34 +211,19 @@ def solve(
       early_stop: when to stop early. A row's result does not depend on the others'; the model is
         no longer evaluated once all have stopped.
     """
-    step = SOLVERS[solver.name]
     times = jnp.broadcast_to(times, (len(times), *start.shape[:-1]))
-    extra = jax.eval_shape(denoise, start, times[0], start, keys).extra
-    extra = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), extra)
 
-    def body(carry, inputs):
-        at, watched, stopped_B = carry
+    def body(progress, inputs):
         t, s, index = inputs
+        now = Interval(t, s, row_keys(keys, index))
+        progress = advance(denoise, progress, now, solver, early_stop)
+        return progress, progress.at.extra
 
-        def take_step(at: SolverState) -> SolverState:
-            return step(denoise, solver, at, Interval(t, s, row_keys(keys, index)))
-
-        if early_stop is None:
-            at = take_step(at)
-            return (at, watched, stopped_B), (at.extra, ~stopped_B)
-        new = jax.lax.cond(jnp.all(stopped_B), lambda at: at, take_step, at)
-        at = jax.tree.map(partial(_where_rows, stopped_B), at, new)
-        watched, enough_B = early_stop.update(watched, at.extra)
-        stops_B = enough_B & ~stopped_B
-        at = at._replace(z=_where_rows(stops_B, at.clean, at.z))
-        return (at, watched, stopped_B | stops_B), (at.extra, ~stopped_B)
-
-    first = SolverState(start, jnp.zeros_like(start), extra)
-    carry = first, early_stop.init if early_stop else None, jnp.zeros(len(start), bool)
     inputs = (times[:-1], times[1:], jnp.arange(len(times) - 1))
-    (last, *_), (extra, took_KxB) = jax.lax.scan(body, carry, inputs)
-    return Solution(last.z, extra, jnp.sum(took_KxB, 0))
+    last, extra = jax.lax.scan(body, begin(denoise, start, keys, early_stop), inputs)
+    return Solution(last.at.z, extra, last.steps_B)
 
 
-def _where_rows(rows_B: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+def where_rows(rows_B: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Of an array the rows of ``a`` where true, else of ``b``."""
     return jnp.where(rows_B.reshape(-1, *[1] * (a.ndim - 1)), a, b)

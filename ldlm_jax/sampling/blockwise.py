@@ -3,15 +3,17 @@
 Shape letters: B rows, L tokens, N latents, S latents of a block, T its tokens, D latent channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from ldlm_jax.data.special_ids import EOS
-from ldlm_jax.diffusion.solvers import EarlyStop, Solution, row_keys, row_noise, solve
+from ldlm_jax.diffusion.solvers import Denoise, EarlyStop, row_keys, row_noise, solve
 from ldlm_jax.models.denoiser import Denoiser, latent_layout
 from ldlm_jax.models.dit import OBSERVED, KVCache
 from ldlm_jax.models.lowering import jit
@@ -42,24 +44,28 @@ def generate_tokens(
       rows: random keys and options of each row, see ``config.row_params``.
       spec: everything static.
     """
-    chex.assert_equal_shape([given.tokens_BxL, given.segments_BxL, given.no_end_BxL])
-    chex.assert_equal_shape_prefix([given.tokens_BxL, given.observed_BxN, *rows.values()], 1)
-    denoiser = Denoiser.create(spec.networks, params, spec.diffusion, latents)
-    layout = latent_layout(given.segments_BxL, spec.networks, spec.diffusion, given.observed_BxN)
-    sampler = BlockwiseSampler(spec, denoiser, given, layout, rows)
+    sampler = BlockwiseSampler.create(params, latents, given, rows, spec)
     ended_B = jnp.zeros(len(given.tokens_BxL), bool)
     carry = given.tokens_BxL, sampler.first_caches(), ended_B
     blocks = jnp.arange(sampler.blocks)
     (tokens_BxL, *_), (steps_KxB, extra) = jax.lax.scan(sampler.next_block, carry, blocks)
-    likelihood_B = jnp.zeros(len(tokens_BxL))
-    if spec.scored:
-        keys_B = row_keys(rows["keys"], sampler.blocks)
-        likelihood_B = log_likelihood(denoiser, tokens_BxL, layout, given.observed_BxN, keys_B)
+    likelihood_B = sampler.likelihood(tokens_BxL)
     trace = None
     if spec.traced:  # both are (blocks, steps, B, tokens of a block)
         trace = Trace(*(x.transpose(2, 1, 0, 3).reshape(*x.shape[2:0:-1], -1) for x in extra))
     evaluations_B = jnp.sum(steps_KxB, 0) * spec.evaluations(rows)
     return jax.tree.map(replicate, Generated(tokens_BxL, evaluations_B, likelihood_B, trace))
+
+
+class Problem(NamedTuple):
+    """What a solver is given, see ``solvers.solve``, and what makes tokens of its solution."""
+
+    denoise: Denoise
+    start_BxSxD: jax.Array
+    times_KxBxS: jax.Array
+    keys_B: jax.Array
+    early_stop: EarlyStop | None
+    decode: Callable[[jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,18 @@ class BlockwiseSampler:
     given: ConditioningBatch
     layout: TokenLayout
     rows: dict
+
+    @classmethod
+    def create(
+        cls, params, latents: LatentStats, given: ConditioningBatch, rows: dict, spec: Spec
+    ) -> "BlockwiseSampler":
+        """That of a batch; arguments as of ``generate_tokens``."""
+        chex.assert_equal_shape([given.tokens_BxL, given.segments_BxL, given.no_end_BxL])
+        chex.assert_equal_shape_prefix([given.tokens_BxL, given.observed_BxN, *rows.values()], 1)
+        networks, diffusion = spec.networks, spec.diffusion
+        denoiser = Denoiser.create(networks, params, diffusion, latents)
+        layout = latent_layout(given.segments_BxL, networks, diffusion, given.observed_BxN)
+        return cls(spec, denoiser, given, layout, rows)
 
     @property
     def positions(self) -> int:
@@ -137,16 +155,43 @@ class BlockwiseSampler:
             caches,
         )
 
-    def generate_block(self, tokens_BxL, caches, index):
-        """Its tokens, steps that each row took, and what else the solver kept."""
-        block = self.block(tokens_BxL, index, caches)
+    def problem(self, block: Block, index) -> "Problem":
+        """What a solver has to do for the block of that number."""
         rows = self.rows | {"keys": row_keys(self.rows["keys"], index)}
         top_p_B = rows["top_p"] if "top_p" in self.spec.in_use else None
         process = logits_processor(rows["temperature"], top_p_B, block.no_end_BxT)
         denoiser = replace(self.denoiser, logits_processor=process)
-        found = _solve(denoiser, self.spec, block, rows)
-        steps_B = jnp.minimum(found.steps_B, rows["steps"].astype(int))
-        return _decode(denoiser, block, found.z), steps_B, found.extra
+        times_KxBxS = self.spec.times(block.observed_BxS.shape[1], rows)
+        noise_BxSxD = row_noise(row_keys(rows["keys"], 0), block.given_BxSxD.shape[1:])
+        # From pure noise, or from what is to be revised with noise on it.
+        schedule = self.spec.solver.schedule
+        return Problem(
+            guided_estimate(denoiser, self.spec, block, rows),
+            schedule.interpolate(block.given_BxSxD, noise_BxSxD, times_KxBxS[0]),
+            jnp.where(block.observed_BxS, 0.0, times_KxBxS),
+            row_keys(rows["keys"], 1),
+            _early_stop(block, rows) if self.spec.early else None,
+            partial(_decode, denoiser, block),
+        )
+
+    def generate_block(self, tokens_BxL, caches, index):
+        """Its tokens, steps that each row took, and what else the solver kept."""
+        problem = self.problem(self.block(tokens_BxL, index, caches), index)
+        found = solve(
+            problem.denoise, problem.start_BxSxD, problem.times_KxBxS, problem.keys_B,
+            self.spec.solver, problem.early_stop,
+        )  # fmt: skip
+        steps_B = jnp.minimum(found.steps_B, self.rows["steps"].astype(int))
+        return problem.decode(found.z), steps_B, found.extra
+
+    def likelihood(self, tokens_BxL) -> jax.Array:
+        """Log-likelihood (B,) of finished texts if ``Spec.scored``, else zeros."""
+        if not self.spec.scored:
+            return jnp.zeros(len(tokens_BxL))
+        keys_B = row_keys(self.rows["keys"], self.blocks)
+        return log_likelihood(
+            self.denoiser, tokens_BxL, self.layout, self.given.observed_BxN, keys_B
+        )
 
     def next_block(self, carry, index):
         """Generate a block where there is something to generate; for a scan."""
@@ -176,22 +221,6 @@ class BlockwiseSampler:
             # Ordered callbacks need a single device; see ``stream.InOrder``.
             jax.debug.callback(self.spec.on_block, index, replicate(new_BxT))
         return (tokens_BxL, caches, ended_B), (jnp.where(needed_B, steps_B, 0), extra)
-
-
-def _solve(denoiser: Denoiser, spec: Spec, block: Block, rows: dict) -> Solution:
-    """Latents of the block."""
-    times_KxBxS = spec.times(block.observed_BxS.shape[1], rows)
-    noise_BxSxD = row_noise(row_keys(rows["keys"], 0), block.given_BxSxD.shape[1:])
-    # From pure noise, or from what is to be revised with noise on it.
-    start_BxSxD = spec.solver.schedule.interpolate(block.given_BxSxD, noise_BxSxD, times_KxBxS[0])
-    return solve(
-        guided_estimate(denoiser, spec, block, rows),
-        start_BxSxD,
-        jnp.where(block.observed_BxS, 0.0, times_KxBxS),
-        row_keys(rows["keys"], 1),
-        spec.solver,
-        _early_stop(block, rows) if spec.early else None,
-    )
 
 
 def _early_stop(block: Block, rows: dict) -> EarlyStop:
