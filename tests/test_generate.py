@@ -19,7 +19,8 @@ from ldlm_jax.optimizer import make_optimizer
 from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.phases import phase_at
 from ldlm_jax.sampling.blockwise import generate_tokens
-from ldlm_jax.sampling.generate import Generator, draw_lengths, generate, generate_requests
+from ldlm_jax.sampling.candidates import draw_lengths
+from ldlm_jax.sampling.generate import Generator, generate, generate_requests
 from ldlm_jax.sampling.likelihood import log_likelihoods
 from ldlm_jax.sampling.request import Request, SampleConfig
 from ldlm_jax.sampling.rerank import log_likelihood

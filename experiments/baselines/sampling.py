@@ -18,7 +18,7 @@ from ldlm_jax.data.dataset import Prepared, prepare
 from ldlm_jax.data.special_ids import EOS, MASK, PAD
 from ldlm_jax.diffusion.guidance import guide_by_context
 from ldlm_jax.models.token_layout import token_layout
-from ldlm_jax.sampling.generate import draw_lengths
+from ldlm_jax.sampling.candidates import draw_lengths
 from ldlm_jax.sampling.logits import end_tokens, top_p_filter
 
 

@@ -1,4 +1,8 @@
-"""One thread that owns the model: unlike requests wait in a bounded queue and share batches."""
+"""One thread that owns the model: unlike requests wait in a bounded queue and share batches.
+
+A batch of a model with blocks is generated to its end. Whole texts join a running batch and leave
+it between two steps, see ``sampling.continuous``.
+"""
 
 import threading
 import time
@@ -9,14 +13,18 @@ from dataclasses import dataclass, field, replace
 import jax
 
 from ldlm_jax.errors import UserError
+from ldlm_jax.sampling.candidates import Sample, row_count
 from ldlm_jax.sampling.config import CALL, knobs
-from ldlm_jax.sampling.generate import Program, Sample, check_request, generate_requests, row_count
+from ldlm_jax.sampling.continuous import RunningBatch
+from ldlm_jax.sampling.generate import Program, check_request, generate_requests
 from ldlm_jax.sampling.likelihood import Likelihood, token_likelihoods
 from ldlm_jax.sampling.request import Request
+from ldlm_jax.sampling.template import Template
 from ldlm_jax.serving.model import BlockListener
 from ldlm_jax.workdir import LoadedRun
 
-# Batches are compiled for these numbers of steps, so that few programs serve all numbers.
+# Batches of a model with blocks are compiled for these numbers of steps, so that few programs serve
+# all numbers.
 _STEPS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 50, 64, 80, 100, 128, 160, 200, 256)
 
 
@@ -54,6 +62,7 @@ class Job:
       on_block: called there with the tokens (T,) of each finished block; None where nobody looks.
       keep_drafts: keep what each step would decode to.
       scored: also ask for the likelihood of its tokens.
+      template: of the request, once it is checked.
       rows: that it takes in a batch.
       cancelled: nobody waits for it any more.
     """
@@ -63,14 +72,20 @@ class Job:
     on_block: Callable[[Sequence[int]], None] | None = None
     keep_drafts: bool = False
     scored: bool = False
+    template: Template | None = None
     rows: int = 1
     cancelled: bool = False
+
+    @property
+    def early(self) -> bool:
+        """Whether it may stop before its last step."""
+        return self.request.config.stable_steps > 0
 
     @property
     def kind(self) -> tuple:
         """What jobs of one batch have in common."""
         config = self.request.config
-        return (self.keep_drafts, *(getattr(config, name) for name in knobs(CALL)))
+        return (self.keep_drafts, self.early, *(getattr(config, name) for name in knobs(CALL)))
 
 
 @dataclass
@@ -110,8 +125,8 @@ class Batcher:
         for job in jobs:
             if job.request.config.steps > _STEPS[-1]:
                 raise UserError(f"steps = {job.request.config.steps}: at most {_STEPS[-1]} here.")
-            template = check_request(self._generator, job.request)
-            job.rows = row_count(job.request, template)
+            job.template = check_request(self._generator, job.request)
+            job.rows = row_count(job.request, job.template)
             if job.rows > self.limits.max_batch:
                 raise UserError(
                     f"best_of = {job.rows}: at most {self.limits.max_batch} texts to choose from."
@@ -149,8 +164,9 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._next_batch():
             start = time.perf_counter()
+            generate = self._generate if self._generator.diffusion.block_size else self._run
             try:
-                self._generate(batch)
+                generate(batch)
             except Exception as error:  # none of them may take the thread, and all others, along
                 for job in batch:
                     job.done(error, None)
@@ -176,6 +192,41 @@ class Batcher:
                     self._queue.remove(job)
             return batch
 
+    def _joining(self, kind: tuple, room: int) -> list[Job]:
+        """The next jobs, as far as they are of that kind and there is room."""
+        with self._changed:
+            joining: list[Job] = []
+            # A job of another kind is next once the batch is over: nobody overtakes it for ever.
+            while self._queue and self._queue[0].kind == kind and self._queue[0].rows <= room:
+                joining.append(self._queue.popleft())
+                room -= joining[-1].rows
+            return joining
+
+    def _run(self, jobs: list[Job]) -> None:
+        """Generate whole texts until none of their kind is left; ``jobs`` are those under way."""
+        kind, joining = jobs[0].kind, jobs[:]
+        batch = RunningBatch(
+            self._generator, self._size(sum(job.rows for job in jobs)), _STEPS[-1],
+            early=jobs[0].early, traced=jobs[0].keep_drafts,
+        )  # fmt: skip
+        with self.run.use_sharding():
+            while jobs:
+                for job in joining:
+                    batch.join(job, job.request, job.template)
+                self.counts.batches[batch.busy] += 1
+                for job, sample in batch.step():
+                    self._answer(job, sample)
+                    jobs.remove(job)
+                # A client that has left frees its rows.
+                left = [job for job in jobs if job.cancelled]
+                batch.drop(left)
+                jobs[:] = [job for job in jobs if job not in left]
+                joining = self._joining(kind, self.limits.max_batch - batch.busy)
+                jobs += joining
+                size = self._size(batch.busy + sum(job.rows for job in joining))
+                if size != batch.size:
+                    batch.resize(size)
+
     def _generate(self, batch: list[Job]) -> None:
         rows = sum(job.rows for job in batch)
         self.counts.batches[rows] += 1
@@ -198,20 +249,27 @@ class Batcher:
             )  # fmt: skip
             jax.effects_barrier()  # the last block may still be on its way
             for job, sample in zip(batch, samples, strict=True):
-                if not job.cancelled:
-                    job.done(sample, self._score(job, sample) if job.scored else None)
+                self._answer(job, sample)
 
     def _program(self, rows: int, requests: Sequence[Request]) -> Program:
         """A size that other batches have, too."""
         most = max(request.config.steps for request in requests)
         steps = next(n for n in _STEPS if n >= most)
-        return Program(next(n for n in self._sizes if n >= rows), steps)
+        return Program(self._size(rows), steps)
+
+    def _size(self, rows: int) -> int:
+        """Rows that are compiled for, at least so many."""
+        return next(n for n in self._sizes if n >= rows)
 
     @property
     def _sizes(self) -> list[int]:
         """Numbers of rows that are compiled for, ascending."""
         most = self.limits.max_batch
         return sorted({1, min(8, most), most})
+
+    def _answer(self, job: Job, sample: Sample) -> None:
+        if not job.cancelled:
+            job.done(sample, self._score(job, sample) if job.scored else None)
 
     def _score(self, job: Job, sample: Sample) -> Likelihood:
         """Of all tokens of a sample, what was given among them."""
