@@ -220,6 +220,8 @@ class RunningBatch:
 
     def resize(self, size: int) -> None:
         """The same texts in a batch of another size, at least ``busy``."""
+        if size == self.size:
+            return
         order = [i for i, row in enumerate(self._rows) if row is not None]
         assert len(order) <= size
         self._fresh = [order.index(i) for i in self._fresh if i in order]
@@ -228,10 +230,10 @@ class RunningBatch:
         self._steps_B = self._steps_B[index]
         if self._given is None:
             return
-        held = (self._given, self._options, self._state)
-        self._given, self._options, self._state = jax.tree.map(lambda x: x[index], held)
+        held = (self._given, self._options)
+        self._given, self._options = jax.tree.map(lambda x: x[index], held)
         if self._state is not None:
-            self._state = _stop(self._state, np.arange(size) >= len(order))
+            self._state = _take_rows(self._state, index, np.arange(size) >= len(order))
 
     def step(self) -> list[tuple[Hashable, Sample]]:
         """Take a few steps, and return the texts that are finished."""
@@ -290,12 +292,17 @@ def _blank(params, latents, given, options, spec: Spec) -> BatchState:
         return BatchState(_first(sampler, given_BxNxD)[1], given_BxNxD)
 
     shapes = jax.eval_shape(state, params, latents, given, options)
-    blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    return _stop(blank, np.ones(len(given.tokens_BxL), bool))
+    row = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), shapes)
+    count = len(given.tokens_BxL)
+    return _take_rows(row, np.zeros(count, int), np.ones(count, bool))
 
 
-def _stop(state: BatchState, rows_B: np.ndarray) -> BatchState:
-    stopped_B = np.asarray(state.progress.stopped_B) | rows_B
+@jit()
+def _take_rows(state: BatchState, index_B, empty_B) -> BatchState:
+    """The rows of these numbers, of which some are empty from now on."""
+    # Where a call finds its state must not depend on what made it: that would compile it anew.
+    state = jax.tree.map(lambda x: replicate(x[index_B]), state)
+    stopped_B = state.progress.stopped_B | empty_B
     return state._replace(progress=state.progress._replace(stopped_B=stopped_B))
 
 

@@ -105,6 +105,7 @@ class Batcher:
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing, self._blocks = False, BlockListener()
+        self._running: dict[tuple, RunningBatch] = {}  # by kind; at most one
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
@@ -204,12 +205,13 @@ class Batcher:
 
     def _run(self, jobs: list[Job]) -> None:
         """Generate whole texts until none of their kind is left; ``jobs`` are those under way."""
-        kind, joining = jobs[0].kind, jobs[:]
-        batch = RunningBatch(
-            self._generator, self._size(sum(job.rows for job in jobs)), _STEPS[-1],
+        kind, joining, rows = jobs[0].kind, jobs[:], sum(job.rows for job in jobs)
+        batch = self._running.pop(kind, None) or RunningBatch(
+            self._generator, self._size(rows), _STEPS[-1],
             early=jobs[0].early, traced=jobs[0].keep_drafts,
         )  # fmt: skip
         with self.run.use_sharding():
+            batch.resize(self._size(rows))
             while jobs:
                 for job in joining:
                     batch.join(job, job.request, job.template)
@@ -224,8 +226,8 @@ class Batcher:
                 joining = self._joining(kind, self.limits.max_batch - batch.busy)
                 jobs += joining
                 size = self._size(batch.busy + sum(job.rows for job in joining))
-                if size != batch.size:
-                    batch.resize(size)
+                batch.resize(size)
+        self._running = {kind: batch}
 
     def _generate(self, batch: list[Job]) -> None:
         rows = sum(job.rows for job in batch)
