@@ -26,7 +26,7 @@ from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.parallel.sharding import batch_sharding, own_rows, put_batch, use_sharding
 from ldlm_jax.phases import begins, phase_at
 from ldlm_jax.plan.flops import step_flops
-from ldlm_jax.sampling.generate import Generator
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.serving.hub import WarmStart
 from ldlm_jax.teachers.loader import LoadedTeacher, load_teacher
 from ldlm_jax.telemetry.loggers import Logger, check_loggers, open_loggers

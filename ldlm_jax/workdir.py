@@ -24,7 +24,7 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.models.networks import with_backbone
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import batch_sharding, replicated, use_sharding
-from ldlm_jax.sampling.generate import Generator
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.train_state import AveragedModel, abstract_average
 from ldlm_jax.validate import local_path
 

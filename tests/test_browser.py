@@ -7,7 +7,7 @@ import pytest
 
 from ldlm_jax.evals.report import report
 from ldlm_jax.puzzles.registry import TASKS
-from ldlm_jax.sampling.generate import Draft, Sample
+from ldlm_jax.sampling.candidates import Draft, Sample
 from ldlm_jax.sampling.page import denoising_page
 
 webdriver = pytest.importorskip("selenium.webdriver")

@@ -20,7 +20,8 @@ from ldlm_jax.parallel.mesh import make_mesh
 from ldlm_jax.phases import phase_at
 from ldlm_jax.sampling.blockwise import generate_tokens
 from ldlm_jax.sampling.candidates import draw_lengths
-from ldlm_jax.sampling.generate import Generator, generate, generate_requests
+from ldlm_jax.sampling.generate import generate, generate_requests
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.sampling.likelihood import log_likelihoods
 from ldlm_jax.sampling.request import Request, SampleConfig
 from ldlm_jax.sampling.rerank import log_likelihood

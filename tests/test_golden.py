@@ -19,7 +19,8 @@ from ldlm_jax.optimizer import make_optimizer
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.sampling.config import SampleConfig
-from ldlm_jax.sampling.generate import Generator, generate_requests
+from ldlm_jax.sampling.generate import generate_requests
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.sampling.request import Request
 from ldlm_jax.train_state import init_state
 from ldlm_jax.train_step import train_step

@@ -20,7 +20,8 @@ from ldlm_jax.puzzles.base import OPEN, Puzzle
 from ldlm_jax.puzzles.registry import TASKS
 from ldlm_jax.puzzles.sudoku import Sudoku, sudoku_task
 from ldlm_jax.sampling import puzzles as asking
-from ldlm_jax.sampling.generate import Generator, generate_requests
+from ldlm_jax.sampling.generate import generate_requests
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.sampling.page import page_data
 from ldlm_jax.sampling.puzzles import held_out, printer, requests_of, typed
 from ldlm_jax.serving.hub import open_model

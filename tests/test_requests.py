@@ -17,7 +17,8 @@ from ldlm_jax.models.networks import LatentStats
 from ldlm_jax.sampling import generate as generate_module
 from ldlm_jax.sampling.blockwise import BlockwiseSampler
 from ldlm_jax.sampling.config import SampleConfig, row_params
-from ldlm_jax.sampling.generate import Generator, generate, generate_requests
+from ldlm_jax.sampling.generate import generate, generate_requests
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.sampling.request import Request, read_requests
 from ldlm_jax.sampling.spec import ConditioningBatch, Spec
 from tests.conftest import DEMO, nowhere_zero

@@ -19,7 +19,8 @@ from ldlm_jax.config import load_config, resolve
 from ldlm_jax.parallel.sharding import use_sharding
 from ldlm_jax.sampling.blockwise import generate_tokens
 from ldlm_jax.sampling.config import SampleConfig
-from ldlm_jax.sampling.generate import Generator, generate
+from ldlm_jax.sampling.generate import generate
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.train import TrainingRun
 from ldlm_jax.train_state import TrainState
 from ldlm_jax.train_step import compiled_step

@@ -7,7 +7,7 @@ import jax
 
 from ldlm_jax.data.dataset import Prepared
 from ldlm_jax.sampling.config import SampleConfig
-from ldlm_jax.sampling.generate import Generator
+from ldlm_jax.sampling.generator import Generator
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.sampling.generate import Generator
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.sampling.likelihood import Likelihood, encoded, log_likelihoods
 from ldlm_jax.validate import finite_file
 

@@ -30,7 +30,7 @@ from ldlm_jax.models.dit import GENERATED, OBSERVED, NoisyInputs
 from ldlm_jax.models.lowering import jit
 from ldlm_jax.models.networks import LatentStats, Networks
 from ldlm_jax.parallel.sharding import replicate, row_multiple
-from ldlm_jax.sampling.generate import Generator
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.sampling.rerank import one_by_one
 
 # Noise over data where the decoder takes over from the denoiser. One for all texts of all models,

@@ -14,8 +14,10 @@ import jax
 from ldlm_jax.errors import UserError
 from ldlm_jax.puzzles.base import Task
 from ldlm_jax.puzzles.registry import TASKS
+from ldlm_jax.sampling.candidates import Sample
 from ldlm_jax.sampling.config import SampleConfig, knobs
-from ldlm_jax.sampling.generate import Generator, Sample, generate_requests
+from ldlm_jax.sampling.generate import generate_requests
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.sampling.page import denoising_page
 from ldlm_jax.sampling.puzzles import held_out, printer, requests_of, typed
 from ldlm_jax.sampling.request import Request, read_requests

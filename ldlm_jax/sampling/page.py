@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ldlm_jax.puzzles.base import Task
-from ldlm_jax.sampling.generate import Generator, Sample
+from ldlm_jax.sampling.candidates import Sample
+from ldlm_jax.sampling.generator import Generator
 
 _PAGE = Path(__file__).with_name("page.html")
 

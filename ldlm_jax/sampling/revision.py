@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ldlm_jax.errors import UserError
 from ldlm_jax.sampling.config import SampleConfig
-from ldlm_jax.sampling.generate import Generator, generate_requests
+from ldlm_jax.sampling.generate import generate_requests
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.sampling.request import Request
 from ldlm_jax.sampling.template import cut_spans
 from ldlm_jax.validate import finite_file

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ldlm_jax.sampling.generate import Generator, Sample
+from ldlm_jax.sampling.candidates import Sample
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.sampling.request import Request
 from ldlm_jax.sampling.template import Template
 

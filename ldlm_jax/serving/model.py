@@ -18,8 +18,9 @@ from ldlm_jax.models.denoiser import Denoiser, latent_layout
 from ldlm_jax.models.dit import OBSERVED
 from ldlm_jax.models.lowering import jit
 from ldlm_jax.parallel.sharding import row_multiple
+from ldlm_jax.sampling.candidates import Sample
 from ldlm_jax.sampling.config import SampleConfig, with_options
-from ldlm_jax.sampling.generate import Sample, generate_requests
+from ldlm_jax.sampling.generate import generate_requests
 from ldlm_jax.sampling.likelihood import Likelihood, log_likelihoods
 from ldlm_jax.sampling.logits import likeliest
 from ldlm_jax.sampling.request import Request

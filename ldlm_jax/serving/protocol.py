@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from ldlm_jax.data.special_ids import EOS, PAD
 from ldlm_jax.errors import UserError
+from ldlm_jax.sampling.candidates import Sample
 from ldlm_jax.sampling.config import SampleConfig
-from ldlm_jax.sampling.generate import Generator, Sample
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.sampling.likelihood import TOP, Likelihood, is_exact
 from ldlm_jax.sampling.request import Request, request_from
 from ldlm_jax.sampling.template import Template

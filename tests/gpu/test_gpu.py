@@ -26,7 +26,8 @@ from ldlm_jax.optimizer import make_optimizer
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import AxisRules, use_sharding
 from ldlm_jax.sampling.blockwise import generate_tokens
-from ldlm_jax.sampling.generate import Generator, generate
+from ldlm_jax.sampling.generate import generate
+from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.train_state import abstract_state, init_state
 from ldlm_jax.train_step import compiled_step, fused_loss
 from tests.conftest import DEMO
