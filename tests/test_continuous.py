@@ -115,6 +115,16 @@ def test_the_server_lets_texts_join_between_two_steps(model):
     assert [name for name, _ in done] == ["short", "other", "long"]
     alone = generate_requests(model.run.generator, [Request("", 0, 2, short)])
     assert done[0][1].text == next(alone).text
+    drafts = []
+    drawn = job("drafts", model.options(steps=6, stable_steps=0), 5)
+    drawn.keep_drafts, drawn.on_draft = True, drafts.append
+    finished.clear()
+    done[:] = done[:2]
+    batcher.submit([drawn])
+    assert finished.wait(60)
+    # Two steps a call, and nothing but the text itself after the last.
+    kept = [draft.text for draft in done[-1][1].drafts]
+    assert drafts == [kept[1], kept[3]] and len(kept) == 6
     failed = threading.Event()
     batcher._score = lambda *_: 1 / 0
     broken = job("broken", short, 4)

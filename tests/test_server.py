@@ -225,6 +225,7 @@ BAD = {
     "many probabilities": ({"logprobs": 9}, "logprobs = 9"),
     "probabilities in a stream": ({"logprobs": 1, "stream": True}, "not with stream"),
     "probabilities of a template": ({"logprobs": 1, "template": "a ____ b"}, "template or suffix"),
+    "drafts of blocks": ({"stream_options": {"include_drafts": True}}, "include_drafts"),
     "a word for a switch": ({"stream": "yes"}, "stream = 'yes'"),
     "a choice of many": ({"best_of": 9}, "at most 8"),
 }
@@ -383,3 +384,20 @@ def test_an_address_that_cannot_be_had_is_named_before_anything_is_compiled(mode
         with pytest.raises(UserError, match=f"cannot serve on {host}:{port}"):
             serve(model.run, ServerConfig("name", LIMITS, 1.0), host, port)
     taken.close()
+
+
+def test_a_stream_of_a_whole_text_shows_its_drafts():
+    """Each in place of the one before, and last the text that a request without them gets."""
+    model = load("checkpoints/sudoku6", mesh=make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    body = {"template": "12____{4}345____{27}", "seed": 3, "steps": 7, "stable_steps": 0}
+    with running(model.run, ServerConfig("grids", Limits(max_batch=1))) as served:
+        whole = post(served, body).json()["choices"][0]["text"]
+        asked = body | {"stream": True, "stream_options": {"include_drafts": True}}
+        lines = post(served, asked).text.split("\n\n")
+    *events, end = [line.removeprefix("data: ") for line in lines if line]
+    choices = [json.loads(event)["choices"][0] for event in events]
+    drafts = [choice["draft"] for choice in choices if "draft" in choice]
+    assert end == "[DONE]" and len(drafts) == 3 and len(choices) == 4
+    assert all(draft.startswith("12") and draft[6:9] == "345" for draft in drafts)
+    assert [choice["text"] for choice in choices] == ["", "", "", whole]
+    assert choices[-1]["finish_reason"] == "stop"

@@ -7,7 +7,7 @@ is the one that it would be alone.
 Shape letters: B rows, L tokens, N latents, D latent channels, K steps of a call.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -254,6 +254,20 @@ class RunningBatch:
         got = jax.device_get((generated, progress.stopped_B, progress.steps_B))
         generated, stopped_B, self._steps_B = got
         return self._take(generated, stopped_B, self._steps_B - before_B)
+
+    def drafts(self) -> Iterator[tuple[Hashable, str]]:
+        """What each text under way would be by now; there must be drafts.
+
+        Those of which the best of several is kept have none.
+        """
+        for row in filter(None, self._rows):
+            if row.drafts and len(row.group.finished) == 1:
+                tokens_L, candidate = row.drafts[-1].tokens_BxKxL[-1], row.candidate
+                tokenizer = self._generator.tokenizer
+                yield (
+                    row.group.tag,
+                    candidate.template.from_row(tokens_L, candidate.length, tokenizer)[1],
+                )
 
     def _take(self, generated: Generated, stopped_B, took_B) -> list:
         """Finished texts, whose rows are free again."""

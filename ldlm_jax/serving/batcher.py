@@ -60,6 +60,8 @@ class Job:
       done: called with the sample, its likelihood if it is scored, or an exception; in the
         batcher's thread.
       on_block: called there with the tokens (T,) of each finished block; None where nobody looks.
+      on_draft: called there now and then with what a whole text would be by now; it needs
+        ``keep_drafts``. None where nobody looks.
       keep_drafts: keep what each step would decode to.
       scored: also ask for the likelihood of its tokens.
       template: of the request, once it is checked.
@@ -70,6 +72,7 @@ class Job:
     request: Request
     done: Callable[[Sample | Exception, Likelihood | None], None]
     on_block: Callable[[Sequence[int]], None] | None = None
+    on_draft: Callable[[str], None] | None = None
     keep_drafts: bool = False
     scored: bool = False
     template: Template | None = None
@@ -219,6 +222,9 @@ class Batcher:
                 for job, sample in batch.step():
                     self._answer(job, sample)
                     jobs.remove(job)
+                for job, text in batch.drafts():
+                    if job.on_draft and not job.cancelled:
+                        job.on_draft(text)
                 # A client that has left frees its rows.
                 left = [job for job in jobs if job.cancelled]
                 batch.drop(left)

@@ -33,6 +33,7 @@ class Asked:
       seed: of all choices; drawn if the body names none.
       stream: send pieces.
       usage: end a stream with the numbers of tokens.
+      drafts: send what a text would be by now, too.
       echo: begin with the prompt.
       stop: strings at which a text is cut.
       max_tokens: at which a continuation is cut; 0 for as many as there are.
@@ -44,6 +45,7 @@ class Asked:
     seed: int
     stream: bool = False
     usage: bool = False
+    drafts: bool = False
     echo: bool = False
     stop: tuple[str, ...] = ()
     max_tokens: int = 0
@@ -90,6 +92,8 @@ def parse(body: bytes, generator: Generator, config: SampleConfig, most: int) ->
         given = {} if row.get("template") else {"prompt": prompt}
         requests += request_from(row | given, default).several(n)
     asked = Asked(requests, str(protocol.get("model", "")), seed, **_options(protocol))
+    if asked.drafts and generator.diffusion.block_size:
+        raise UserError("include_drafts: only of models that write whole texts; leave it out.")
     if asked.logprobs is not None and not is_exact(generator.diffusion):
         raise UserError(
             "logprobs: this model tells no probabilities of single tokens; leave it out. Models "
@@ -128,6 +132,7 @@ def _options(row: dict) -> dict:
         raise UserError('stream_options: give an object such as {"include_usage": true}.')
     return {
         "stream": row.get("stream", False), "usage": bool(options.get("include_usage")),
+        "drafts": bool(options.get("include_drafts")),
         "echo": row.get("echo", False), "stop": tuple(stop),
         "max_tokens": row.get("max_tokens", 0), "logprobs": row.get("logprobs"),
     }  # fmt: skip
@@ -189,6 +194,10 @@ class Choice:
             text = text[: len(text) - max((_begun(text, stop) for stop in self.asked.stop),
                                           default=0)]  # fmt: skip
         return self._advance(text, ended)
+
+    def draft(self, text: str) -> str:
+        """The completion of a text that is not finished."""
+        return self._until_stop(self._completion(text))
 
     def finish(self, sample: Sample, likelihood: Likelihood | None) -> str:
         """What is left of the finished text."""

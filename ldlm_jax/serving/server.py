@@ -220,15 +220,17 @@ class Answer:
             Job(
                 request, partial(tell, index, "done"),
                 partial(tell, index, "block") if asked.stream and choice.grows else None,
-                keep_drafts, asked.logprobs is not None,
+                partial(tell, index, "draft") if asked.stream and asked.drafts else None,
+                keep_drafts or (asked.stream and asked.drafts), asked.logprobs is not None,
             )
             for index, (request, choice) in enumerate(
                 zip(asked.requests, self.choices, strict=True)
             )
         ]  # fmt: skip
 
-    async def pieces(self, is_gone) -> AsyncIterator[tuple[int, str, bool]]:
-        """Pieces of text, with the numbers of their choices and whether they are the last.
+    async def pieces(self, is_gone) -> AsyncIterator[tuple[int, str, str]]:
+        """Pieces of text, with the numbers of their choices and their kinds: ``"block"``,
+        ``"draft"`` (in place of all that will come), or ``"done"`` for the last.
 
         Whoever stops reading gives all up.
 
@@ -244,12 +246,14 @@ class Answer:
             while left:
                 index, kind, what = await self._next(deadline, is_gone)
                 if kind == "block":
-                    text = self.choices[index].add(what[0])
+                    text = self.choices[index].add(*what)
+                elif kind == "draft":
+                    text = self.choices[index].draft(*what)
                 else:
                     text = self._finish(index, *what)
                     left -= 1
                 if text or kind == "done":
-                    yield index, text, kind == "done"
+                    yield index, text, kind
         finally:
             self.server.batcher.cancel(self.jobs)
 
@@ -279,9 +283,11 @@ class Answer:
         """Server-sent events; see ``pieces``."""
         start = time.perf_counter()
         try:
-            async for index, text, last in self.pieces(is_gone):
-                reason = self.choices[index].finish_reason if last else None
+            async for index, text, kind in self.pieces(is_gone):
+                reason = self.choices[index].finish_reason if kind == "done" else None
                 choice = {"text": text, "index": index, "logprobs": None, "finish_reason": reason}
+                if kind == "draft":
+                    choice |= {"text": "", "draft": text}
                 yield self._event([choice])
             if self.asked.usage:
                 yield self._event([], usage=self._usage())
