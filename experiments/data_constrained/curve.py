@@ -78,6 +78,17 @@ SYSTEMS = {
     "latent": ("latent",),
     "latent, dropout 0.1": ("latent", "dit.dropout=0.1"),
     "latent, dropout 0.2": ("latent", "dit.dropout=0.2"),
+    "latent, dropout 0.2, a time each": (
+        "latent",
+        "dit.dropout=0.2",
+        "diffusion.per_token_times=1.0",
+    ),
+    "latent, dropout 0.2, a time each, weight decay 1": (
+        "latent",
+        "dit.dropout=0.2",
+        "diffusion.per_token_times=1.0",
+        "optim.weight_decay=1.0",
+    ),
     "masked": ("mdlm",),
     "masked, dropout 0.1": ("mdlm", "dropout=0.1"),
     "ar": ("ar",),
