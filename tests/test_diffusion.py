@@ -12,8 +12,9 @@ from ldlm_jax.diffusion import time_sampling as time
 from ldlm_jax.diffusion.conditioning import ObservedShares, draw_observed
 from ldlm_jax.diffusion.guidance import guide, guide_by_context
 from ldlm_jax.diffusion.objective import Objective
+from ldlm_jax.diffusion.rows import row_noise
 from ldlm_jax.diffusion.schedule import SCHEDULES, Cosine, RectifiedFlow
-from ldlm_jax.diffusion.solvers import SOLVERS, EarlyStop, Estimate, Solver, row_noise, solve
+from ldlm_jax.diffusion.solvers import SOLVERS, EarlyStop, Estimate, Solver, solve
 from ldlm_jax.models.token_layout import token_layout
 
 MEAN = np.array([1.0, -2.0])
@@ -21,6 +22,11 @@ COVARIANCE = np.array([[1.5, 0.8], [0.8, 0.7]])
 
 
 STRAIGHT = RectifiedFlow()
+
+
+def solved(*how):
+    """The latents at the end."""
+    return solve(*how)[0].at.z
 
 
 def exact_denoiser(schedule):
@@ -48,7 +54,7 @@ def test_exact_velocity_recovers_the_distribution(solver, distribution, name):
     noise = jax.random.normal(jax.random.key(0), (20_000, 2))
     schedule, steps = SCHEDULES[name], 300
     how = Solver(solver, schedule=schedule)
-    z = solve(exact_denoiser(schedule), noise, times(steps, distribution), keys(noise), how).z
+    z = solved(exact_denoiser(schedule), noise, times(steps, distribution), keys(noise), how)
     np.testing.assert_allclose(np.mean(z, axis=0), MEAN, atol=0.04)
     np.testing.assert_allclose(np.cov(z.T), COVARIANCE, atol=0.06)
 
@@ -61,7 +67,7 @@ def test_ancestral_steps_may_be_long(churn):
         found = {}
         for solver in ("ancestral", "stochastic"):
             args = gaussian_denoiser, noise, jnp.array(grid)[:, None], keys(noise)
-            found[solver] = solve(*args, Solver(solver, churn)).z
+            found[solver] = solved(*args, Solver(solver, churn))
         np.testing.assert_allclose(np.mean(found["ancestral"], axis=0), MEAN, atol=0.04)
         np.testing.assert_allclose(np.cov(found["ancestral"].T), COVARIANCE, atol=0.06)
         assert np.abs(np.cov(found["stochastic"].T) - COVARIANCE).max() > 0.2
@@ -84,7 +90,7 @@ def test_positions_may_run_at_times_of_their_own():
         time_grid.rolling(time_grid.quantile_grid(5), 3, 0.0)[:, 2], time_grid.quantile_grid(5)
     )
     for solver in SOLVERS:
-        z = solve(denoise, noise, u, keys(noise), Solver(solver)).z
+        z = solved(denoise, noise, u, keys(noise), Solver(solver))
         np.testing.assert_allclose(np.cov(z[..., 0].T), np.eye(2), atol=0.05)
 
 
@@ -103,7 +109,7 @@ def test_euler_is_of_first_order():
     def error(solver, steps):
         def solution(steps):
             grid = jnp.linspace(0.95, 0.05, steps + 1)[:, None]
-            return solve(gaussian_denoiser, noise, grid, keys(noise), Solver(solver))[0]
+            return solved(gaussian_denoiser, noise, grid, keys(noise), Solver(solver))
 
         return float(jnp.abs(solution(steps) - solution(1024)).mean())
 
@@ -113,9 +119,9 @@ def test_euler_is_of_first_order():
 def test_stochastic_solver_without_churn_is_euler_and_with_it_is_not():
     noise = jax.random.normal(jax.random.key(0), (64, 2))
     args = (gaussian_denoiser, noise, times(10), keys(noise))
-    euler = solve(*args, Solver("euler"))[0]
-    chex.assert_trees_all_close(solve(*args, Solver("stochastic", 0.0))[0], euler, atol=2e-3)
-    assert float(jnp.abs(solve(*args, Solver("stochastic", 1.0))[0] - euler).max()) > 0.1
+    euler = solved(*args, Solver("euler"))
+    chex.assert_trees_all_close(solved(*args, Solver("stochastic", 0.0)), euler, atol=2e-3)
+    assert float(jnp.abs(solved(*args, Solver("stochastic", 1.0)) - euler).max()) > 0.1
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -129,22 +135,22 @@ def test_a_row_is_solved_alike_whatever_stands_beside_it(solver):
     noise, rows = jax.random.normal(jax.random.key(0), (3, 5, 2)), keys(jnp.zeros(3))
     steps = jnp.array([3, 7, 1])
     grid = jnp.broadcast_to(time_grid.quantile_grid(steps, 7)[..., None], (8, 3, 5))
-    together = solve(denoise, noise, grid, rows, Solver(solver)).z
+    together = solved(denoise, noise, grid, rows, Solver(solver))
     for i, count in enumerate(steps.tolist()):
         part, grid = (
             slice(i, i + 1),
             jnp.broadcast_to(time_grid.quantile_grid(count)[:, None, None], (count + 1, 1, 5)),
         )
-        alone = solve(denoise, noise[part], grid, rows[part], Solver(solver)).z
+        alone = solved(denoise, noise[part], grid, rows[part], Solver(solver))
         chex.assert_trees_all_close(together[part], alone, atol=1e-5)
 
 
 def test_estimates_are_kept_for_every_step():
     noise = jax.random.normal(jax.random.key(0), (4, 2))
-    found = solve(gaussian_denoiser, noise, times(7), keys(noise), Solver("euler"))
-    chex.assert_shape(found.extra, (7, 4, 2))
-    chex.assert_trees_all_close(found.extra[-1], found.z, atol=1e-5)
-    assert found.steps_B.tolist() == [7] * 4
+    end, extra = solve(gaussian_denoiser, noise, times(7), keys(noise), Solver("euler"))
+    chex.assert_shape(extra, (7, 4, 2))
+    chex.assert_trees_all_close(extra[-1], end.at.z, atol=1e-5)
+    assert end.steps_B.tolist() == [7] * 4
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -164,13 +170,13 @@ def test_rows_stop_when_they_are_told_to_and_do_not_care_for_the_others(solver):
     for limits in (jnp.array([2, 4, 3]), jnp.array([2, 9, 9])):
         seen.clear()
         watch = EarlyStop(jnp.zeros(3, int), update)
-        found = solve(denoise, start, grid, keys(start), Solver(solver), watch)
+        end, extra = solve(denoise, start, grid, keys(start), Solver(solver), watch)
         jax.effects_barrier()
-        assert found.steps_B.tolist() == limits.tolist()
+        assert end.steps_B.tolist() == limits.tolist()
         assert len(seen) == int(limits.max())
         # It ends at its last estimate, which is kept in what it said.
-        chex.assert_trees_all_close(found.z[0], found.extra[1, 0], atol=1e-6)
-        chex.assert_trees_all_close(found.extra[8, 0], found.extra[1, 0], atol=1e-6)
+        chex.assert_trees_all_close(end.at.z[0], extra[1, 0], atol=1e-6)
+        chex.assert_trees_all_close(extra[8, 0], extra[1, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from ldlm_jax.diffusion.rows import row_keys, row_noise
 from ldlm_jax.diffusion.schedule import Schedule
-from ldlm_jax.diffusion.solvers import row_keys, row_noise
 
 # Ratios of signal to noise are drawn evenly in log(s + this): every magnitude gets its share.
 _SMALL = 0.01

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ldlm_jax.diffusion.rows import row_keys, row_noise, where_rows
 from ldlm_jax.diffusion.schedule import RectifiedFlow, Schedule
 
 
@@ -83,16 +84,6 @@ class EarlyStop(NamedTuple):
     update: Callable[[Any, Any], tuple[Any, jax.Array]]
 
 
-def row_keys(keys: jax.Array, index) -> jax.Array:
-    """Fresh keys (B,) from those of B rows."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-
-
-def row_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal (B, *shape), each row by its own key: whatever stands beside it."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-
-
 def _euler(denoise: Denoise, solver: Solver, at: SolverState, now: Interval) -> SolverState:
     clean, extra, _ = denoise(at.z, now.t, at.clean, now.keys)
     return SolverState(solver.schedule.step(at.z, clean, now.t, now.s), clean, extra)
@@ -118,11 +109,7 @@ def _ancestral(denoise: Denoise, solver: Solver, at: SolverState, now: Interval)
     return SolverState(_beyond_and_back(solver, at.z, drawn, now), clean, extra)
 
 
-SOLVERS = {
-    "euler": _euler,
-    "stochastic": _stochastic,
-    "ancestral": _ancestral,
-}
+SOLVERS = {"euler": _euler, "stochastic": _stochastic, "ancestral": _ancestral}
 
 
 class Progress(NamedTuple):
@@ -138,20 +125,6 @@ class Progress(NamedTuple):
     at: SolverState
     watched: Any
     stopped_B: jax.Array
-    steps_B: jax.Array
-
-
-class Solution(NamedTuple):
-    """What a solver found.
-
-    Attributes:
-      z: the clean latents.
-      extra: of every step's estimate, stacked as (steps, ...).
-      steps_B: steps that each row took; those after it stopped repeat its last ``extra``.
-    """
-
-    z: jax.Array
-    extra: Any
     steps_B: jax.Array
 
 
@@ -176,13 +149,10 @@ def advance(
 ) -> Progress:
     """One step of every row that has not stopped; arguments as of ``solve``."""
     at, watched, stopped_B, steps_B = progress
-
-    def take_step(at: SolverState) -> SolverState:
-        return SOLVERS[solver.name](denoise, solver, at, now)
-
+    step = partial(SOLVERS[solver.name], denoise, solver)
     if early_stop is None:
-        return Progress(take_step(at), watched, stopped_B, steps_B + 1)
-    new = jax.lax.cond(jnp.all(stopped_B), lambda at: at, take_step, at)
+        return Progress(step(at, now), watched, stopped_B, steps_B + 1)
+    new = jax.lax.cond(jnp.all(stopped_B), lambda at: at, lambda at: step(at, now), at)
     at = jax.tree.map(partial(where_rows, stopped_B), at, new)
     watched, enough_B = early_stop.update(watched, at.extra)
     stops_B = enough_B & ~stopped_B
@@ -197,7 +167,7 @@ def solve(
     keys: jax.Array,
     solver: Solver,
     early_stop: EarlyStop | None = None,
-) -> Solution:
+) -> tuple[Progress, Any]:
     """Solve from noise to data.
 
     Args:
@@ -210,6 +180,10 @@ def solve(
       solver: how to step.
       early_stop: when to stop early. A row's result does not depend on the others'; the model is
         no longer evaluated once all have stopped.
+
+    Returns:
+      Where the rows ended, and ``extra`` of every step's estimate, stacked as (steps, ...); the
+      last one of a row that stopped is repeated.
     """
     times = jnp.broadcast_to(times, (len(times), *start.shape[:-1]))
 
@@ -220,10 +194,4 @@ def solve(
         return progress, progress.at.extra
 
     inputs = (times[:-1], times[1:], jnp.arange(len(times) - 1))
-    last, extra = jax.lax.scan(body, begin(denoise, start, keys, early_stop), inputs)
-    return Solution(last.at.z, extra, last.steps_B)
-
-
-def where_rows(rows_B: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Of an array the rows of ``a`` where true, else of ``b``."""
-    return jnp.where(rows_B.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+    return jax.lax.scan(body, begin(denoise, start, keys, early_stop), inputs)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.data.special_ids import EOS
-from ldlm_jax.diffusion.solvers import Denoise, EarlyStop, row_keys, row_noise, solve
+from ldlm_jax.diffusion.rows import row_keys, row_noise
+from ldlm_jax.diffusion.solvers import Denoise, EarlyStop, solve
 from ldlm_jax.models.denoiser import Denoiser, latent_layout
 from ldlm_jax.models.dit import OBSERVED, KVCache
 from ldlm_jax.models.lowering import jit
@@ -177,12 +178,12 @@ class BlockwiseSampler:
     def generate_block(self, tokens_BxL, caches, index):
         """Its tokens, steps that each row took, and what else the solver kept."""
         problem = self.problem(self.block(tokens_BxL, index, caches), index)
-        found = solve(
+        end, extra = solve(
             problem.denoise, problem.start_BxSxD, problem.times_KxBxS, problem.keys_B,
             self.spec.solver, problem.early_stop,
         )  # fmt: skip
-        steps_B = jnp.minimum(found.steps_B, self.rows["steps"].astype(int))
-        return problem.decode(found.z), steps_B, found.extra
+        steps_B = jnp.minimum(end.steps_B, self.rows["steps"].astype(int))
+        return problem.decode(end.at.z), steps_B, extra
 
     def likelihood(self, tokens_BxL) -> jax.Array:
         """Log-likelihood (B,) of finished texts if ``Spec.scored``, else zeros."""

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldlm_jax.diffusion.solvers import EarlyStop, Interval, Progress, advance, begin, where_rows
+from ldlm_jax.diffusion.rows import where_rows
+from ldlm_jax.diffusion.solvers import EarlyStop, Interval, Progress, advance, begin
 from ldlm_jax.models.lowering import jit
 from ldlm_jax.models.networks import LatentStats
 from ldlm_jax.parallel.sharding import replicate

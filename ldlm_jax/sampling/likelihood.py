@@ -23,7 +23,7 @@ import numpy as np
 from ldlm_jax.data.special_ids import EOS, PAD
 from ldlm_jax.diffusion.bound import diffusion_nats
 from ldlm_jax.diffusion.config import DiffusionConfig
-from ldlm_jax.diffusion.solvers import row_keys, row_noise
+from ldlm_jax.diffusion.rows import row_keys, row_noise
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.denoiser import Denoiser, latent_layout
 from ldlm_jax.models.dit import GENERATED, OBSERVED, NoisyInputs

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ldlm_jax.data.special_ids import EOS
 from ldlm_jax.diffusion.objective import masked_mean
-from ldlm_jax.diffusion.solvers import row_keys, row_noise
+from ldlm_jax.diffusion.rows import row_keys, row_noise
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.denoiser import Denoiser, Prediction
 from ldlm_jax.models.dit import GENERATED, OBSERVED, NoisyInputs

@@ -1,0 +1,19 @@
+"""Rows of a batch that do not depend on one another: keys, noise and choice, row by row."""
+
+import jax
+import jax.numpy as jnp
+
+
+def row_keys(keys: jax.Array, index) -> jax.Array:
+    """Fresh keys (B,) from those of B rows."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+
+
+def row_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal (B, *shape), each row by its own key: whatever stands beside it."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def where_rows(rows_B: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Of an array the rows of ``a`` where true, else of ``b``."""
+    return jnp.where(rows_B.reshape(-1, *[1] * (a.ndim - 1)), a, b)
