@@ -101,6 +101,8 @@ def test_large_models_are_cut_into_shards_with_an_index(runs, tmp_path, one, mon
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2 and files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    # Whoever may read one file of a model may read all.
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
     assert index["metadata"]["total_size"] == sum(
         x.nbytes for x in jax.tree.leaves((run.average.ema, run.average.latents.mean_D,
                                            run.average.latents.var_D))

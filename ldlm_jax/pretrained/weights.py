@@ -235,7 +235,11 @@ def write_safetensors(
     total = 0
 
     def write() -> None:
-        save_file(shard, folder / f"part-{len(parts)}", {"format": "np"})
+        part = folder / f"part-{len(parts)}"
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(shard, part, {"format": "np"})
+        part.chmod(mode)  # safetensors leaves a file that its owner alone can read
         parts.append(list(shard))
         shard.clear()
 
