@@ -1,10 +1,8 @@
 """Sudoku of side 6: whole grids out of noise, ten minutes on two CPU cores.
 
-Command:  make puzzles, or
-          ldlm train --config configs/sudoku_cpu.py --workdir runs/sudoku_cpu
+Command:  make puzzles, or ldlm train --config configs/sudoku_cpu.py --workdir runs/sudoku_cpu
 Hardware: 2 virtual CPU cores.
-Result:   97.7 % of held-out puzzles with 12 clues solved, in 8 steps on average; 99.7 % after
-          half an hour, train.num_steps=4000 (27 November 2026; see experiments/reasoning/).
+Result:   97.7 % of held-out puzzles with 12 clues; 99.2 % after 4,000 steps (experiments/reasoning).
 """
 
 

@@ -155,9 +155,8 @@ def advance(
     new = jax.lax.cond(jnp.all(stopped_B), lambda at: at, lambda at: step(at, now), at)
     at = jax.tree.map(partial(where_rows, stopped_B), at, new)
     watched, enough_B = early_stop.update(watched, at.extra)
-    stops_B = enough_B & ~stopped_B
-    at = at._replace(z=where_rows(stops_B, at.clean, at.z))
-    return Progress(at, watched, stopped_B | stops_B, steps_B + ~stopped_B)
+    at = at._replace(z=where_rows(enough_B & ~stopped_B, at.clean, at.z))
+    return Progress(at, watched, stopped_B | enough_B, steps_B + ~stopped_B)
 
 
 def solve(
