@@ -10,6 +10,7 @@ import pytest
 from ldlm_jax import load
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.puzzles.base import OPEN, Puzzle
+from ldlm_jax.sampling.candidates import spec_of
 from ldlm_jax.sampling.continuous import RunningBatch
 from ldlm_jax.sampling.generate import check_request, generate_requests
 from ldlm_jax.sampling.puzzles import requests_of
@@ -66,7 +67,8 @@ def test_drafts_and_the_best_of_several_are_as_alone(model):
 def test_texts_stay_the_same_when_the_batch_is_resized_or_others_leave(model):
     generator, requests = model.run.generator, asked(model)
     alone = [s.text for r in requests for s in generate_requests(generator, [r])]
-    batch, found = RunningBatch(generator, 2, 12, early=True), {}
+    spec = spec_of(generator, [(r, check_request(generator, r)) for r in requests])
+    batch, found = RunningBatch(generator, 2, spec), {}
     batch.join(2, requests[2], check_request(generator, requests[2]))
     batch.join("left", requests[3], check_request(generator, requests[3]))
     found |= batch.step()

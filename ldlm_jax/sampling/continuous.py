@@ -153,20 +153,17 @@ class RunningBatch:
     All must agree on the sampler's options of a CALL; see ``candidates.spec_of``.
     """
 
-    def __init__(
-        self, generator: Generator, size: int, steps: int, *, early: bool, traced: bool = False
-    ):
+    def __init__(self, generator: Generator, size: int, spec: Spec):
         """A batch without a text.
 
         Args:
           generator: the model.
           size: rows.
-          steps: the most that a text may take.
-          early: whether texts may stop before their last step.
-          traced: keep drafts.
+          spec: what calls are compiled for, whether or not a text under way needs it: the most
+            steps of any, whether drafts are kept, and ``in_use``, with ``stable_steps`` if any
+            text may stop early. What else texts need is added while they are under way.
         """
-        self._generator, self._steps = generator, steps
-        self._early, self._traced = early, traced
+        self._generator, self._spec = generator, spec
         self._rows: list[_Row | None] = [None] * size
         self._fresh: list[int] = []
         self._steps_B = np.zeros(size, int)
@@ -239,9 +236,11 @@ class RunningBatch:
     def step(self) -> list[tuple[Hashable, Sample]]:
         """Take a few steps, and return the texts that are finished."""
         asked = {id(row.group): row.group for row in self._rows if row}.values()
-        spec = spec_of(self._generator, [(group.request, group.template) for group in asked])
-        in_use = spec.in_use | {"stable_steps"} if self._early else spec.in_use
-        spec = replace(spec, steps=self._steps, traced=self._traced, in_use=in_use)
+        own = spec_of(self._generator, [(group.request, group.template) for group in asked])
+        spec = replace(
+            self._spec, in_use=self._spec.in_use | own.in_use,
+            scored=self._spec.scored or own.scored,
+        )  # fmt: skip
         options = self._options | {"keys": jax.random.wrap_key_data(self._options["keys"])}
         model = self._generator.params, self._generator.latents
         if self._state is None:
@@ -332,7 +331,7 @@ def run_continuously(
       spec: of all of them.
       size: rows, at least as many as any request takes.
     """
-    batch = RunningBatch(generator, size, spec.steps, early=spec.early, traced=spec.traced)
+    batch = RunningBatch(generator, size, spec)
     begun, shown, finished = 0, 0, {}
     while shown < len(asked):
         while begun < len(asked) and row_count(*asked[begun]) <= batch.size - batch.busy:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import jax
 
 from ldlm_jax.errors import UserError
-from ldlm_jax.sampling.candidates import Sample, row_count
+from ldlm_jax.sampling.candidates import Sample, row_count, spec_of
 from ldlm_jax.sampling.config import CALL, knobs
 from ldlm_jax.sampling.continuous import RunningBatch
 from ldlm_jax.sampling.generate import Program, check_request, generate_requests
@@ -209,10 +209,7 @@ class Batcher:
     def _run(self, jobs: list[Job]) -> None:
         """Generate whole texts until none of their kind is left; ``jobs`` are those under way."""
         kind, joining, rows = jobs[0].kind, jobs[:], sum(job.rows for job in jobs)
-        batch = self._running.pop(kind, None) or RunningBatch(
-            self._generator, self._size(rows), _STEPS[-1],
-            early=jobs[0].early, traced=jobs[0].keep_drafts,
-        )  # fmt: skip
+        batch = self._running.pop(kind, None) or self._empty(jobs[0])
         with self.run.use_sharding():
             batch.resize(self._size(rows))
             while jobs:
@@ -258,6 +255,15 @@ class Batcher:
             jax.effects_barrier()  # the last block may still be on its way
             for job, sample in zip(batch, samples, strict=True):
                 self._answer(job, sample)
+
+    def _empty(self, job: Job) -> RunningBatch:
+        """A batch for jobs of that kind."""
+        spec = replace(
+            spec_of(self._generator, [(job.request, job.template)]), steps=_STEPS[-1],
+            in_use=frozenset(("stable_steps",) if job.early else ()), traced=job.keep_drafts,
+            scored=False,
+        )  # fmt: skip
+        return RunningBatch(self._generator, 1, spec)
 
     def _program(self, rows: int, requests: Sequence[Request]) -> Program:
         """A size that other batches have, too."""
