@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import ldlm_jax.losses.denoising as losses
 from experiments.data_constrained.curve import SCALES, _prepared
@@ -77,8 +78,7 @@ class Model:
 
     def nll(self, logits_BxNxV):
         """Nats (B, N) of the tokens."""
-        log_probs_BxNxV = jax.nn.log_softmax(logits_BxNxV)
-        return -jnp.take_along_axis(log_probs_BxNxV, self.tokens_BxN[..., None], axis=-1)[..., 0]
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BxNxV, self.tokens_BxN)
 
     def mean(self, nats_BxN):
         """Nats a token."""

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 
 def row_keys(keys: jax.Array, index) -> jax.Array:
-    """Fresh keys (B,) from those of B rows."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+    """Fresh keys (B,) from those of B rows; one index for all, or one for each."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(index, len(keys)))
 
 
 def row_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -97,6 +97,11 @@ class BlockwiseSampler:
         return self.given.observed_BxN.shape[1]
 
     @property
+    def observed_BxL(self) -> jax.Array:
+        """Which tokens are given."""
+        return jnp.repeat(self.given.observed_BxN, self.tokens_per_latent, axis=1)
+
+    @property
     def size(self) -> int:
         """Latents of a block."""
         return self.spec.diffusion.block_size or self.positions
@@ -213,8 +218,7 @@ class BlockwiseSampler:
             jnp.any(needed_B), self.generate_block, lambda *_: blank, *arguments
         )
         T = new_BxT.shape[1]
-        observed_BxL = jnp.repeat(self.given.observed_BxN, self.tokens_per_latent, axis=1)
-        observed_BxT, old_BxT = (_slice(x, index * T, T) for x in (observed_BxL, tokens_BxL))
+        observed_BxT, old_BxT = (_slice(x, index * T, T) for x in (self.observed_BxL, tokens_BxL))
         new_BxT = jnp.where(observed_BxT, old_BxT, new_BxT)
         tokens_BxL = jax.lax.dynamic_update_slice_in_dim(tokens_BxL, new_BxT, index * T, axis=1)
         ended_B |= jnp.any((new_BxT == EOS) & ~observed_BxT, axis=1)

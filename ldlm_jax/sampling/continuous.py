@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldlm_jax.diffusion.rows import where_rows
+from ldlm_jax.diffusion.rows import row_keys, where_rows
 from ldlm_jax.diffusion.solvers import EarlyStop, Interval, Progress, advance, begin
 from ldlm_jax.models.lowering import jit
 from ldlm_jax.models.networks import LatentStats
@@ -103,8 +103,7 @@ def take_steps(
             jnp.take_along_axis(problem.times_KxBxS, (now_B + i)[None, :, None], axis=0)[0]
             for i in (0, 1)
         )
-        keys_B = jax.vmap(jax.random.fold_in)(problem.keys_B, now_B)
-        now = Interval(t_BxN, s_BxN, keys_B)
+        now = Interval(t_BxN, s_BxN, row_keys(problem.keys_B, now_B))
         progress = advance(problem.denoise, progress, now, spec.solver, problem.early_stop)
         stopped_B = progress.stopped_B | (progress.steps_B >= rows["steps"])
         return progress._replace(stopped_B=stopped_B), progress.at.extra
@@ -112,10 +111,8 @@ def take_steps(
     progress, extra = jax.lax.scan(body, progress, length=STEPS)
 
     def read() -> tuple[jax.Array, jax.Array]:
-        count = sampler.tokens_per_latent
-        observed_BxL = jnp.repeat(given.observed_BxN, count, axis=1)
         tokens_BxL = problem.decode(progress.at.z)
-        tokens_BxL = jnp.where(observed_BxL, given.tokens_BxL, tokens_BxL)
+        tokens_BxL = jnp.where(sampler.observed_BxL, given.tokens_BxL, tokens_BxL)
         return tokens_BxL, sampler.likelihood(tokens_BxL)
 
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(read))
@@ -255,13 +252,13 @@ class RunningBatch:
         generated, stopped_B, self._steps_B = got
         return self._take(generated, stopped_B, self._steps_B - before_B)
 
-    def drafts(self) -> Iterator[tuple[Hashable, str]]:
-        """What each text under way would be by now; there must be drafts.
+    def drafts(self, tags: Sequence[Hashable]) -> Iterator[tuple[Hashable, str]]:
+        """What each of these texts, if it is under way, would be by now; there must be drafts.
 
         Those of which the best of several is kept have none.
         """
         for row in filter(None, self._rows):
-            if row.drafts and len(row.group.finished) == 1:
+            if row.group.tag in tags and row.drafts and len(row.group.finished) == 1:
                 tokens_L, candidate = row.drafts[-1].tokens_BxKxL[-1], row.candidate
                 tokenizer = self._generator.tokenizer
                 yield (

@@ -219,17 +219,16 @@ class Batcher:
                 for job, sample in batch.step():
                     self._answer(job, sample)
                     jobs.remove(job)
-                for job, text in batch.drafts():
-                    if job.on_draft and not job.cancelled:
-                        job.on_draft(text)
+                shown = [job for job in jobs if job.on_draft and not job.cancelled]
+                for job, text in batch.drafts(shown):
+                    job.on_draft(text)
                 # A client that has left frees its rows.
                 left = [job for job in jobs if job.cancelled]
                 batch.drop(left)
                 jobs[:] = [job for job in jobs if job not in left]
                 joining = self._joining(kind, self.limits.max_batch - batch.busy)
                 jobs += joining
-                size = self._size(batch.busy + sum(job.rows for job in joining))
-                batch.resize(size)
+                batch.resize(self._size(batch.busy + sum(job.rows for job in joining)))
         self._running = {kind: batch}
 
     def _generate(self, batch: list[Job]) -> None:

@@ -216,12 +216,13 @@ class Answer:
         def tell(index: int, kind: str, *what) -> None:
             loop.call_soon_threadsafe(self._events.put_nowait, (index, kind, what))
 
+        drafts = asked.stream and asked.drafts
         self.jobs = [
             Job(
                 request, partial(tell, index, "done"),
                 partial(tell, index, "block") if asked.stream and choice.grows else None,
-                partial(tell, index, "draft") if asked.stream and asked.drafts else None,
-                keep_drafts or (asked.stream and asked.drafts), asked.logprobs is not None,
+                partial(tell, index, "draft") if drafts else None,
+                keep_drafts or drafts, asked.logprobs is not None,
             )
             for index, (request, choice) in enumerate(
                 zip(asked.requests, self.choices, strict=True)
