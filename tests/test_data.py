@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 from ldlm_jax.data import corpora, progress
 from ldlm_jax.data import dataset as build
 from ldlm_jax.data import rows as store
+from ldlm_jax.data.byte_alphabet import byte_alphabet
 from ldlm_jax.data.dataset import DataConfig, prepare
 from ldlm_jax.data.pipeline import eval_batches, train_batches
 from ldlm_jax.data.rows import Rows, write_rows
@@ -80,6 +81,30 @@ def test_an_adopted_tokenizer_gives_every_text_back(tmp_path):
     )
     with pytest.raises(UserError, match="does not give every text back; set data.tokenizer"):
         Tokenizer.adopt(swallows, "mine")
+
+
+def test_a_vocabulary_may_lack_what_ordinary_text_does_without_and_says_where_it_is_met():
+    letters = {byte: letter for letter, byte in byte_alphabet().items()}
+
+    def lacking(*missing):
+        fields = json.loads(byte_level().to_str())
+        words = [w for w in fields["model"]["vocab"] if w not in {letters[b] for b in missing}]
+        fields["model"]["vocab"] = {word: number for number, word in enumerate(words)}
+        return Tokenizer.adopt(Backend.from_str(json.dumps(fields)), "mine")
+
+    # Those that SmolLM2's lacks; the first and the last ones are in no text at all.
+    controls = (0x04, 0x06, 0x13, 0x14, 0x16, 0x1D)
+    adopted = lacking(0xC0, 0xC1, *controls, 0xF1, 0xF2, *range(0xF5, 0x100))
+    text = "caf\u00e9 \U000e0041 \U0001f642\t"
+    assert adopted.decode(adopted.encode([text])[0]) == text
+    for lost, where in (("a b\x04", "U.0004, which stands after 'a b'"), ("\U00050000", "U.50000")):
+        for encode in (adopted.encode, adopted.encode_flat):
+            with pytest.raises(UserError, match=where):
+                encode(["good", lost])
+            encode(["good"])
+    for needed in (ord("\n"), ord("q"), 0xC3):
+        with pytest.raises(UserError, match="lacks 1 of the 256 bytes"):
+            lacking(needed)
 
 
 @pytest.mark.parametrize("layout", ["pack", "pad"])

@@ -11,17 +11,10 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
+from ldlm_jax.data.byte_alphabet import byte_alphabet, characters_with, missing_bytes, rare
 from ldlm_jax.data.special_ids import EOS, SPECIAL_TOKENS
 from ldlm_jax.errors import UserError
 from ldlm_jax.pretrained.tokenizer import read_backend
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's letters: printable bytes stand for themselves, the others from 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _without_prefix_space(pre_tokenizer: dict) -> dict:
@@ -129,7 +122,11 @@ class Tokenizer:
         # A text that happens to hold "<eos>" means those five characters.
         backend.encode_special_tokens = True
         self._bytes = None
-        self._words = _WordTable(self.encode) if _cuts_at_spaces(backend) else None
+        self._words = _WordTable(self._ids_of) if _cuts_at_spaces(backend) else None
+        # A letter that the vocabulary lacks would vanish without a word.
+        self._lost = characters_with(
+            missing_bytes(backend.get_vocab()) & set(filter(rare, range(256)))
+        )
         self.vocab_size = backend.get_vocab_size()
         self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()[:16]
 
@@ -202,10 +199,12 @@ class Tokenizer:
         return adopted
 
     def _check_round_trip(self, name: str, added: list[str]) -> None:
-        vocabulary, alphabet = set(self._backend.get_vocab()), _byte_alphabet()
-        plain = vocabulary - {t.content for t in self._backend.get_added_tokens_decoder().values()}
-        missing = set(alphabet) - vocabulary
-        if max(self._backend.get_vocab().values()) >= self.vocab_size:
+        vocabulary, alphabet = self._backend.get_vocab(), byte_alphabet()
+        plain = set(vocabulary) - {
+            t.content for t in self._backend.get_added_tokens_decoder().values()
+        }
+        missing = {byte for byte in missing_bytes(vocabulary) if not rare(byte)}
+        if max(vocabulary.values()) >= self.vocab_size:
             raise UserError(
                 f"the ids of the tokenizer of {name!r} have gaps; set data.tokenizer='' to train "
                 "one."
@@ -218,6 +217,7 @@ class Tokenizer:
             )
         words = "".join(f" a{word}\u00fc  {word} \n" for word in added[:256])
         letters = "".join(map(chr, range(1, 0x250))) + "\u4e2d\u6587 \U0001f642\t \r\n  it's 1234 "
+        letters = self._lost.sub("", letters) if self._lost else letters
         for text in (letters, words):
             if missing or self.decode(self.encode([text])[0]) != text:
                 raise UserError(
@@ -257,24 +257,42 @@ class Tokenizer:
         partial.replace(path)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without an end token."""
+        """Token ids of each text, without an end token.
+
+        Raises:
+          UserError: a text has a character that an adopted vocabulary has no tokens for.
+        """
+        self._check_none_lost(texts)
+        return self._ids_of(texts)
+
+    def _check_none_lost(self, texts: Sequence[str]) -> None:
+        found = self._lost and next(filter(None, map(self._lost.search, texts)), None)
+        if found:
+            raise UserError(
+                f"the tokenizer has no token for U+{ord(found[0]):04X}, which stands after "
+                f"{found.string[max(0, found.start() - 20) : found.start()]!r}; take it out of "
+                "the text, or set data.tokenizer='' to train a tokenizer that has all."
+            )
+
+    def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encoded]
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of all texts one after another, and how many are of each; int64 both.
 
-        The same ids as ``encode``, several times as fast where words come again.
+        The same ids and errors as ``encode``, several times as fast where words come again.
         """
+        self._check_none_lost(texts)
         if self._words is None:
-            ids = self.encode(texts)
+            ids = self._ids_of(texts)
             return np.concatenate([*map(_integers, ids), _integers([])]), _integers(map(len, ids))
         return self._words.encode(texts)
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that a token stands for; none for special tokens."""
         if self._bytes is None:
-            alphabet = _byte_alphabet()
+            alphabet = byte_alphabet()
             added = self._backend.get_added_tokens_decoder()
             self._bytes = [
                 bytes(alphabet[c] for c in self._backend.id_to_token(i)) if i not in added
