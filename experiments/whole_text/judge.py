@@ -1,7 +1,7 @@
 """Score texts that ``ldlm sample --jsonl`` wrote, with the corpus of a config as reference.
 
 Command: PYTHONPATH=. python experiments/whole_text/judge.py CONFIG OUT.json FILE.jsonl [...]
-           [--count TEXTS]
+           [--count TEXTS] [--scorer MODEL]
 Rows that OUT.json holds already are kept.
 """
 
@@ -14,16 +14,14 @@ from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
 from ldlm_jax.evals.quality import QualityEvaluator
 
-SCORER = "smollm2-135m"
 
-
-def main(config: str, out: str, files: list[str], count: int) -> None:
+def main(config: str, out: str, files: list[str], count: int, scorer: str) -> None:
     """Score what is missing of the first texts of each file, and as many real texts."""
     data = resolve(load_config(config)).data
-    evaluator = QualityEvaluator(prepare(data), SCORER, "validation", data.window, count)
+    evaluator = QualityEvaluator(prepare(data), scorer, "validation", data.window, count)
     path = Path(out)
     record = json.loads(path.read_text()) if path.exists() else {"real": evaluator.real_text()}
-    record |= {"config": config, "scorer": SCORER, "date": str(date.today())}
+    record |= {"config": config, "scorer": scorer, "date": str(date.today())}
     for file in map(Path, files):
         if file.stem in record:
             continue
@@ -40,5 +38,6 @@ if __name__ == "__main__":
     parser.add_argument("out")
     parser.add_argument("files", nargs="+")
     parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--scorer", default="smollm2-135m")
     args = parser.parse_args()
-    main(args.config, args.out, args.files, args.count)
+    main(args.config, args.out, args.files, args.count, args.scorer)
