@@ -33,11 +33,11 @@ def rare(byte: int) -> bool:
     return control or byte in _FIRST_OF_FAR
 
 
-def characters_with(bytes_: set[int]) -> re.Pattern | None:
-    """Finds a character that has one of these (``rare``) bytes; None where there are none."""
+def lost_characters(vocabulary: Container[str]) -> re.Pattern | None:
+    """Finds a character that the vocabulary lacks a ``rare`` byte of; None where it has all."""
     ranges = []
-    for byte in sorted(bytes_):
-        first = _FIRST_OF_FAR.get(byte)
-        last = byte if first is None else min(first + 0x3FFFF, 0x10FFFF)
-        ranges.append(f"\\U{byte if first is None else first:08x}-\\U{last:08x}")
+    for byte in sorted(filter(rare, missing_bytes(vocabulary))):
+        first = _FIRST_OF_FAR.get(byte, byte)
+        last = byte if first == byte else min(first + 0x3FFFF, 0x10FFFF)
+        ranges.append(f"\\U{first:08x}-\\U{last:08x}")
     return re.compile(f"[{''.join(ranges)}]") if ranges else None

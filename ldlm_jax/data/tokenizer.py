@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from ldlm_jax.data.byte_alphabet import byte_alphabet, characters_with, missing_bytes, rare
+from ldlm_jax.data.byte_alphabet import byte_alphabet, lost_characters, missing_bytes, rare
 from ldlm_jax.data.special_ids import EOS, SPECIAL_TOKENS
 from ldlm_jax.errors import UserError
 from ldlm_jax.pretrained.tokenizer import read_backend
@@ -124,9 +124,7 @@ class Tokenizer:
         self._bytes = None
         self._words = _WordTable(self._ids_of) if _cuts_at_spaces(backend) else None
         # A letter that the vocabulary lacks would vanish without a word.
-        self._lost = characters_with(
-            missing_bytes(backend.get_vocab()) & set(filter(rare, range(256)))
-        )
+        self._lost = lost_characters(backend.get_vocab())
         self.vocab_size = backend.get_vocab_size()
         self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()[:16]
 
