@@ -23,7 +23,6 @@ def get_config() -> dict:
         # Any subset of the cells is given in training, so any puzzle can be asked.
         "diffusion": {
             "token_posterior": True,
-            "token_loss": 1.0,
             "self_condition": 0.5,
             "random_spans": 0.95,
             "prefix": 0.0,
@@ -42,5 +41,5 @@ def get_config() -> dict:
         # All noise is fresh at every step: what an earlier one got wrong can be taken back. A grid
         # is done once two steps agree on all of its cells, most after five.
         "sample": {"steps": 100, "churn": 1000.0, "temperature": 0.5, "stable_steps": 2},
-        "phases": [{"reconstruction": 0.0, "encoder_gradient": 1.0}],
+        "phases": [{"token": 1.0, "reconstruction": 0.0, "encoder_gradient": 1.0}],
     }

@@ -39,7 +39,6 @@ def get_config() -> dict:
         "diffusion": {
             "block_size": 4,
             "token_posterior": True,
-            "token_loss": 1.0,
             "self_condition": 0.0,
             "per_token_times": 0.5,
             "single_token_blocks": 0.5,
@@ -61,6 +60,6 @@ def get_config() -> dict:
         # Latents and denoiser learn together: the tokens' cross-entropy keeps the latents apart.
         "phases": [
             {"until": 800, "next_token": 1.0, "diffusion": 0.0} | together,
-            {"next_token": 1.0} | together,
+            {"next_token": 1.0, "token": 1.0} | together,
         ],
     }

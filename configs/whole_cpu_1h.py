@@ -27,7 +27,7 @@ def get_config() -> dict:
         # Up to half of the tokens are masked for the encoder, so that a latent says what stands
         # around it, too; and the decoder learns to read latents that are far off.
         "autoencoding": {"token_mask": 0.5, "decoder_noise": 2.0},
-        "diffusion": {"self_condition": 0.5, "token_loss": 0.5, "prefix": 0.1, "infill": 0.1},
+        "diffusion": {"self_condition": 0.5, "prefix": 0.1, "infill": 0.1},
         "optim": {"learning_rate": 3e-3, "warmup_steps": 50, "ema_decay": 0.995},
         "train": {
             "num_steps": 4000,
@@ -40,6 +40,6 @@ def get_config() -> dict:
         # denoiser estimates, beside what the encoder says.
         "phases": [
             {"until": 600, "diffusion": 0.0, "kl": 1e-3},
-            {"reconstruction": 0.0, "kl": 0.0, "train": ["decoder", "dit"]},
+            {"token": 0.5, "reconstruction": 0.0, "kl": 0.0, "train": ["decoder", "dit"]},
         ],
     }

@@ -36,7 +36,6 @@ def get_config() -> dict:
             "self_condition": 0.5,
             "token_posterior": True,
             "token_variance": 1e-4,
-            "token_loss": 2.0,
             "time_location": -0.25,
             "per_token_times": 0.5,
             "prefix": 0.0,
@@ -50,5 +49,5 @@ def get_config() -> dict:
             "checkpoint_every": 500,
         },
         "sample": {"steps": 100, "solver": "ancestral", "top_p": 0.9},
-        "phases": [{"reconstruction": 0.0, "encoder_gradient": 1.0}],
+        "phases": [{"token": 2.0, "reconstruction": 0.0, "encoder_gradient": 1.0}],
     }

@@ -30,7 +30,7 @@ from ldlm_jax.parallel.sharding import AxisRules
 from ldlm_jax.phases import Phase, check_phases
 from ldlm_jax.sampling.config import SampleConfig
 from ldlm_jax.settings.config_file import read_values
-from ldlm_jax.settings.old_names import modern
+from ldlm_jax.settings.old_names import modern, token_weights
 from ldlm_jax.teachers.backbone import Backbone, BackboneConfig, LoadedBackbone, load_backbone
 from ldlm_jax.teachers.loader import LoadedTeacher
 from ldlm_jax.teachers.teacher import TeacherConfig
@@ -117,6 +117,7 @@ _DERIVED = {
     "dit": {"latent_channels", "hidden_layer"},
 }
 _FLAX_FIELDS = {"name", "parent"}
+_OLD_TOKEN_LOSS = "diffusion.token_loss="
 
 # ---------------------------------------------------------------------------- reading
 
@@ -154,9 +155,10 @@ def load_config(path: str | dict | None, overrides: list[str] = ()) -> ConfigDic
     """
     config = default_config()
     given = read_values(Path(path)) if isinstance(path, (str, Path)) else path or {}
-    for section, values in given.items():
-        _merge(config, section, values)
-    for override in overrides:
+    # An old key of the section diffusion is one of the phases now, which must be there first.
+    for section in sorted(given, key=lambda section: section == "diffusion"):
+        _merge(config, section, given[section])
+    for override in sorted(overrides, key=lambda text: text.startswith(_OLD_TOKEN_LOSS)):
         key, equals, value = override.partition("=")
         section, dot, name = key.partition(".")
         if not equals or (not dot and key != "phases"):
@@ -201,6 +203,9 @@ def _merge(config: ConfigDict, section: str, values) -> None:
             known = did_you_mean(section, [*SECTIONS, "phases"])
             raise UserError(f"unknown config section {section!r}: {known}")
         for key, value in values.items():
+            if f"{section}.{key}=" == _OLD_TOKEN_LOSS:
+                config.phases = tuple(token_weights(config.phases, value))
+                continue
             if key not in known_keys(section):
                 raise UserError(
                     f"unknown config key {section}.{key}: {did_you_mean(key, known_keys(section))}"

@@ -1,13 +1,14 @@
 """When what is minimised: loss weights and trained parts by step range."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
+from ldlm_jax.diffusion.config import DiffusionConfig
 from ldlm_jax.errors import UserError
 
-LOSSES = ("reconstruction", "kl", "diffusion", "next_token", "alignment")
+LOSSES = ("reconstruction", "kl", "diffusion", "token", "next_token", "alignment")
 GROUPS = ("encoder", "decoder", "dit", "align")
 
 # A constant, or (step, value) corners of a piecewise linear schedule.
@@ -30,14 +31,19 @@ class Phase:
       until: the phase ends before this step; -1 is the end of training.
       reconstruction: weight of the cross-entropy of all tokens given their latents.
       kl: weight of the divergence of the posterior from N(0, I), in nats a channel.
-      diffusion: weight of the denoising error.
+      diffusion: weight of the denoising error of the latents.
+      token: weight of the cross-entropy of the tokens decoded from the denoiser's estimates: it
+        weighs errors by what they change in the text, and shows the decoder, where it trains, what
+        estimates look like. With ``train=("decoder",)`` a last phase of it alone is a readout.
       next_token: weight of the cross-entropy of the tokens after each clean latent, see
-        ``losses.next_token``. A phase without diffusion trains a language model, at half the cost
-        of a step: each latent is a block of its own, and nothing is observed beforehand.
+        ``losses.next_token``. A phase that does not denoise trains a language model, at half the
+        cost of a step: each latent is a block of its own, and nothing is observed beforehand.
       alignment: weight of one minus the cosine between the student's and the teacher's features.
       train: which parameter groups receive gradient: encoder, decoder, dit, align.
-      encoder_gradient: share of the gradient of the diffusion and next-token losses that reaches
-        the encoder; a weight.
+      encoder_gradient: share of the gradient of the diffusion, token and next-token losses that
+        reaches the encoder; a weight.
+      time_location: of the training times in this phase; None for ``diffusion.time_location``,
+        which the sampler keeps.
 
     A loss whose weight is the constant 0 is not computed at all.
     """
@@ -46,10 +52,12 @@ class Phase:
     reconstruction: Weight = 1.0
     kl: Weight = 1e-4
     diffusion: Weight = 1.0
+    token: Weight = 0.0
     next_token: Weight = 0.0
     alignment: Weight = 0.0
     train: tuple[str, ...] = GROUPS
     encoder_gradient: Weight = 0.0
+    time_location: float | None = None
 
     def __post_init__(self):
         for name in (*LOSSES, "encoder_gradient"):
@@ -64,9 +72,20 @@ class Phase:
             raise UserError("phases: a phase in which every loss weight is 0 trains nothing.")
 
     @property
+    def denoises(self) -> bool:
+        """Whether it generates from noise."""
+        return self.has("diffusion") or self.has("token")
+
+    @property
     def language_model(self) -> bool:
         """Whether it trains a language model, and nothing that generates from noise."""
-        return self.has("next_token") and not self.has("diffusion")
+        return self.has("next_token") and not self.denoises
+
+    def times_of(self, diffusion: DiffusionConfig) -> DiffusionConfig:
+        """The same, with the training times of this phase."""
+        if self.time_location is None:
+            return diffusion
+        return replace(diffusion, time_location=self.time_location)
 
     def has(self, name: str) -> bool:
         """Whether a weight is anything but the constant 0."""
@@ -95,6 +114,15 @@ def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
     return phases[-1]
 
 
+def first_difference(before: tuple[Phase, ...], after: tuple[Phase, ...]) -> int | None:
+    """The first step that is trained otherwise by the phases ``after``; None if none is."""
+    for step in sorted({0, *(p.until for p in (*before, *after) if p.until > 0)}):
+        a, b = (replace(phase_at(phases, step), until=-1) for phases in (before, after))
+        if a != b:
+            return step
+    return None
+
+
 def change(before: Phase | None, after: Phase) -> str:
     """What a phase minimises, or what is another than before: ``diffusion 0 to 1``, by commas."""
     parts = []
@@ -104,6 +132,8 @@ def change(before: Phase | None, after: Phase) -> str:
             parts.append(f"{name} {_spelt(old)} to {_spelt(new)}")
         elif not before and new != 0.0:
             parts.append(f"{name} {_spelt(new)}")
+    if before and before.time_location != after.time_location:
+        parts.append(f"time_location {before.time_location} to {after.time_location}")
     if before and before.train != after.train:
         parts.append(f"trained {'+'.join(before.train)} to {'+'.join(after.train)}")
     return ", ".join(parts)

@@ -69,6 +69,8 @@ def train(config, workdir: str, init: str = "", log: Sequence[str] = ()) -> None
     main_process_first("folder", lambda: folder.start(config, run.prepared.tokenizer, facts))
     held = folder.exclusive() if is_main_process() else contextlib.nullcontext()
     with held, lifeline(), use_sharding(run.assembly.mesh, experiment.sharding):
+        if is_main_process():
+            folder.record(config)
         _loop(run, folder, partial(open_loggers, log, folder.path, config.to_dict()))
 
 
@@ -249,7 +251,7 @@ def _evaluate(
     )  # fmt: skip
     # A phase that has not trained the denoiser yet leaves nothing to evaluate of it.
     trained = phase_at(run.experiment.phases, step - 1)
-    names = [name for name in config.evals if name == "reconstruction" or trained.has("diffusion")]
+    names = [name for name in config.evals if name == "reconstruction" or trained.denoises]
     if first and names:
         screen.line("evaluating; the first time it is compiled ...")
     return run_evals(tuple(names), context)

@@ -1,6 +1,6 @@
 """The fused train step: reconstruction, KL, diffusion and alignment in one jitted function.
 
-    loss = w_rec CE + w_kl KL + w_diff (|z_0 - z_0^|^2 + w_token CE) + w_align (1 - cos)
+    loss = w_rec CE + w_kl KL + w_diff |z_0 - z_0^|^2 + w_token CE^ + w_align (1 - cos)
 
 Models of blocks may add the cross-entropy of next tokens.
 
@@ -115,11 +115,13 @@ def _denoiser_terms(key, denoiser: Denoiser, batch: Batch, z_0_BxNxD, phase: Pha
         terms["next_token"] = next_token_loss(
             denoiser, prefill.features_BxNxM, batch.tokens_BxL, batch.layout
         )
-    if phase.has("diffusion"):
-        loss = denoising_loss(denoiser, key, batch, z_0_BxNxD, conditioning_BxN, cache)
-        terms["diffusion"], sites["dit"] = loss.latents, loss.hidden_BxNxM
-        if loss.tokens is not None:
-            terms["token"] = loss.tokens
+    if phase.denoises:
+        noisy = denoising_loss(
+            denoiser, key, batch, z_0_BxNxD, conditioning_BxN, cache, tokens=phase.has("token")
+        )
+        both = {"diffusion": noisy.latents, "token": noisy.tokens}
+        terms |= {name: term for name, term in both.items() if phase.has(name)}
+        sites["dit"] = noisy.hidden_BxNxM
     return terms, sites
 
 
@@ -131,12 +133,6 @@ def _alignment_term(recipe: Recipe, params, frozen: Frozen, batch: dict, feature
         teacher_BxNxH = recipe.teacher.features(frozen.teacher, batch)
     mapped = recipe.networks.align.apply({"params": params["align"]}, features)
     return alignment_loss(mapped, teacher_BxNxH, segments_BxN)
-
-
-def _weight(name: str, phase: Phase, recipe: Recipe, step) -> jax.Array:
-    if name == "token":  # within the diffusion loss
-        return recipe.diffusion.token_loss * weight_at(phase.diffusion, step)
-    return weight_at(getattr(phase, name), step)
 
 
 def fused_loss(
@@ -169,9 +165,10 @@ def fused_loss(
     """
     mask_key, observed_key, z_key, rec_key, diffusion_key = jax.random.split(key, 5)
     params = with_backbone(_stop_gradients(params, phase), frozen.backbone)
-    text = lay_out(observed_key, batch, recipe.networks, recipe.diffusion, phase.language_model)
+    diffusion = phase.times_of(recipe.diffusion)
+    text = lay_out(observed_key, batch, recipe.networks, diffusion, phase.language_model)
     denoiser = Denoiser.create(
-        recipe.networks, params, recipe.diffusion, stats, logit_chunks=recipe.logit_chunks
+        recipe.networks, params, diffusion, stats, logit_chunks=recipe.logit_chunks
     )
 
     def encode(tokens_BxL):
@@ -187,7 +184,7 @@ def fused_loss(
     posterior = encode(tokens_BxL)
     terms, aux = _autoencoder_terms((z_key, rec_key), denoiser, text, posterior, phase, recipe)
     sites = {"encoder": posterior.features_BxNxM, "latents": posterior.mean_BxNxD}
-    if phase.has("diffusion") or phase.has("next_token"):
+    if phase.denoises or phase.has("next_token"):
         # The denoiser learns the latents of whole texts, not of texts with masked tokens.
         whole = encode(text.tokens_BxL) if masked else posterior
         z_0_BxNxD = _scale_gradient(stats.normalise(draw_latents(z_key, whole)), phase, step)
@@ -197,7 +194,7 @@ def fused_loss(
         terms["alignment"] = _alignment_term(
             recipe, params, frozen, batch, sites[recipe.alignment.site], text.layout.segment_ids_BxN
         )
-    loss = sum(_weight(name, phase, recipe, step) * term for name, term in terms.items())
+    loss = sum(weight_at(getattr(phase, name), step) * term for name, term in terms.items())
     return loss, aux | {f"loss/{name}": term for name, term in terms.items()}
 
 

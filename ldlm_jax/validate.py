@@ -268,7 +268,7 @@ def _check_alignment(experiment, dit) -> None:
         raise UserError(
             f"alignment.block = {alignment.block}: the DiT has dit.layers = {dit.layers}."
         )
-    needed = ["diffusion"]
+    needed = ["diffusion", "token"]
     if alignment.site == "clean_pass":
         needed.append("next_token")
         if not experiment.diffusion.block_size:

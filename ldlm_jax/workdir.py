@@ -24,6 +24,7 @@ from ldlm_jax.errors import UserError
 from ldlm_jax.models.networks import with_backbone
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
 from ldlm_jax.parallel.sharding import batch_sharding, replicated, use_sharding
+from ldlm_jax.phases import first_difference
 from ldlm_jax.sampling.generator import Generator
 from ldlm_jax.train_state import AveragedModel, abstract_average
 from ldlm_jax.validate import local_path
@@ -130,6 +131,16 @@ class Workdir:
                 f"cannot write the run folder {self.path}: {error.strerror}."
             ) from error
 
+    def record(self, config: ConfigDict) -> None:
+        """Write down what the run goes on with, once ``start`` has allowed it and it is ours."""
+        was = self.config.read_text(encoding="utf-8")
+        new = self.config.with_suffix(".json.new")
+        save_config(config, new)
+        if new.read_text(encoding="utf-8") == was:
+            new.unlink()
+        else:
+            new.replace(self.config)
+
     def _check_same(self, config: ConfigDict, tokenizer: Tokenizer, facts: dict) -> None:
         was = json.loads(json.dumps(load_config(str(self.config)).to_dict()))
         now = json.loads(json.dumps(config.to_dict()))
@@ -138,7 +149,8 @@ class Workdir:
             if free is None or values == was.get(section):
                 continue
             if section == "phases":
-                raise self._other("phases differ")
+                self._check_phases(config)
+                continue
             for key, value in values.items():
                 if key not in free and value != was[section].get(key):
                     raise self._other(
@@ -149,6 +161,17 @@ class Workdir:
             raise self._other("it was trained with another tokenizer")
         if _backbone_of(known) != facts["backbone"]:
             raise self._other("the files of its backbone.model were others")
+
+    def _check_phases(self, config: ConfigDict) -> None:
+        """What is still to come may change; what was learned so far stays as it was learned."""
+        was, now = (resolve(of).phases for of in (load_config(str(self.config)), config))
+        steps = [int(p.name) for p in self.checkpoints.glob("[0-9]*") if p.name.isdigit()]
+        step = first_difference(was, now)
+        if steps and step is not None and step < max(steps):
+            raise self._other(
+                f"phases differ at step {step}, and step {max(steps)} is trained already; those of "
+                "later steps may differ"
+            )
 
     def _read_facts(self) -> dict:
         """What ``start`` wrote.

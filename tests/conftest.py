@@ -54,11 +54,11 @@ IN_BLOCKS = (
 DEMO = (
     *IN_BLOCKS, "dit.offset_radius=4", "text_vae.encoder_layers=0",
     "diffusion.prefix=0.05", "diffusion.infill=0.7",
-    "diffusion.token_posterior=True", "diffusion.token_loss=1.0",
+    "diffusion.token_posterior=True",
     "diffusion.single_token_blocks=0.3", "diffusion.next_token_prior=0.5",
     "phases=[{'until': 200, 'next_token': 1.0, 'diffusion': 0.0, 'reconstruction': 0.0, "
     "'encoder_gradient': 1.0},"
-    "{'next_token': 1.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}]",
+    "{'next_token': 1.0, 'token': 1.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}]",
 )  # fmt: skip
 
 

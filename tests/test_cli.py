@@ -214,6 +214,28 @@ def test_resumed_training_is_uninterrupted_training(trained, overrides, tmp_path
         assert last[name] == pytest.approx(by_step[20][name], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_with_a_further_phase_and_says_so_in_its_config(
+    trained, overrides, tmp_path, capsys
+):
+    workdir = tmp_path / "more"
+    shutil.copytree(trained, workdir)
+    was = (workdir / "config.json").read_text()
+    last = "{'reconstruction': 0.0, 'kl': 0.0, 'diffusion': 0.0, 'token': 1.0, "
+    last += "'train': ['decoder']}"
+    begun = ("{'until': 10, 'diffusion': 0.0}", "{'until': 20, 'encoder_gradient': 0.1}")
+    too_early = f"phases=[{begun[0]}, {last}]"
+    assert main([*train_command(workdir, overrides), too_early]) == 2
+    assert "phases differ at step 10, and step 20 is trained already" in capsys.readouterr().err
+    assert (workdir / "config.json").read_text() == was
+    more = [f"phases=[{begun[0]}, {begun[1]}, {last}]", "train.num_steps=22"]
+    for _ in range(2):  # what it went on with is what it is compared with from now on
+        assert main([*train_command(workdir, overrides), *more]) == 0
+    assert metrics_of(workdir)[-2]["step"] == 22
+    record = json.loads((workdir / "config.json").read_text())
+    assert record["train"]["num_steps"] == 22 and len(record["phases"]) == 3
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_last_good_one(trained, tmp_path, capsys, caplog):
     workdir = tmp_path / "damaged"
     shutil.copytree(trained, workdir)

@@ -10,6 +10,7 @@ from experiments.whole_text import arms as whole_text
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.errors import UserError
 from ldlm_jax.parallel.mesh import MeshConfig, make_mesh
+from ldlm_jax.phases import Phase, first_difference
 from tests.conftest import IN_BLOCKS
 
 CONFIGS = sorted(Path("configs").glob("*.py"))
@@ -93,6 +94,28 @@ def test_one_value_of_one_phase_is_overridden():
     both = "phases=[{'until': 5, 'kl': 0.5}, {'kl': 0.25, 'reconstruction': 2.0}]"
     first, last = resolve(load_config(None, [both, "phases.0.until=7", "phases.-1.kl=0"])).phases
     assert (first.until, first.kl, last.kl, last.reconstruction) == (7, 0.5, 0, 2.0)
+
+
+def test_the_weight_of_tokens_as_it_was_is_that_of_each_phase():
+    """``diffusion.token_loss`` of the release before, wherever it stands: a multiple of the weight
+    of diffusion, in place of what a config says."""
+    phases = "phases=[{'diffusion': 0.0, 'until': 5}, {'diffusion': 2.0}]"
+    old = resolve(load_config(None, ["diffusion.token_loss=0.5", phases]))
+    assert [phase.token for phase in old.phases] == [0.0, 1.0]
+    corners = {"diffusion": ((0, 1.0), (5, 2.0))}
+    file = {"diffusion": {"token_loss": 0.5}, "phases": [corners, {"token": 3.0}]}
+    old = load_config(file)
+    assert [phase["token"] for phase in old.phases] == [[(0, 0.5), (5, 1.0)], 0.5]
+    with pytest.raises(UserError, match=r"diffusion.token_loss = 'much'.*phases.N.token"):
+        load_config(None, ["diffusion.token_loss=much"])
+
+
+def test_steps_to_come_may_have_other_phases():
+    two = (Phase(until=10, diffusion=0.0), Phase())
+    assert first_difference(two, two) is None
+    assert first_difference(two, (two[0], Phase(until=30), Phase(token=1.0))) == 30
+    assert first_difference(two, (Phase(until=12, diffusion=0.0), Phase())) == 10
+    assert first_difference(two, (Phase(until=10), Phase())) == 0
 
 
 def test_a_mesh_must_multiply_to_the_devices():

@@ -28,7 +28,10 @@ from tests.conftest import DEMO, nowhere_zero
 
 FILE = Path(__file__).with_name("golden.json")
 STEPS, WIDTH = 2, 6
-ALIGNED = "{'alignment': 4.0, 'next_token': 1.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}"
+ALIGNED = (
+    "{'alignment': 4.0, 'next_token': 1.0, 'token': 1.0, 'reconstruction': 0.0, "
+    "'encoder_gradient': 1.0}"
+)
 
 # What differs from configs/debug.py, and how texts are generated.
 CASES = {
@@ -40,7 +43,7 @@ CASES = {
          "context_guidance": 1.3},
     ),
     "whole": (
-        ("diffusion.token_loss=0.5", "text_vae.encoder_layers=2", "dit.time_tokens=0",
+        ("phases.1.token=0.5", "text_vae.encoder_layers=2", "dit.time_tokens=0",
          "dit.conditioning=adaln", "diffusion.random_spans=0.2", "autoencoding.token_mask=0.5"),
         {"steps": 6, "solver": "euler", "self_condition_guidance": 1.5},
     ),

@@ -36,7 +36,7 @@ GOLDEN = "experiments/scale/shardings"
     "changes",
     [
         ["phases=[{'diffusion': 0.0, 'kl': 0.1}]"],
-        ["phases=[{'reconstruction': 0.0, 'encoder_gradient': 1.0}]", "diffusion.token_loss=1.0",
+        ["phases=[{'token': 1.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}]",
          "text_vae.decoder_layers=0", "diffusion.token_posterior=True",
          "autoencoding.token_mask=0.0"],
         ["phases=[{'encoder_gradient': 0.5}]", "dit.conditioning=adaln"],

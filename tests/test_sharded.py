@@ -29,14 +29,14 @@ ONE = {"data": 1}
 # All four losses, the teacher among them, and a decoder with a trunk of its own.
 WHOLE = [
     "phases=[{'reconstruction': 1.0, 'kl': 0.1, 'diffusion': 1.0, 'alignment': 0.5, "
-    "'encoder_gradient': 0.5}]",
-    "teacher.model=elsewhere", "diffusion.token_loss=0.5",
+    "'token': 0.5, 'encoder_gradient': 0.5}]",
+    "teacher.model=elsewhere",
 ]  # fmt: skip
 # Blocks, the tokens' posterior and logits in parts.
 BLOCKS = [
     *IN_BLOCKS,
-    "diffusion.token_posterior=True", "diffusion.token_loss=1.0", "dit.offset_radius=3",
-    "train.logit_chunks=2", "optim.name=muon", "phases=[{'encoder_gradient': 1.0}]",
+    "diffusion.token_posterior=True", "dit.offset_radius=3", "train.logit_chunks=2",
+    "optim.name=muon", "phases=[{'token': 1.0, 'encoder_gradient': 1.0}]",
 ]  # fmt: skip
 RING = ["dit.attention=ring", "text_vae.attention=ring", "dit.time_tokens=0"]
 

@@ -27,7 +27,7 @@ from ldlm_jax.train_state import group_of, init_state
 from ldlm_jax.train_step import fused_loss, train_step
 from tests.conftest import IN_BLOCKS, nowhere_zero
 
-WEIGHTS = {"reconstruction": 0.7, "kl": 0.3, "diffusion": 1.3, "alignment": 0.5}
+WEIGHTS = {"reconstruction": 0.7, "kl": 0.3, "diffusion": 1.3, "token": 0.6, "alignment": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def changed_groups(before, after):
     }
 
 
-def test_loss_is_the_weighted_sum_of_its_four_parts(setup):
+def test_loss_is_the_weighted_sum_of_its_parts(setup):
     loss, aux = loss_of(setup, Phase(**WEIGHTS))
     expected = 0.0
     for name, weight in WEIGHTS.items():
@@ -148,6 +148,18 @@ def test_a_zero_weight_removes_the_branch(setup):
 def test_only_the_groups_of_a_phase_change(setup, train):
     new, _ = run_step(setup, Phase(train=train, **WEIGHTS))
     assert changed_groups(setup[2].params, new.params) == set(train)
+
+
+def test_a_readout_trains_the_decoder_alone_on_estimates_at_its_own_times(setup):
+    """Tokens are read off what the DiT makes of noise: of more noise, less is read."""
+    alone = {"reconstruction": 0.0, "kl": 0.0, "diffusion": 0.0, "train": ("decoder",)}
+    clear, noisy = (Phase(token=1.0, time_location=x, **alone) for x in (-20.0, 20.0))
+    new, metrics = run_step(setup, clear)
+    assert changed_groups(setup[2].params, new.params) == {"decoder"}
+    assert "loss/diffusion" not in metrics and metrics["weight/token"] == 1.0
+    assert float(metrics["loss"]) == pytest.approx(float(metrics["loss/token"]))
+    by_time = [float(loss_of(setup, phase)[0]) for phase in (clear, noisy)]
+    assert by_time[0] < by_time[1] - 0.01, by_time
 
 
 @pytest.mark.slow
@@ -274,7 +286,7 @@ def test_clipping_bounds_the_gradient():
     "changes",
     [
         ["text_vae.tokens_per_latent=2", "data.pad_to_multiple=2", "dit.conditioning=adaln"],
-        ["text_vae.decoder_layers=0", "diffusion.token_loss=0.5"],
+        ["text_vae.decoder_layers=0"],
         [*IN_BLOCKS, "diffusion.suffix=0.1", "text_vae.encoder_layers=0"],
         [
             "diffusion.prediction=v",
@@ -297,7 +309,7 @@ def test_variants_learn(overrides, changes):
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     state = init_state(models, optimizer, 0, experiment.data.window, mesh, AxisRules())
     batch = next(train_batches(prepared, experiment.data, 8))
-    step = jax.jit(partial(train_step, phase=Phase(), recipe=recipe, optimizer=optimizer))
+    step = jax.jit(partial(train_step, phase=Phase(token=0.5), recipe=recipe, optimizer=optimizer))
     losses = []
     for _ in range(30):
         state, metrics = step(state, batch, jax.random.key(1))

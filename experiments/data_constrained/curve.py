@@ -40,11 +40,10 @@ _TEXT = ("data.packing=pack", "data.pad_to_multiple=1")
 _SINGLE_TOKENS = (
     "text_vae.encoder_layers=0", "text_vae.decoder_layers=0", "autoencoding.token_mask=0.0",
     "diffusion.token_posterior=True", "diffusion.prefix=0.0",
-    "diffusion.infill=0.0", "phases=[{'reconstruction': 0.0, 'encoder_gradient': 1.0}]",
-    "optim.schedule=constant", "optim.ema_decay=0.998",
+    "diffusion.infill=0.0", "optim.schedule=constant", "optim.ema_decay=0.998",
     # Chosen by the bound after ten passes, see README.md.
-    "text_vae.latent_channels=4", "diffusion.time_location=0.0", "diffusion.token_loss=2.0",
-    "diffusion.token_variance=1e-4",
+    "text_vae.latent_channels=4", "diffusion.time_location=0.0", "diffusion.token_variance=1e-4",
+    "phases=[{'token': 2.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}]",
 )  # fmt: skip
 _SMALL = ("dit.width=128", "text_vae.width=128", "train.batch_size=16",
           "train.eval_batches=16")  # fmt: skip

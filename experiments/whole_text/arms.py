@@ -23,13 +23,13 @@ ARMS = {
     ),
     "single tokens, posterior": (
         "text_vae.encoder_layers=0", "text_vae.decoder_layers=0", "autoencoding.token_mask=0.0",
-        "diffusion.token_posterior=True", "diffusion.token_loss=1.0",
-        "phases=[{'reconstruction': 0.0, 'encoder_gradient': 1.0}]",
+        "diffusion.token_posterior=True",
+        "phases=[{'token': 1.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}]",
     ),
     # denoisers
     "no self-conditioning": ("diffusion.self_condition=0.0",),
     "velocity": ("diffusion.prediction=v", "diffusion.loss_space=v"),
-    "no token loss": ("diffusion.token_loss=0.0", "phases.1.train=('dit',)"),
+    "no token loss": ("phases.1.token=0.0", "phases.1.train=('dit',)"),
     "decoder frozen": ("phases.1.train=('dit',)",),
     # lengths
     "length from the histogram": _FROM_HISTOGRAM,

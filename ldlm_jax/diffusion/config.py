@@ -43,9 +43,6 @@ class DiffusionConfig:
       next_token_prior: share of positions that are given in training the features of the clean
         latent just before them, see ``models.next_token_prior``. A sampler gives all that it can.
         0 trains no prior.
-      token_loss: weight, within the diffusion loss, of the cross-entropy of the tokens decoded
-        from the denoiser's estimate: it weighs errors by what they change in the text, and shows
-        the decoder (where it trains) what estimates look like.
     """
 
     schedule: Literal["rectified_flow", "cosine"] = "rectified_flow"
@@ -63,7 +60,6 @@ class DiffusionConfig:
     block_size: Annotated[int, "[0, inf)"] = 0
     single_token_blocks: Share = 0.0
     next_token_prior: Share = 0.0
-    token_loss: Annotated[float, "[0, inf)"] = 0.0
     token_posterior: bool = False
     token_variance: Positive = 0.02
 

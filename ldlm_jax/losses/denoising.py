@@ -20,7 +20,7 @@ class DenoisingLoss(NamedTuple):
 
     Attributes:
       latents: error of the clean latents over the positions to generate.
-      tokens: cross-entropy of the tokens, or None with ``diffusion.token_loss`` 0.
+      tokens: cross-entropy of the tokens; None unless asked for.
       hidden_BxNxM: output of the DiT's ``hidden_layer``; None without one.
     """
 
@@ -30,8 +30,9 @@ class DenoisingLoss(NamedTuple):
 
 
 def denoising_loss(
-    denoiser: Denoiser, key, batch: Batch, z_0_BxNxD, conditioning_BxN, cache: KVCache | None
-) -> DenoisingLoss:
+    denoiser: Denoiser, key, batch: Batch, z_0_BxNxD, conditioning_BxN, cache: KVCache | None,
+    *, tokens: bool,
+) -> DenoisingLoss:  # fmt: skip
     """Corrupt clean latents at drawn times, denoise them, and compare.
 
     Args:
@@ -41,6 +42,7 @@ def denoising_loss(
       z_0_BxNxD: its clean latents, normalised.
       conditioning_BxN: GENERATED, OBSERVED or HIDDEN.
       cache: of the clean text, for models with blocks.
+      tokens: also read the tokens.
     """
     config, observed_BxN = denoiser.config, conditioning_BxN != GENERATED
     time_key, noise_key, self_key = jax.random.split(key, 3)
@@ -61,7 +63,7 @@ def denoising_loss(
             lambda: blank_BxNxD,
         )
         inputs = inputs._replace(self_condition_BxNxD=previous_BxNxD)
-    tokens_BxL = batch.tokens_BxL if config.token_loss > 0 else None
+    tokens_BxL = batch.tokens_BxL if tokens else None
     prediction = denoiser.denoise(inputs, cache, tokens_BxL)
     generated_BxN = batch.valid_BxN & ~observed_BxN
     error_BxN = config.objective.loss(prediction.clean_BxNxD, z_0_BxNxD, t_BxN)

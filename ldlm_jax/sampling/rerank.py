@@ -67,7 +67,7 @@ def one_by_one(denoiser: Denoiser, tokens_BxL: jax.Array, layout: TokenLayout) -
 def _in_noise(denoiser: Denoiser, tokens_BxL, layout: TokenLayout, observed_BxN, keys_B):
     """Cross-entropy (B, L) of the tokens given their own noisy latents and all observed text.
 
-    The mean over the training times: what ``diffusion.token_loss`` trains, no bound on the
+    The mean over the training times: what a phase's weight ``token`` trains, no bound on the
     likelihood of the text, but it tells apart texts of one request.
     """
     z_0_BxNxD, noise = denoiser.encode(tokens_BxL, layout, observed_BxN), denoiser.config.noise

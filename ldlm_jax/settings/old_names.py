@@ -36,6 +36,20 @@ _REMOVED = {
 }
 
 
+def token_weights(phases, token_loss: float) -> list[dict]:
+    """Phases with ``diffusion.token_loss`` of the release before, a multiple of the weight of
+    diffusion, as their weight ``token``."""
+    if not isinstance(token_loss, (int, float)):
+        raise UserError(f"diffusion.token_loss = {token_loss!r}: write phases.N.token=0.5.")
+
+    def times(weight):
+        if isinstance(weight, (int, float)):
+            return token_loss * weight
+        return [(step, token_loss * value) for step, value in weight]
+
+    return [dict(phase) | {"token": times(phase.get("diffusion", 1.0))} for phase in phases]
+
+
 def modern(section: str, values: dict) -> dict[str, dict]:
     """Values by section and key, with the names of this release."""
     modern: dict[str, dict] = {}
