@@ -4,12 +4,14 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ldlm_jax.config import load_config, resolve
 from ldlm_jax.data.dataset import prepare
-from ldlm_jax.data.special_ids import EOS, PAD
+from ldlm_jax.data.special_ids import EOS, MASK, PAD
+from ldlm_jax.diffusion.rows import row_choice
 from ldlm_jax.diffusion.solvers import Solver
 from ldlm_jax.errors import UserError
 from ldlm_jax.models.denoiser import Denoiser, latent_layout
@@ -19,9 +21,10 @@ from ldlm_jax.sampling.blockwise import BlockwiseSampler
 from ldlm_jax.sampling.config import SampleConfig, row_params
 from ldlm_jax.sampling.generate import generate, generate_requests
 from ldlm_jax.sampling.generator import Generator
+from ldlm_jax.sampling.logits import end_tokens
 from ldlm_jax.sampling.request import Request, read_requests
-from ldlm_jax.sampling.spec import ConditioningBatch, Spec
-from tests.conftest import DEMO, nowhere_zero
+from ldlm_jax.sampling.spec import FULL, ConditioningBatch, Spec
+from tests.conftest import DEMO, IN_BLOCKS, nowhere_zero
 
 
 def babbling(overrides):
@@ -33,6 +36,57 @@ def babbling(overrides):
     latents = LatentStats.create(models.vae.latent_channels)
     lengths = tuple(prepared.stats["lengths"])
     return Generator(models, experiment.diffusion, params, latents, prepared.tokenizer, lengths)
+
+
+@pytest.mark.parametrize("changes", [(), IN_BLOCKS], ids=["whole", "blocks"])
+def test_a_contextual_space_is_sampled_by_tokens_drawn_and_encoded(overrides, changes):
+    """Where a token alone does not tell its latent, what is drawn are latents of whole texts: of
+    the block's tokens, drawn from what the decoder reads, after the tokens of earlier blocks."""
+    generator = babbling([*overrides, *changes])
+    window, rows, index = generator.window, 2, 1 if changes else 0
+    networks, diffusion = generator.networks, generator.diffusion
+    given = ConditioningBatch.blank(rows, window, 1, endless=True)
+    given.observed_BxN[:, index * 4] = True
+    given.tokens_BxL[:, index * 4] = 9
+    options = row_params(jax.random.split(jax.random.key(0), rows), [SampleConfig()] * rows)
+    spec = Spec(networks, diffusion, Solver("ancestral"), 1, cached_latents=window)
+    create = jax.jit(
+        lambda tokens_BxL, z_BxSxD: drawn_by(generator, given, options, spec, tokens_BxL, z_BxSxD)
+    )
+    tokens_BxL = jax.random.randint(jax.random.key(1), (rows, window), 5, 40)
+    tokens_BxL = tokens_BxL.at[:, index * 4].set(9)
+    size = diffusion.block_size or window
+    z_BxSxD = jax.random.normal(jax.random.key(2), (rows, size, networks.vae.latent_channels))
+    drawn_BxSxD, new_BxT, expected = create(tokens_BxL, z_BxSxD)
+    np.testing.assert_allclose(drawn_BxSxD, expected, atol=1e-5)
+    assert np.ptp(np.asarray(new_BxT)[:, 1:], axis=0).any(), "each row draws its own"
+    if changes:  # the same tokens have other latents after another text
+        other, same_BxT, _ = create(tokens_BxL.at[:, :4].set(41), z_BxSxD)
+        alike = np.asarray(same_BxT == new_BxT)
+        assert alike.any() and not np.allclose(other[alike], drawn_BxSxD[alike], atol=1e-3)
+
+
+def drawn_by(generator, given, options, spec, tokens_BxL, z_BxSxD):
+    """What the sampler draws from noisy latents of the block that holds the first given token, the
+    tokens by their definition, and the latents that these have in the text."""
+    sampler = BlockwiseSampler.create(generator.params, generator.latents, given, options, spec)
+    index = 1 if sampler.blocks > 1 else 0
+    block = sampler.block(tokens_BxL, index, sampler.first_caches())
+    problem = sampler.problem(block, index)
+    t_BxS = jnp.full(z_BxSxD.shape[:2], 0.5)
+    estimate = problem.denoise(z_BxSxD, t_BxS, jnp.zeros_like(z_BxSxD), problem.keys_B)
+    denoiser, start, size = sampler.denoiser, index * sampler.size, sampler.size
+    z_BxSxD = jnp.where(block.observed_BxS[..., None], block.given_BxSxD, z_BxSxD)
+    inputs = block.inputs(z_BxSxD, t_BxS, jnp.zeros_like(z_BxSxD), FULL)
+    logits = denoiser.denoise(inputs, block.caches.get(FULL)).logits_BxLxV
+    if logits is None:
+        logits = denoiser.read(estimate.clean, block.layout)
+    logits = jnp.where(end_tokens(logits.shape[-1]), -1e4, logits).at[..., MASK].set(-jnp.inf)
+    new_BxT = row_choice(problem.keys_B, logits)
+    text_BxL = tokens_BxL.at[:, start : start + size].set(new_BxT)
+    z_BxNxD = denoiser.encode(text_BxL, sampler.layout, given.observed_BxN)
+    expected = z_BxNxD[:, start : start + size]
+    return estimate.drawn, new_BxT, block.with_observed(expected)
 
 
 @pytest.mark.slow
@@ -189,7 +243,7 @@ def test_requests_are_read_line_by_line(tmp_path):
         ({"prompt": "word " * 60}, {}, "window"),
         ({"num_samples": 0}, {}, "num_samples"),
         ({}, {"length": 4096}, "diffusion.block_size"),
-        ({}, {"solver": "ancestral"}, "diffusion.token_posterior"),
+        ({}, {"top_p": 0.9}, "sample.solver=ancestral"),
         ({}, {"block_size": 2}, "no blocks"),
     ],
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from ldlm_jax.diffusion.rows import row_choice
 from ldlm_jax.diffusion.schedule import Schedule
 from ldlm_jax.models.dense import matmul
 
@@ -58,14 +59,5 @@ class TokenPosterior:
         return matmul(jax.nn.softmax(logits_BxNxV), embeddings_VxD, self.dtype)
 
     def draw(self, logits_BxNxV: jax.Array, keys_B: jax.Array) -> jax.Array:
-        """Embeddings (B, N, D) of tokens drawn by these logits, each row by its own key.
-
-        By one uniform number a position and a running sum: a number for every token of the
-        vocabulary would cost more than the network.
-        """
-        cumulative_BxNxV = jnp.cumsum(jax.nn.softmax(logits_BxNxV), axis=-1)
-        shape = logits_BxNxV.shape[1:2]
-        uniform_BxN = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys_B)
-        threshold_BxNx1 = uniform_BxN[..., None] * cumulative_BxNxV[..., -1:]
-        token_BxN = jnp.sum(cumulative_BxNxV <= threshold_BxNx1, axis=-1)
-        return self.embeddings_VxD[token_BxN]
+        """Embeddings (B, N, D) of tokens drawn by these logits, each row by its own key."""
+        return self.embeddings_VxD[row_choice(keys_B, logits_BxNxV)]

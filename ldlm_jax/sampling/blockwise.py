@@ -153,12 +153,17 @@ class BlockwiseSampler:
         """The block of that number."""
         start, count = index * self.size, self.tokens_per_latent
         first = jnp.clip(start + self.size - self.cached, 0, self.positions - self.cached)
+
+        def encode_whole(tokens_BxL):
+            return _slice(self.encode(tokens_BxL, first), start - first, self.size)
+
         return Block(
             self.layout.slice(start, self.size),
             _slice(self.given.observed_BxN, start, self.size),
-            _slice(self.encode(tokens_BxL, first), start - first, self.size),
+            encode_whole(tokens_BxL),
             _slice(self.given.no_end_BxL, start * count, self.size * count),
             caches,
+            lambda new_BxT: encode_whole(_put(tokens_BxL, new_BxT, start * count)),
         )
 
     def problem(self, block: Block, index) -> "Problem":
@@ -220,7 +225,7 @@ class BlockwiseSampler:
         T = new_BxT.shape[1]
         observed_BxT, old_BxT = (_slice(x, index * T, T) for x in (self.observed_BxL, tokens_BxL))
         new_BxT = jnp.where(observed_BxT, old_BxT, new_BxT)
-        tokens_BxL = jax.lax.dynamic_update_slice_in_dim(tokens_BxL, new_BxT, index * T, axis=1)
+        tokens_BxL = _put(tokens_BxL, new_BxT, index * T)
         ended_B |= jnp.any((new_BxT == EOS) & ~observed_BxT, axis=1)
         if self.spec.on_block:
             # Ordered callbacks need a single device; see ``stream.InOrder``.
@@ -272,6 +277,10 @@ def _update_caches(denoiser: Denoiser, block: Block, slot) -> dict[Branch, KVCac
             jax.tree.map(partial(put, axis=1), cache.layout, block.layout),
         )
     return updated
+
+
+def _put(tokens_BxL, new_BxT, start) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(tokens_BxL, new_BxT, start, axis=1)
 
 
 def _slice(x: jax.Array, start: jax.Array, size: int) -> jax.Array:

@@ -52,7 +52,7 @@ class SampleConfig:
         50, "denoising steps of a block; more cost more and write better", ROW
     )
     solver: Literal["euler", "stochastic", "ancestral"] = knob(
-        "stochastic", "how to step, see diffusion/solvers.py; ancestral needs a token posterior"
+        "stochastic", "how to step, see diffusion/solvers.py; ancestral draws tokens at every step"
     )
     churn: NotNegative = knob(1.0, "noise of the stochastic and the ancestral solver; 0 is Euler")
     guidance: NotNegative = knob(
@@ -126,19 +126,15 @@ class SampleConfig:
                 "sample.context_guidance needs a model trained with diffusion.block_size and "
                 "diffusion.token_posterior; use 1."
             )
-        if diffusion.token_posterior:
+        if diffusion.token_posterior or self.solver == "ancestral":
             return
         for name in ("temperature", "top_p"):
             if getattr(self, name) != (unused := knobs()[name].default):
                 raise UserError(
-                    f"sample.{name} needs a model trained with diffusion.token_posterior; "
-                    f"use {unused:g}."
+                    f"sample.{name} is of tokens that are drawn, but from a model without "
+                    f"diffusion.token_posterior sample.solver = {self.solver!r} draws none; set "
+                    f"sample.solver=ancestral, or sample.{name}={unused:g}."
                 )
-        if self.solver == "ancestral":
-            raise UserError(
-                "sample.solver = 'ancestral' draws tokens from a posterior: it needs a model "
-                "trained with diffusion.token_posterior; use 'stochastic'."
-            )
 
 
 def knobs(*kinds: str) -> dict[str, dataclasses.Field]:

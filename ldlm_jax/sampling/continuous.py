@@ -60,7 +60,10 @@ class BatchState(NamedTuple):
 def _first(sampler: BlockwiseSampler, given_BxNxD) -> tuple[Problem, Progress]:
     """What there is to solve, and every row before its first step."""
     given = sampler.given
-    block = Block(sampler.layout, given.observed_BxN, given_BxNxD, given.no_end_BxL, {})
+    block = Block(
+        sampler.layout, given.observed_BxN, given_BxNxD, given.no_end_BxL, {},
+        partial(sampler.encode, first=0),
+    )  # fmt: skip
     problem = sampler.problem(block, 0)
     problem = problem._replace(early_stop=problem.early_stop or _NEVER)
     first = begin(problem.denoise, problem.start_BxSxD, problem.keys_B, problem.early_stop)

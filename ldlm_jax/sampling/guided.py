@@ -3,13 +3,16 @@
 Shape letters: B rows, S latents of the block, T its tokens, D latent channels, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ldlm_jax.data.special_ids import MASK
 from ldlm_jax.diffusion.guidance import guide, guide_by_context
+from ldlm_jax.diffusion.rows import row_choice
 from ldlm_jax.diffusion.solvers import Estimate
 from ldlm_jax.models.denoiser import Denoiser, Prediction
 from ldlm_jax.models.dit import GENERATED, KVCache, NoisyInputs
@@ -27,6 +30,7 @@ class Block(NamedTuple):
       given_BxSxD: the clean latents there, and of what is to be revised.
       no_end_BxT: true where the text cannot end, by token.
       caches: one for each of ``Spec.branches``; empty for whole texts.
+      encode: latents (B, S, D) of the block with these tokens (B, T) in it.
     """
 
     layout: TokenLayout
@@ -34,6 +38,7 @@ class Block(NamedTuple):
     given_BxSxD: jax.Array
     no_end_BxT: jax.Array
     caches: dict[Branch, KVCache]
+    encode: Callable[[jax.Array], jax.Array]
 
     def with_observed(self, z_BxSxD: jax.Array) -> jax.Array:
         """Latents with the observed ones in their places."""
@@ -96,19 +101,20 @@ def guided_estimate(denoiser: Denoiser, spec: Spec, block: Block, rows: dict):
         clean_BxSxD = full.clean_BxNxD
         for other, weight in against:
             clean_BxSxD += guide(full.clean_BxNxD, other.clean_BxNxD, weight) - full.clean_BxNxD
-        drawn_BxSxD = None
-        if spec.solver.name == "ancestral":
+        clean_BxSxD = block.with_observed(clean_BxSxD)
+        ancestral, watched = spec.solver.name == "ancestral", spec.traced or spec.early
+        logits_BxTxV = full.logits_BxLxV
+        if logits_BxTxV is None and (ancestral or watched):
+            logits_BxTxV = denoiser.read(clean_BxSxD, block.layout)
+        drawn_BxSxD, tokens = None, likeliest(logits_BxTxV) if watched else ()
+        if ancestral and denoiser.posterior is None:
+            logits_BxTxV = logits_BxTxV.at[..., MASK].set(-jnp.inf)
+            drawn_BxSxD = block.with_observed(block.encode(row_choice(keys_B, logits_BxTxV)))
+        elif ancestral:
             # Guidance shifts the draw as it shifts the mean: logits cut to their nuclei, of which
             # one may hold what the other does not, cannot be told apart by a difference.
-            draw_BxSxD = denoiser.posterior.draw(full.logits_BxLxV, keys_B)
+            draw_BxSxD = denoiser.posterior.draw(logits_BxTxV, keys_B)
             drawn_BxSxD = block.with_observed(clean_BxSxD + draw_BxSxD - full.mean_BxNxD)
-        clean_BxSxD = block.with_observed(clean_BxSxD)
-        tokens = ()
-        if spec.traced or spec.early:
-            logits_BxTxV = full.logits_BxLxV
-            if logits_BxTxV is None:
-                logits_BxTxV = denoiser.read(clean_BxSxD, block.layout)
-            tokens = likeliest(logits_BxTxV)
         return Estimate(clean_BxSxD, tokens, drawn_BxSxD)
 
     return estimate
