@@ -33,9 +33,18 @@ def get_config() -> dict:
             "checkpoint_every": 180,
             "log_every": 25,
         },
-        "sample": {"steps": 50, "churn": 2.0},
+        "sample": {"steps": 20, "solver": "ancestral", "top_p": 0.9},
         "phases": [
             {"until": 360, "diffusion": 0.0, "kl": 1e-3},
-            {"reconstruction": 0.0, "kl": 0.0, "train": ("dit",)},
+            {"until": 1160, "reconstruction": 0.0, "kl": 0.0, "train": ("dit",)},
+            # Readout: the decoder learns to read what the DiT estimates.
+            {
+                "token": 1.0,
+                "diffusion": 0.0,
+                "reconstruction": 0.0,
+                "kl": 0.0,
+                "time_location": 0.0,
+                "train": ("decoder",),
+            },
         ],
     }

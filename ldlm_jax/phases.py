@@ -133,15 +133,18 @@ def change(before: Phase | None, after: Phase) -> str:
         elif not before and new != 0.0:
             parts.append(f"{name} {_spelt(new)}")
     if before and before.time_location != after.time_location:
-        parts.append(f"time_location {before.time_location} to {after.time_location}")
+        old, new = (phase.time_location for phase in (before, after))
+        parts.append(f"time_location {_spelt(old)} to {_spelt(new)}")
     if before and before.train != after.train:
         parts.append(f"trained {'+'.join(before.train)} to {'+'.join(after.train)}")
     return ", ".join(parts)
 
 
-def _spelt(weight: Weight) -> str:
-    """A number, or the first and the last of a schedule."""
-    if isinstance(weight, float):
+def _spelt(weight: Weight | None) -> str:
+    """A number; the first and the last of a schedule; None is what the section diffusion says."""
+    if weight is None:
+        return "diffusion's"
+    if isinstance(weight, (int, float)):
         return f"{weight:g}"
     return f"({weight[0][1]:g} at step {weight[0][0]}, {weight[-1][1]:g} at {weight[-1][0]})"
 

@@ -280,7 +280,7 @@ def _check_alignment(experiment, dit) -> None:
         if phase.has("alignment") and not any(map(phase.has, needed)):
             raise UserError(
                 f"phases[{number}]: alignment.site = {alignment.site!r} needs a weight above 0 of "
-                f"{' or '.join(needed)}, since that pass of the DiT does not run without."
+                f"{', '.join(needed[:-1])} or {needed[-1]}, since that pass of the DiT does not run without."
             )
 
 

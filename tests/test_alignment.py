@@ -274,7 +274,7 @@ def test_cached_features_are_those_of_the_step(teacher, overrides, capsys):
                 *IN_BLOCKS,
                 "phases=[{'alignment': 1.0, 'diffusion': 0.0}]",
             ],
-            ["diffusion or next_token"],
+            ["diffusion, token or next_token"],
         ),
         (["alignment.site=l3"], ["alignment.site", "latents"]),
     ],

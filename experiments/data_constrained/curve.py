@@ -40,7 +40,8 @@ _TEXT = ("data.packing=pack", "data.pad_to_multiple=1")
 _SINGLE_TOKENS = (
     "text_vae.encoder_layers=0", "text_vae.decoder_layers=0", "autoencoding.token_mask=0.0",
     "diffusion.token_posterior=True", "diffusion.prefix=0.0",
-    "diffusion.infill=0.0", "optim.schedule=constant", "optim.ema_decay=0.998",
+    "diffusion.infill=0.0", "diffusion.per_token_times=0.0",
+    "optim.schedule=constant", "optim.ema_decay=0.998",
     # Chosen by the bound after ten passes, see README.md.
     "text_vae.latent_channels=4", "diffusion.time_location=0.0", "diffusion.token_variance=1e-4",
     "phases=[{'token': 2.0, 'reconstruction': 0.0, 'encoder_gradient': 1.0}]",

@@ -27,7 +27,7 @@ readarray -t change < <("$python" -c \
 if [ "${TINY:-}" ] && [ "$row" != "single tokens, posterior" ]; then tiny+=(phases.0.until=2); fi
 # At the end of its time training saves and stops; what is left is for the texts.
 timeout --signal=TERM "$((minutes * 60))" "$python" -m ldlm_jax.cli train --config "$config" \
-  --workdir "$out/$name" "train.seed=$seed" "${tiny[@]}" "${change[@]}" || [ $? = 124 ]
+  --workdir "$out/$name" "train.seed=$seed" "${change[@]}" "${tiny[@]}" || [ $? = 124 ]
 # Compiling takes longer than writing: side by side, each with a share of the memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 for n in $steps; do
