@@ -280,7 +280,8 @@ def _check_alignment(experiment, dit) -> None:
         if phase.has("alignment") and not any(map(phase.has, needed)):
             raise UserError(
                 f"phases[{number}]: alignment.site = {alignment.site!r} needs a weight above 0 of "
-                f"{', '.join(needed[:-1])} or {needed[-1]}, since that pass of the DiT does not run without."
+                f"{', '.join(needed[:-1])} or {needed[-1]}, since that pass of the DiT does not "
+                "run without."
             )
 
 
