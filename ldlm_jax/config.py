@@ -117,7 +117,6 @@ _DERIVED = {
     "dit": {"latent_channels", "hidden_layer"},
 }
 _FLAX_FIELDS = {"name", "parent"}
-_OLD_TOKEN_LOSS = "diffusion.token_loss="
 
 # ---------------------------------------------------------------------------- reading
 
@@ -158,7 +157,7 @@ def load_config(path: str | dict | None, overrides: list[str] = ()) -> ConfigDic
     # An old key of the section diffusion is one of the phases now, which must be there first.
     for section in sorted(given, key=lambda section: section == "diffusion"):
         _merge(config, section, given[section])
-    for override in sorted(overrides, key=lambda text: text.startswith(_OLD_TOKEN_LOSS)):
+    for override in sorted(overrides, key=lambda text: text.startswith("diffusion.token_loss=")):
         key, equals, value = override.partition("=")
         section, dot, name = key.partition(".")
         if not equals or (not dot and key != "phases"):
@@ -197,15 +196,15 @@ def _merge(config: ConfigDict, section: str, values) -> None:
     if not _is_section(values):
         raise UserError(f"config section {section!r} is {values!r}: give {{'key': value}}.")
     for section, values in modern(section, dict(values)).items():  # noqa: B020, PLR1704
+        if section == "phases":  # what was one value is one of each
+            config.phases = tuple(token_weights(config.phases, **values))
+            continue
         if section not in SECTIONS:
             if not values:  # a section that is gone, with nothing in it that counts
                 continue
             known = did_you_mean(section, [*SECTIONS, "phases"])
             raise UserError(f"unknown config section {section!r}: {known}")
         for key, value in values.items():
-            if f"{section}.{key}=" == _OLD_TOKEN_LOSS:
-                config.phases = tuple(token_weights(config.phases, value))
-                continue
             if key not in known_keys(section):
                 raise UserError(
                     f"unknown config key {section}.{key}: {did_you_mean(key, known_keys(section))}"

@@ -165,14 +165,12 @@ def fused_loss(
     """
     mask_key, observed_key, z_key, rec_key, diffusion_key = jax.random.split(key, 5)
     params = with_backbone(_stop_gradients(params, phase), frozen.backbone)
-    diffusion = phase.times_of(recipe.diffusion)
-    text = lay_out(observed_key, batch, recipe.networks, diffusion, phase.language_model)
-    denoiser = Denoiser.create(
-        recipe.networks, params, diffusion, stats, logit_chunks=recipe.logit_chunks
-    )
+    networks, diffusion = recipe.networks, phase.times_of(recipe.diffusion)
+    text = lay_out(observed_key, batch, networks, diffusion, phase.language_model)
+    denoiser = Denoiser.create(networks, params, diffusion, stats, logit_chunks=recipe.logit_chunks)
 
     def encode(tokens_BxL):
-        return recipe.networks.text_vae(
+        return networks.text_vae(
             params, tokens_BxL, text.layout, text.observed_BxN, method="encode"
         )
 

@@ -121,35 +121,37 @@ class Workdir:
             **facts,
             "versions": {name: version_of(name) for name in _PACKAGES},
         }
-        try:
+        with self._written():
             self.path.mkdir(parents=True, exist_ok=True)
             tokenizer.save(self.tokenizer)
             self.facts.write_text(json.dumps(facts) + "\n")
             save_config(config, self.config)
+
+    def record(self, config: ConfigDict) -> None:
+        """Write down what the run goes on with, once ``start`` has allowed it and it is ours."""
+        new = self.config.with_suffix(".json.new")
+        with self._written():
+            save_config(config, new)
+            new.replace(self.config)
+
+    @contextlib.contextmanager
+    def _written(self):
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"cannot write the run folder {self.path}: {error.strerror}."
             ) from error
 
-    def record(self, config: ConfigDict) -> None:
-        """Write down what the run goes on with, once ``start`` has allowed it and it is ours."""
-        was = self.config.read_text(encoding="utf-8")
-        new = self.config.with_suffix(".json.new")
-        save_config(config, new)
-        if new.read_text(encoding="utf-8") == was:
-            new.unlink()
-        else:
-            new.replace(self.config)
-
     def _check_same(self, config: ConfigDict, tokenizer: Tokenizer, facts: dict) -> None:
-        was = json.loads(json.dumps(load_config(str(self.config)).to_dict()))
-        now = json.loads(json.dumps(config.to_dict()))
+        recorded = load_config(str(self.config))
+        was, now = (json.loads(json.dumps(of.to_dict())) for of in (recorded, config))
         for section, values in now.items():
             free = _RESUMABLE.get(section, set())
             if free is None or values == was.get(section):
                 continue
             if section == "phases":
-                self._check_phases(config)
+                self._check_phases(recorded, config)
                 continue
             for key, value in values.items():
                 if key not in free and value != was[section].get(key):
@@ -162,9 +164,9 @@ class Workdir:
         if _backbone_of(known) != facts["backbone"]:
             raise self._other("the files of its backbone.model were others")
 
-    def _check_phases(self, config: ConfigDict) -> None:
+    def _check_phases(self, recorded: ConfigDict, config: ConfigDict) -> None:
         """What is still to come may change; what was learned so far stays as it was learned."""
-        was, now = (resolve(of).phases for of in (load_config(str(self.config)), config))
+        was, now = (resolve(of).phases for of in (recorded, config))
         steps = [int(p.name) for p in self.checkpoints.glob("[0-9]*") if p.name.isdigit()]
         step = first_difference(was, now)
         if steps and step is not None and step < max(steps):

@@ -10,14 +10,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ldlm_jax.data.special_ids import MASK
 from ldlm_jax.diffusion.guidance import guide, guide_by_context
-from ldlm_jax.diffusion.rows import row_choice
 from ldlm_jax.diffusion.solvers import Estimate
 from ldlm_jax.models.denoiser import Denoiser, Prediction
 from ldlm_jax.models.dit import GENERATED, KVCache, NoisyInputs
 from ldlm_jax.models.token_layout import TokenLayout
-from ldlm_jax.sampling.logits import end_tokens, likeliest
+from ldlm_jax.sampling.logits import draw_tokens, end_tokens, likeliest
 from ldlm_jax.sampling.spec import FULL, SHORT, UNCONDITIONAL, Branch, Spec
 
 
@@ -108,8 +106,7 @@ def guided_estimate(denoiser: Denoiser, spec: Spec, block: Block, rows: dict):
             logits_BxTxV = denoiser.read(clean_BxSxD, block.layout)
         drawn_BxSxD, tokens = None, likeliest(logits_BxTxV) if watched else ()
         if ancestral and denoiser.posterior is None:
-            logits_BxTxV = logits_BxTxV.at[..., MASK].set(-jnp.inf)
-            drawn_BxSxD = block.with_observed(block.encode(row_choice(keys_B, logits_BxTxV)))
+            drawn_BxSxD = block.with_observed(block.encode(draw_tokens(keys_B, logits_BxTxV)))
         elif ancestral:
             # Guidance shifts the draw as it shifts the mean: logits cut to their nuclei, of which
             # one may hold what the other does not, cannot be told apart by a difference.

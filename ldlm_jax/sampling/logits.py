@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ldlm_jax.data.special_ids import EOS, MASK, PAD
+from ldlm_jax.diffusion.rows import row_choice
 
 # Nats by which tokens outside the nucleus are held less likely. None is ever drawn, but what a
 # noisy latent itself tells can overrule it: else a drawn token would be another in the next step.
@@ -71,7 +72,17 @@ def logits_processor(
     return process
 
 
+def _without_mask(logits_BxTxV) -> jax.Array:
+    """A text never holds a masked token."""
+    return logits_BxTxV.at[..., MASK].set(-jnp.inf)
+
+
+def draw_tokens(keys_B, logits_BxTxV) -> jax.Array:
+    """Tokens (B, T) drawn by their logits, each row by its own key."""
+    return row_choice(keys_B, _without_mask(logits_BxTxV))
+
+
 def likeliest(logits_BxTxV) -> tuple[jax.Array, jax.Array]:
-    """The likeliest tokens and their probabilities. A text never holds a masked token."""
-    probability_BxTxV = jax.nn.softmax(logits_BxTxV.at[..., MASK].set(-jnp.inf))
+    """The likeliest tokens and their probabilities."""
+    probability_BxTxV = jax.nn.softmax(_without_mask(logits_BxTxV))
     return jnp.argmax(probability_BxTxV, axis=-1), jnp.max(probability_BxTxV, axis=-1)

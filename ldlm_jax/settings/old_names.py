@@ -11,6 +11,7 @@ _RENAMED = {
     "diffusion.blocks_of_one": "diffusion.single_token_blocks",
     "diffusion.foresight": "diffusion.next_token_prior",
     "diffusion.spans": "diffusion.random_spans",
+    "diffusion.token_loss": "phases.token_loss",  # see token_weights
     "train.logit_parts": "train.logit_chunks",
     **{f"sample.{old}": f"sample.{new}" for old, new in old_names().items()},
     **{f"foundation.{key}": f"backbone.{key}" for key in ("model", "layer", "dtype")},
